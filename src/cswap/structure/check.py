@@ -1,0 +1,171 @@
+"""Masked and pruned networks must agree: the check itself, and what keeps it from being vacuous (method.md, end)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cswap.structure.groups import Removed, Structure
+from cswap.structure.surgery import kept_indices, masked_copy, pruned_copy
+
+TOLERANCE = 1e-4
+VISIBLE = 100.0
+EXACT = 1e-9  # the same tolerance for the comparison in float64
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the pruned network is from the masked one, and whether the mask could be seen at all.
+
+    `where`: "output" (float32), or "consumers" (float64, at the outputs of every layer that reads a removed unit);
+    `visible` False: the removed units feed nothing on these inputs, even in float64.
+    """
+
+    difference: float
+    allowed: float
+    moved: float
+    where: str
+    visible: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is within tolerance."""
+        return bool(self.difference <= self.allowed)  # NaN is not within
+
+    def __str__(self) -> str:
+        return (
+            f"max |masked − pruned| = {self.difference:.3g} (allowed {self.allowed:.3g}) at the {self.where}; "
+            f"the mask moved it by {self.moved:.3g}"
+        )
+
+
+def tensors_of(outputs: Any) -> list[torch.Tensor]:
+    """All floating tensors of a model's output, in a fixed order."""
+    if isinstance(outputs, torch.Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    if isinstance(outputs, dict):
+        return [t for key in outputs for t in tensors_of(outputs[key])]
+    if isinstance(outputs, list | tuple):
+        return [t for item in outputs for t in tensors_of(item)]
+    return []
+
+
+def _widest(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Largest absolute difference; infinite when shapes differ, NaN when a value is."""
+    if any(a.shape != b.shape for a, b in pairs):
+        return float("inf")
+    worst = [(a - b).abs().max().item() for a, b in pairs if a.numel()]
+    return float("nan") if any(np.isnan(worst)) else max(worst, default=0.0)
+
+
+def _scale(tensors: list[torch.Tensor]) -> float:
+    return max([1.0, *(t.abs().max().item() for t in tensors if t.numel())])
+
+
+@contextmanager
+def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[torch.Tensor]]]:
+    seen: dict[str, list[torch.Tensor]] = {}
+    handles = []
+    for name in names:
+
+        def keep(_m: nn.Module, _i: Any, out: torch.Tensor, name: str = name) -> None:
+            seen.setdefault(name, []).append(out.detach())
+
+        handles.append(model.get_submodule(name).register_forward_hook(keep))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def agreement(model: nn.Module, structure: Structure, removed: Removed, inputs: torch.Tensor) -> Agreement:
+    """Compare masked and pruned network on `inputs` (N, …); `model` is untouched and used in eval mode.
+
+    Raises whatever the pruned network raises when it does not run at all.
+    """
+    with torch.no_grad():
+        original = copy.deepcopy(model).eval()
+        out_original = tensors_of(original(inputs))
+        masked = tensors_of(masked_copy(original, structure, removed)(inputs))
+        pruned = tensors_of(pruned_copy(original, structure, removed)(inputs))
+        allowed = TOLERANCE * _scale(masked)
+        moved = _widest(list(zip(out_original, masked, strict=True)))
+        difference = _widest(list(zip(masked, pruned, strict=True)))
+        if moved >= VISIBLE * allowed or not difference <= allowed:
+            return Agreement(difference, allowed, moved, "output", True)
+        return _exact_agreement(original, structure, removed, inputs)
+
+
+def _exact_agreement(model: nn.Module, structure: Structure, removed: Removed, inputs: torch.Tensor) -> Agreement:
+    """The comparison in float64 at the outputs of the consumers, where even a faint unit can be seen."""
+    model = model.double()
+    masked, pruned = masked_copy(model, structure, removed), pruned_copy(model, structure, removed)
+    names = sorted({s.module for g in removed for s in structure[g].consumers})
+    outs = []
+    for net in (model, masked, pruned):
+        with _recorded(net, names) as seen:
+            final = tensors_of(net(inputs.double()))
+        outs.append((final, seen))
+    (_, seen_o), (final_m, seen_m), (final_p, seen_p) = outs
+    kept = kept_indices(structure, removed)
+    pairs, moves = list(zip(final_m, final_p, strict=True)), []
+    for name in names:
+        (tensor, dim), *_ = structure.layers[name].axes["out"]
+        index = kept.get(f"{name}.{tensor}", {}).get(dim)
+        channel = -1 if isinstance(model.get_submodule(name), nn.Linear) else 1
+        for o, m, p in zip(seen_o[name], seen_m[name], seen_p[name], strict=True):
+            moves.append((o, m))
+            pairs.append((m if index is None else m.index_select(channel, torch.from_numpy(index)), p))
+    allowed = EXACT * _scale([a for a, _ in pairs])
+    moved = _widest(moves)
+    return Agreement(_widest(pairs), allowed, moved, "consumers", moved >= VISIBLE * allowed)
+
+
+def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter and norm statistic a value that shows: weights by fan-in, scales and variances in [0.5, 1.5].
+
+    Without it the check cannot fail: at default initialisation many layers move the output below any tolerance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(like: torch.Tensor, std: float) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float32).mul_(std).to(like)
+
+    def around_one(like: torch.Tensor) -> torch.Tensor:
+        return torch.rand(like.shape, generator=generator, dtype=torch.float32).add_(0.5).to(like)
+
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not p.is_floating_point():
+                continue
+            if p.dim() >= 2:
+                fan_in = max(1, p[0].numel())
+                p.copy_(normal(p, (2.0 / fan_in) ** 0.5))
+            elif name.endswith("bias"):
+                p.copy_(normal(p, 0.2))
+            else:
+                p.copy_(around_one(p))
+        for name, b in model.named_buffers():
+            if name.endswith("running_mean"):
+                b.copy_(normal(b, 0.2))
+            elif name.endswith("running_var"):
+                b.copy_(around_one(b))
+    return model
+
+
+def random_half(structure: Structure, seed: int, groups: list[str] | None = None) -> Removed:
+    """A random half of every group (of the named ones), at least one unit gone and one kept."""
+    rng = np.random.default_rng(seed)
+    return {
+        g.name: np.sort(rng.permutation(g.size)[: max(1, g.size // 2)]).astype(np.int64)
+        for g in structure
+        if g.size > 1 and (groups is None or g.name in groups)
+    }

@@ -1,0 +1,231 @@
+"""Units and groups as data: which dimension of which layer each unit lives on. Knows no dependency library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from cswap.errors import InputError
+from cswap.types import IntArray
+
+Side = Literal["out", "in"]
+Role = Literal["producer", "consumer", "channelwise"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """Where the units of a group live in one layer.
+
+    `positions` (P,): indices on that side of the layer; `owner` (P,): the unit each belongs to. Behind a flatten a unit
+    owns several positions; behind a concat the positions are offset.
+    """
+
+    module: str
+    side: Side
+    role: Role
+    positions: IntArray
+    owner: IntArray
+
+    def of(self, units: IntArray) -> IntArray:
+        """All positions the given units own, sorted."""
+        return np.sort(self.positions[np.isin(self.owner, units)])
+
+    @cached_property
+    def by_unit(self) -> dict[int, IntArray]:
+        """Positions of each unit."""
+        order = np.argsort(self.owner, kind="stable")
+        owners, starts = np.unique(self.owner[order], return_index=True)
+        parts = np.split(self.positions[order], starts[1:])
+        return dict(zip(owners.tolist(), parts, strict=True))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; the usual one-to-one case is written as its length."""
+        identity = np.array_equal(self.positions, np.arange(len(self.positions))) and np.array_equal(
+            self.owner, self.positions
+        )
+        where: dict[str, Any] = (
+            {"identity": len(self.positions)}
+            if identity
+            else {"positions": self.positions.tolist(), "owner": self.owner.tolist()}
+        )
+        return {"module": self.module, "side": self.side, "role": self.role, **where}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Slot:
+        """The inverse of `as_dict`; raises KeyError, TypeError or ValueError on malformed data."""
+        if "identity" in data:
+            positions = np.arange(int(data["identity"]), dtype=np.int64)
+            owner = positions
+        else:
+            positions = np.asarray(data["positions"], dtype=np.int64)
+            owner = np.asarray(data["owner"], dtype=np.int64)
+        if data["side"] not in ("out", "in") or data["role"] not in ("producer", "consumer", "channelwise"):
+            raise ValueError(f"unknown side or role in {data['module']!r}")
+        return cls(str(data["module"]), data["side"], data["role"], positions, owner)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """All units that live on one dimension, in index order; `name` is its first producer in forward order."""
+
+    name: str
+    size: int
+    slots: tuple[Slot, ...]
+
+    @cached_property
+    def producers(self) -> tuple[Slot, ...]:
+        """Where the units are written."""
+        return tuple(s for s in self.slots if s.role == "producer")
+
+    @cached_property
+    def consumers(self) -> tuple[Slot, ...]:
+        """Where the units are read by weights: the only place a cut acts."""
+        return tuple(s for s in self.slots if s.role == "consumer")
+
+    @cached_property
+    def channelwise(self) -> tuple[Slot, ...]:
+        """Layers that act on the units one by one: norms, depthwise convolutions."""
+        return tuple(s for s in self.slots if s.role == "channelwise")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"name": self.name, "size": self.size, "slots": [s.as_dict() for s in self.slots]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Group:
+        """The inverse of `as_dict`."""
+        return cls(str(data["name"]), int(data["size"]), tuple(Slot.from_dict(s) for s in data["slots"]))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A dimension that is not pruned, and the reason."""
+
+    name: str
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A layer's original sizes: tensor shapes by name, MACs a sample, its size a side, and the axes of each side.
+
+    `axes`: side -> (tensor name, dimension) pairs. A channel-by-channel layer has the side "out" alone.
+    """
+
+    tensors: dict[str, tuple[int, ...]]
+    macs: int
+    sides: dict[str, int]
+    axes: dict[str, tuple[tuple[str, int], ...]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "tensors": {t: list(s) for t, s in self.tensors.items()},
+            "macs": self.macs,
+            "sides": self.sides,
+            "axes": {side: [list(a) for a in axes] for side, axes in self.axes.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LayerCost:
+        """The inverse of `as_dict`."""
+        return cls(
+            {str(t): tuple(int(v) for v in s) for t, s in data["tensors"].items()},
+            int(data["macs"]),
+            {str(k): int(v) for k, v in data["sides"].items()},
+            {str(k): tuple((str(t), int(d)) for t, d in axes) for k, axes in data["axes"].items()},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What can be pruned in one network, from the output to the input, and what cannot.
+
+    `total_params`, `total_macs` (one sample) count the whole network; `layers` only those a group touches.
+    """
+
+    groups: tuple[Group, ...]
+    left_out: tuple[LeftOut, ...]
+    uncalled: tuple[str, ...]
+    layers: dict[str, LayerCost]
+    total_params: int
+    total_macs: int
+    input_shape: tuple[int, ...]
+    _by_name: dict[str, Group] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_name", {g.name: g for g in self.groups})
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> Group:
+        if name not in self._by_name:
+            raise InputError(f"no group {name!r}; the groups are: {', '.join(self._by_name) or 'none'}")
+        return self._by_name[name]
+
+    @property
+    def units(self) -> int:
+        """Number of units in all groups."""
+        return sum(g.size for g in self.groups)
+
+    def select(self, only: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> Structure:
+        """The same network with the groups whose name matches `only` and not `exclude` (shell patterns).
+
+        Ratios keep counting the whole network. Raises InputError when a pattern matches no group.
+        """
+        names = [g.name for g in self.groups]
+        for pattern in (*only, *exclude):
+            if not any(fnmatch(n, pattern) for n in names):
+                raise InputError(f"pattern {pattern!r} matches no group; the groups are: {', '.join(names)}")
+        kept, dropped = [], []
+        for group in self.groups:
+            wanted = (not only or any(fnmatch(group.name, p) for p in only)) and not any(
+                fnmatch(group.name, p) for p in exclude
+            )
+            (kept if wanted else dropped).append(group)
+        if not kept:
+            raise InputError("--only and --exclude together leave no group to prune")
+        reasons = tuple(LeftOut(g.name, g.size, "excluded by --only or --exclude") for g in dropped)
+        return Structure(
+            tuple(kept), self.left_out + reasons, self.uncalled, self.layers, self.total_params, self.total_macs,
+            self.input_shape,
+        )  # fmt: skip
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, enough to shrink and to count without analysing the network again."""
+        return {
+            "groups": [g.as_dict() for g in self.groups],
+            "left_out": [{"name": x.name, "size": x.size, "reason": x.reason} for x in self.left_out],
+            "uncalled": list(self.uncalled),
+            "layers": {n: c.as_dict() for n, c in self.layers.items()},
+            "total_params": self.total_params,
+            "total_macs": self.total_macs,
+            "input_shape": list(self.input_shape),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Structure:
+        """The inverse of `as_dict`."""
+        return cls(
+            groups=tuple(Group.from_dict(g) for g in data["groups"]),
+            left_out=tuple(LeftOut(str(x["name"]), int(x["size"]), str(x["reason"])) for x in data["left_out"]),
+            uncalled=tuple(str(n) for n in data["uncalled"]),
+            layers={str(n): LayerCost.from_dict(c) for n, c in data["layers"].items()},
+            total_params=int(data["total_params"]),
+            total_macs=int(data["total_macs"]),
+            input_shape=tuple(int(v) for v in data["input_shape"]),
+        )
+
+
+Removed = dict[str, IntArray]
+"""Units removed, by group name: sorted original indices."""

@@ -1,0 +1,98 @@
+"""Counting while units go: parameters and MACs that are left, in time proportional to the layers a unit touches."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from cswap.errors import TargetError
+from cswap.structure.groups import Group, Removed, Structure
+from cswap.types import Ratio, Target
+
+
+class Ledger:
+    """Which units are gone, and what fraction of parameters, MACs and units that is.
+
+    Parameters of a tensor are the product of its dimensions; MACs of a layer are proportional to its outputs times its
+    inputs (to its channels for a channel-by-channel layer), so both follow from the counts a side.
+    """
+
+    def __init__(self, structure: Structure) -> None:
+        self.structure = structure
+        self._gone: dict[str, set[int]] = {g.name: set() for g in structure}
+        self._left = {name: dict(cost.sides) for name, cost in structure.layers.items()}
+        self._gone_units = 0
+        self._layer = {name: self._cost(name) for name in structure.layers}
+        self.params = structure.total_params
+        self.macs = float(structure.total_macs)
+
+    def _cost(self, name: str) -> tuple[int, float]:
+        cost, left = self.structure.layers[name], self._left[name]
+        side_of = {axis: side for side, axes in cost.axes.items() for axis in axes}
+        params = sum(
+            prod(left[side_of[t, d]] if (t, d) in side_of else n for d, n in enumerate(shape))
+            for t, shape in cost.tensors.items()
+        )
+        return params, cost.macs * prod(left[side] / n for side, n in cost.sides.items())
+
+    def remove(self, group: Group, unit: int) -> None:
+        """Count one unit as gone; raises TargetError when it is the last of its group or gone already."""
+        gone = self._gone[group.name]
+        if unit in gone:
+            raise TargetError(f"unit {unit} of group {group.name} is removed already")
+        if len(gone) + 1 >= group.size:
+            raise TargetError(f"group {group.name} keeps at least one of its {group.size} units")
+        gone.add(unit)
+        self._gone_units += 1
+        touched = set()
+        for slot in group.slots:
+            self._left[slot.module][slot.side] -= len(slot.by_unit.get(unit, ()))
+            touched.add(slot.module)
+        for name in touched:
+            before, after = self._layer[name], self._cost(name)
+            self._layer[name] = after
+            self.params += after[0] - before[0]
+            self.macs += after[1] - before[1]
+
+    def kept(self, group: Group) -> int:
+        """How many units of the group are left."""
+        return group.size - len(self._gone[group.name])
+
+    def gone(self, group: str) -> frozenset[int]:
+        """Original indices of the group's units that are gone."""
+        return frozenset(self._gone[group])
+
+    def removed(self) -> Removed:
+        """All units that are gone, by group, sorted."""
+        return {g: np.asarray(sorted(units), dtype=np.int64) for g, units in self._gone.items() if units}
+
+    def ratio(self) -> Ratio:
+        """Fractions of the whole network's parameters and MACs, and of its units, that are gone."""
+        s = self.structure
+        return Ratio(
+            params=1.0 - self.params / s.total_params if s.total_params else 0.0,
+            macs=1.0 - self.macs / s.total_macs if s.total_macs else 0.0,
+            units=self._gone_units / s.units if s.units else 0.0,
+        )
+
+
+def highest_ratio(structure: Structure) -> Ratio:
+    """The ratio with one unit left in every group: no target can lie beyond it."""
+    ledger = Ledger(structure)
+    for group in structure:
+        for unit in range(group.size - 1):
+            ledger.remove(group, unit)
+    return ledger.ratio()
+
+
+def check_reachable(structure: Structure, target: Target) -> None:
+    """Raise TargetError when even one unit a group would not reach the target."""
+    if target.value is None:
+        return
+    highest = highest_ratio(structure)
+    if not target.reached(highest):
+        raise TargetError(
+            f"target {target} is out of reach: with one unit left in each of the {len(structure)} groups "
+            f"{target.kind}={highest.as_dict()[target.kind]:.4f} would be removed; `cswap support` says what is left out"
+        )

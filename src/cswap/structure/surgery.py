@@ -1,0 +1,89 @@
+"""Shrinking: a map of kept indices per tensor dimension, applied to a module. Saving and loading use the same map."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cswap.errors import ArtifactError
+from cswap.structure.groups import Removed, Structure
+from cswap.structure.layers import rule_of
+from cswap.types import IntArray
+
+KeptIndices = dict[str, dict[int, IntArray]]
+"""Tensor name -> dimension -> ORIGINAL indices kept, ascending; only dimensions that shrink are listed."""
+
+
+def kept_indices(structure: Structure, removed: Removed) -> KeptIndices:
+    """What stays of every tensor dimension when `removed` goes."""
+    gone: dict[tuple[str, str], list[IntArray]] = {}
+    for name, units in removed.items():
+        for slot in structure[name].slots:
+            positions = slot.of(units)
+            if len(positions):
+                gone.setdefault((slot.module, slot.side), []).append(positions)
+    kept: KeptIndices = {}
+    for (module, side), parts in gone.items():
+        cost = structure.layers[module]
+        left = np.setdiff1d(np.arange(cost.sides[side], dtype=np.int64), np.concatenate(parts))
+        for tensor, dim in cost.axes[side]:
+            if tensor in cost.tensors:
+                kept.setdefault(f"{module}.{tensor}", {})[dim] = left
+    return kept
+
+
+def shrink_in_place(model: nn.Module, kept: KeptIndices) -> nn.Module:
+    """Slice the named tensors and let each layer's attributes follow; returns `model`.
+
+    Raises ArtifactError when a name, a dimension or an index does not fit the model.
+    """
+    touched: dict[str, nn.Module] = {}
+    for name, dims in kept.items():
+        owner, _, tensor = name.rpartition(".")
+        try:
+            module = model.get_submodule(owner)
+            old = getattr(module, tensor)
+        except AttributeError:
+            raise ArtifactError(f"the model has no tensor {name!r}, which should shrink") from None
+        new = old.detach()
+        for dim, index in sorted(dims.items()):
+            if not (0 <= dim < new.dim() and len(index) and 0 <= index.min() and index.max() < new.shape[dim]):
+                raise ArtifactError(f"indices kept of {name!r}, dimension {dim}, do not fit its shape {tuple(old.shape)}")
+            new = new.index_select(dim, torch.from_numpy(index).to(new.device))
+        if isinstance(old, nn.Parameter):
+            setattr(module, tensor, nn.Parameter(new.clone(), requires_grad=old.requires_grad))
+        else:
+            setattr(module, tensor, new.clone())
+        touched[owner] = module
+    for owner, module in touched.items():
+        rule = rule_of(module)
+        if rule is None:
+            raise ArtifactError(f"layer {owner!r} ({type(module).__name__}) cannot be shrunk")
+        rule.refit(module)
+    return model
+
+
+def pruned_copy(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
+    """A new, physically smaller module; `model` is untouched."""
+    return shrink_in_place(copy.deepcopy(model), kept_indices(structure, removed))
+
+
+def zero_cut_(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
+    """`do(n)` on the weights of `model` itself: zero at every weight that reads a removed unit; returns `model`."""
+    for name, units in removed.items():
+        for slot in structure[name].consumers:
+            positions = torch.from_numpy(slot.of(units))
+            if len(positions):
+                (tensor, dim), *_ = structure.layers[slot.module].axes["in"]
+                weight: Any = model.get_submodule(slot.module).get_parameter(tensor)
+                weight.data.index_fill_(dim, positions.to(weight.device), 0.0)
+    return model
+
+
+def masked_copy(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
+    """The same network with the removed units cut but not taken out; `model` is untouched."""
+    return zero_cut_(copy.deepcopy(model), structure, removed)
