@@ -31,8 +31,7 @@ def kept_indices(structure: Structure, removed: Removed) -> KeptIndices:
         cost = structure.layers[module]
         left = np.setdiff1d(np.arange(cost.sides[side], dtype=np.int64), np.concatenate(parts))
         for tensor, dim in cost.axes[side]:
-            if tensor in cost.tensors:
-                kept.setdefault(f"{module}.{tensor}", {})[dim] = left
+            kept.setdefault(f"{module}.{tensor}", {})[dim] = left
     return kept
 
 

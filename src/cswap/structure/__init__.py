@@ -1,0 +1,1 @@
+"""Units, groups and surgery: what can be removed physically, and how."""

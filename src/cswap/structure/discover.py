@@ -1,0 +1,274 @@
+"""Finding units and groups through Torch-Pruning's dependency graph; the only file that imports it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cswap.errors import StructureError
+from cswap.structure.check import agreement, random_half, randomise_
+from cswap.structure.groups import Group, LayerCost, LeftOut, Slot, Structure
+from cswap.structure.layers import is_grouped, rule_of
+
+_OPS = tp.ops.OPTYPE
+_REFUSED = {
+    _OPS.LN: "a LayerNorm mixes these channels, so a zero is not a removal",
+    _OPS.GN: "a GroupNorm mixes these channels, so a zero is not a removal",
+    _OPS.MHA: "nn.MultiheadAttention ties this width to all its heads",
+    _OPS.LSTM: "an LSTM ties this width to its gates and its recurrence",
+    _OPS.EMBED: "an embedding table writes this width, with no rule to cut it",
+    _OPS.PARAMETER: "a parameter outside any known layer acts on these channels",
+    _OPS.OUTPUT: "these channels are the model's output",
+}
+
+
+class _Refused(Exception):
+    """A group that is left out; the message is the reason."""
+
+
+@contextlib.contextmanager
+def untouched_rng() -> Iterator[None]:
+    """Leave torch's global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def macs_of(model: nn.Module, inputs: torch.Tensor) -> tuple[int, dict[str, int]]:
+    """Multiply-accumulates of one sample, in all and by module name, by torch's own counter (which counts two each)."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(inputs[:1])
+    counts = counter.get_flop_counts()
+    root = type(model).__name__
+    by_module = {
+        str(name)[len(root) + 1 :]: sum(flops.values()) // 2
+        for name, flops in counts.items()
+        if str(name).startswith(root + ".")
+    }
+    return counter.get_total_flops() // 2, by_module
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _call_order(model: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
+    """Position of each leaf module's first call in the forward pass."""
+    order: dict[str, int] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if not any(True for _ in module.children()):
+
+            def note(_m: nn.Module, _i: Any, name: str = name) -> None:
+                order.setdefault(name, len(order))
+
+            handles.append(module.register_forward_pre_hook(note))
+    with torch.no_grad():
+        model(inputs)
+    for handle in handles:
+        handle.remove()
+    return order
+
+
+def _slots(group: Any, names: dict[nn.Module, str], size: int) -> list[Slot]:
+    """Our slots of one dependency group; raises _Refused with the reason."""
+    slots: dict[tuple[str, str], Slot] = {}
+    for item in group:
+        node, side_fn = item.dep.target, item.dep.handler
+        if node.type in _REFUSED:
+            raise _Refused(_REFUSED[node.type])
+        module = node.module
+        if module not in names:
+            continue  # an operation without weights: add, cat, flatten, ...
+        name = names[module]
+        if is_grouped(module):
+            raise _Refused(f"grouped convolution {name}: its channels can only go in equal numbers from each group")
+        rule = rule_of(module)
+        if rule is None:
+            if any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
+                raise _Refused(f"no rule to shrink {name} ({type(module).__name__})")
+            continue
+        if not rule.out:
+            continue
+        writes = group._DG.is_out_channel_pruning_fn(side_fn)
+        if rule.mixes:
+            side, role = ("out", "producer") if writes else ("in", "consumer")
+        else:
+            side, role = "out", "channelwise"
+        slot = Slot(
+            name, side, role,  # type: ignore[arg-type]
+            np.asarray(item.idxs, dtype=np.int64), np.asarray(item.root_idxs, dtype=np.int64),
+        )  # fmt: skip
+        if len(np.unique(slot.positions)) != len(slot.positions) or (
+            len(slot.owner) and (slot.owner.min() < 0 or slot.owner.max() >= size)
+        ):
+            raise _Refused(f"the channels of {name} are tied to several units at once")
+        other = slots.get((name, side))
+        if other is not None and not (
+            np.array_equal(other.positions, slot.positions) and np.array_equal(other.owner, slot.owner)
+        ):
+            raise _Refused(f"{name} meets these channels twice, in different places")
+        slots[name, side] = slot
+    return list(slots.values())
+
+
+def _group_of(raw: Any, names: dict[nn.Module, str], order: dict[str, int], root: str, size: int) -> Group:
+    slots = _slots(raw, names, size)
+    slots.sort(key=lambda s: (order.get(s.module, len(order)), s.side == "out"))
+    producers = [s for s in slots if s.role == "producer"]
+    if not any(s.role == "consumer" for s in slots):
+        raise _Refused("no weight reads these channels: they are the model's output")
+    if not producers:
+        raise _Refused("no weight writes these channels: they are the model's input")
+    first = producers[0]
+    if len(np.unique(first.owner)) != size:
+        first = next((s for s in producers if s.module == root), first)
+    if size < 2:
+        raise _Refused("it has a single unit, and a group keeps at least one")
+    return Group(first.module, size, tuple(slots))
+
+
+def _trace(model: nn.Module, inputs: torch.Tensor) -> Any:
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        graph = tp.DependencyGraph()
+        try:
+            return graph.build_dependency(model, example_inputs=(inputs,), verbose=False)
+        except Exception as error:
+            raise StructureError(
+                f"the dependency graph of {type(model).__name__} cannot be built "
+                f"({type(error).__name__}: {error}); nothing was pruned"
+            ) from error
+
+
+def _layer_costs(model: nn.Module, groups: list[Group], macs: dict[str, int]) -> dict[str, LayerCost]:
+    layers: dict[str, LayerCost] = {}
+    for name in dict.fromkeys(s.module for g in groups for s in g.slots):
+        module = model.get_submodule(name)
+        rule = rule_of(module)
+        assert rule is not None  # noqa: S101 — _slots refused every layer without one
+        own = {n: tuple(p.shape) for n, p in module.named_parameters(recurse=False)}
+        shapes = own | {n: tuple(b.shape) for n, b in module.named_buffers(recurse=False)}
+        sides = {"out": rule.out, "in": rule.inn} if rule.mixes else {"out": rule.out}
+        axes = {side: tuple(a for a in pairs if a[0] in shapes) for side, pairs in sides.items()}
+        sizes = {side: shapes[pairs[0][0]][pairs[0][1]] for side, pairs in axes.items()}
+        layers[name] = LayerCost(own, macs.get(name, 0), sizes, axes)
+    return layers
+
+
+def _disjoint(groups: list[Group], left_out: list[LeftOut]) -> list[Group]:
+    """Keep groups whose positions no earlier one owns: two owners of one channel cannot both be right."""
+    owned: dict[tuple[str, str], set[int]] = {}
+    kept = []
+    for group in groups:
+        clash = next(
+            (s for s in group.slots if owned.get((s.module, s.side), set()) & set(s.positions.tolist())), None
+        )
+        if clash is not None:
+            left_out.append(LeftOut(group.name, group.size, f"channels of {clash.module} belong to another group too"))
+            continue
+        for s in group.slots:
+            owned.setdefault((s.module, s.side), set()).update(s.positions.tolist())
+        kept.append(group)
+    return kept
+
+
+def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, seed: int = 0) -> Structure:
+    """Units and groups of `model`, from the output to the input, verified on a randomised copy.
+
+    inputs: (N, …) example input, N ≥ 1. `model` and the global random state are untouched. With `verify`, a random half
+    of all groups is removed from a randomised copy, and every group whose masked and pruned networks disagree is left
+    out with that reason. Raises StructureError when the network cannot be traced.
+    """
+    inputs = inputs.detach()[:2].cpu().float() if inputs.is_floating_point() else inputs.detach()[:2].cpu()
+    with untouched_rng():
+        work = copy.deepcopy(model).cpu().float().eval()
+        for p in work.parameters():
+            p.requires_grad_(True)
+        order = _call_order(work, inputs)
+        total_macs, macs = macs_of(work, inputs)
+        graph = _trace(work, inputs)
+        names = {m: n for n, m in work.named_modules()}
+        groups, left_out = _collect(graph, names, order)
+        groups.sort(key=lambda g: _place(g, order), reverse=True)
+        groups = _disjoint(groups, left_out)
+        structure = Structure(
+            tuple(groups), tuple(left_out), _uncalled(work, order), _layer_costs(work, groups, macs),
+            count_params(work), total_macs, tuple(inputs.shape[1:]),
+        )  # fmt: skip
+        return _verified(work, structure, inputs, seed) if verify and groups else structure
+
+
+def _collect(graph: Any, names: dict[nn.Module, str], order: dict[str, int]) -> tuple[list[Group], list[LeftOut]]:
+    groups: list[Group] = []
+    left_out: list[LeftOut] = []
+    try:
+        for raw in graph.get_all_groups():
+            root, size = names[raw[0].dep.target.module], len(raw[0].idxs)
+            try:
+                groups.append(_group_of(raw, names, order, root, size))
+            except _Refused as reason:
+                left_out.append(LeftOut(root, size, str(reason)))
+    except Exception as error:
+        raise StructureError(
+            f"the dependency library fails on this network ({type(error).__name__}: {error}); nothing was pruned"
+        ) from error
+    return groups, left_out
+
+
+def _place(group: Group, order: dict[str, int]) -> tuple[int, int]:
+    """Order of groups: the earliest weight that consumes them, then the last that produces them."""
+    last = len(order)
+    return (
+        min(order.get(s.module, last) for s in group.consumers),
+        max(order.get(s.module, last) for s in group.producers),
+    )
+
+
+def _uncalled(model: nn.Module, order: dict[str, int]) -> tuple[str, ...]:
+    """Modules with parameters of their own that the forward pass never calls."""
+    return tuple(
+        n
+        for n, m in model.named_modules()
+        if n and n not in order and not any(True for _ in m.children()) and any(True for _ in m.parameters())
+    )
+
+
+def _disagreement(model: nn.Module, structure: Structure, inputs: torch.Tensor, seed: int, name: str) -> str | None:
+    """Why half of this one group cannot be removed safely, or None."""
+    try:
+        result = agreement(model, structure, random_half(structure, seed, [name]), inputs)
+    except Exception as error:  # noqa: BLE001 — whatever the pruned network raises is the reason to leave it alone
+        return f"the pruned network does not run ({type(error).__name__}: {str(error).splitlines()[0][:160]})"
+    if not result.ok:
+        return f"masked and pruned networks disagree: {result}"
+    return None
+
+
+def _verified(work: nn.Module, structure: Structure, inputs: torch.Tensor, seed: int) -> Structure:
+    randomised = randomise_(copy.deepcopy(work), seed).requires_grad_(False)
+    try:
+        if agreement(randomised, structure, random_half(structure, seed), inputs).ok:
+            return structure
+    except Exception:  # noqa: BLE001, S110 — found group by group below
+        pass
+    bad = {g.name: why for g in structure if (why := _disagreement(randomised, structure, inputs, seed, g.name))}
+    kept = tuple(g for g in structure if g.name not in bad)
+    left = structure.left_out + tuple(LeftOut(n, structure[n].size, why) for n, why in bad.items())
+    smaller = Structure(
+        kept, left, structure.uncalled, structure.layers, structure.total_params, structure.total_macs,
+        structure.input_shape,
+    )  # fmt: skip
+    if kept and not agreement(randomised, smaller, random_half(smaller, seed), inputs).ok:
+        raise StructureError("groups agree one by one but not together; nothing was pruned")
+    return smaller
