@@ -179,7 +179,8 @@ def _disjoint(groups: list[Group], left_out: list[LeftOut]) -> list[Group]:
             continue
         for s in group.slots:
             owned.setdefault((s.module, s.side), set()).update(s.positions.tolist())
-        kept.append(group)
+        same = sum(g.name.split("#")[0] == group.name for g in kept)
+        kept.append(Group(f"{group.name}#{same + 1}", group.size, group.slots) if same else group)
     return kept
 
 

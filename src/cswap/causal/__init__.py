@@ -1,0 +1,1 @@
+"""Interventions, the statistics of their effects, and verdicts."""

@@ -1,0 +1,1 @@
+"""Calibration sets and where data comes from."""

@@ -1,0 +1,60 @@
+"""The settings of a method. The defaults are exactly the paper's mode (method.md)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cswap.causal.verdicts import VoteRule
+from cswap.errors import InputError
+
+_CHOICES = {
+    "vote_score": ("class", "sample"),
+    "reference": ("current", "original"),
+    "order": ("index", "reverse", "random"),
+    "buffer_order": ("signed", "abs"),
+    "scope": ("layer", "global"),
+    "norm": ("l1", "l2"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """alpha, vote, correction, min_effect: see VoteRule. xi_floor: least denominator of ξ. reference: whose scores
+    decide that a removal is allowed. order: units within a group. buffer_order: largest signed ξ, or smallest |ξ|,
+    first. max_drop: stop when calibration quality fell by more. scope, norm: for `magnitude` and `random`.
+    """
+
+    alpha: float = 0.05
+    vote: str = "class"
+    vote_score: str = "class"
+    correction: str = "none"
+    min_effect: float = 0.0
+    xi_floor: float = 1e-3
+    reference: str = "current"
+    order: str = "index"
+    buffer_order: str = "signed"
+    max_drop: float | None = None
+    scope: str = "layer"
+    norm: str = "l1"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                shown = name.replace("_", "-")
+                raise InputError(f"{shown}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if not self.xi_floor > 0:
+            raise InputError(f"xi-floor: expected a number above 0, got {self.xi_floor}")
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise InputError(f"max-drop: expected a fraction in [0, 1), got {self.max_drop}")
+        _ = self.rule  # validates the rest
+
+    @property
+    def rule(self) -> VoteRule:
+        """The vote these options ask for."""
+        return VoteRule(self.alpha, self.vote, self.correction, self.min_effect)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)

@@ -1,0 +1,170 @@
+"""A pruning path: the one result of every method. Any target inside it is a prefix of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from torch import nn
+
+from cswap.causal.stats import EffectStats
+from cswap.errors import TargetError
+from cswap.structure.groups import Removed, Structure
+from cswap.structure.ledger import Ledger
+from cswap.structure.surgery import KeptIndices, kept_indices, pruned_copy
+from cswap.types import Cliff, Decision, Ratio, Target
+
+
+class Sink(Protocol):
+    """Who hears of decisions as they are made: a journal, a progress line."""
+
+    def decided(self, decision: Decision, stats: EffectStats | None) -> None:
+        """One decision, with the statistics behind it where there are any."""
+
+    def cliff(self, cliff: Cliff) -> None:
+        """Calibration quality fell early and fast."""
+
+
+class Silence:
+    """A sink that nobody listens to."""
+
+    def decided(self, decision: Decision, stats: EffectStats | None) -> None:
+        """Ignore it."""
+
+    def cliff(self, cliff: Cliff) -> None:
+        """Ignore it."""
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """What was done to a pruned module; `PruningPath.apply` leaves it on the module as `_cswap`."""
+
+    target: Target
+    ratio: Ratio
+    steps: int
+    removed: Removed
+    kept: KeptIndices
+
+
+@dataclass(eq=False)
+class PruningPath:
+    """Decisions in order. `complete`: nothing could be added; `ended`: why it stopped."""
+
+    structure: Structure
+    method: str
+    options: dict[str, Any]
+    classes: tuple[str, ...]
+    decisions: list[Decision] = field(default_factory=list)
+    cliffs: list[Cliff] = field(default_factory=list)
+    ended: str = ""
+
+    def __iter__(self) -> Iterator[Decision]:
+        return iter(self.decisions)
+
+    def __len__(self) -> int:
+        return len(self.decisions)
+
+    def __getitem__(self, index: int) -> Decision:
+        return self.decisions[index]
+
+    @property
+    def ratio(self) -> Ratio:
+        """What removing everything on the path reaches."""
+        return next((d.ratio for d in reversed(self.decisions) if d.removed), Ratio())
+
+    def verdicts(self) -> dict[str, int]:
+        """How many units got each verdict."""
+        latest = {(d.group, d.unit): d.verdict for d in self.decisions if d.verdict is not None}
+        counts = Counter(str(v) for v in latest.values())
+        return {name: counts.get(name, 0) for name in ("critical", "neutral", "detrimental")}
+
+    def prefix(self, target: Target | str) -> tuple[Removed, int, Ratio]:
+        """Units to remove for `target`, the number of decisions that takes, and the ratio reached.
+
+        Raises TargetError when the path ends before the target.
+        """
+        target = Target.parse(target)
+        ledger = Ledger(self.structure)
+        if target.value == 0:
+            return {}, 0, Ratio()
+        steps = 0
+        for steps, d in enumerate(self.decisions, 1):
+            if target.kind == "noncritical" and d.phase == "buffer":
+                return ledger.removed(), steps - 1, ledger.ratio()
+            if d.removed:
+                ledger.remove(self.structure[d.group], d.unit)
+                if target.reached(ledger.ratio()):
+                    return ledger.removed(), steps, ledger.ratio()
+        ratio = ledger.ratio()
+        if target.value is not None:
+            raise TargetError(
+                f"target {target} lies beyond the path, which ended at {target.kind}={ratio.as_dict()[target.kind]:.4f} "
+                f"({self.ended or 'partial'}); `cswap prune … --resume --target {target}` goes on from there"
+            )
+        return ledger.removed(), steps, ratio
+
+    def apply(self, model: nn.Module, target: Target | str | None = None) -> nn.Module:
+        """A new, smaller module; `model` is untouched. Without a target: all the path removes."""
+        if target is None:
+            ledger = Ledger(self.structure)
+            for d in self.decisions:
+                if d.removed:
+                    ledger.remove(self.structure[d.group], d.unit)
+            removed, steps, ratio = ledger.removed(), len(self), ledger.ratio()
+            target = Target("units", ratio.units)
+        else:
+            target = Target.parse(target)
+            removed, steps, ratio = self.prefix(target)
+        small: Any = pruned_copy(model, self.structure, removed)
+        small._cswap = Surgery(target, ratio, steps, removed, kept_indices(self.structure, removed))
+        return small  # type: ignore[no-any-return]
+
+    def to_json(self) -> str:
+        """All decisions as JSON lines, every class included."""
+        return "\n".join(json.dumps(d.as_dict(telling=len(self.classes))) for d in self.decisions)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, one row a decision, `p:CLASS` and `mean:CLASS` columns; needs pandas."""
+        try:
+            import pandas as pd  # type: ignore[import-untyped,import-not-found,unused-ignore]
+        except ImportError:
+            from cswap.errors import MissingPartError
+
+            raise MissingPartError("to_frame needs pandas: pip install 'cswap[frame]'") from None
+        rows = []
+        for d in self.decisions:
+            row = {k: v for k, v in d.as_dict(telling=0).items() if k not in ("ratio", "classes")}
+            row |= {f"removed_{k}": v for k, v in d.ratio.as_dict().items()}
+            for e in d.effects.values() if d.effects is not None else ():
+                row |= {f"mean:{e.name}": e.mean, f"p:{e.name}": e.p}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def __str__(self) -> str:
+        head = f"{'step':>5} {'phase':<7} {'group':<28} {'unit':>5} {'verdict':<11} {'xi':>9} {'gone':<5} reason"
+        return "\n".join([head, *(_line(d) for d in _shown(self.decisions)), self._total()])
+
+    def _total(self) -> str:
+        r = self.ratio
+        return (
+            f"{len(self)} decisions by {self.method}; removed params {r.params:.4f}, macs {r.macs:.4f}, units {r.units:.4f}"
+        )
+
+
+def _shown(decisions: Sequence[Decision], most: int = 40) -> Sequence[Decision]:
+    return decisions if len(decisions) <= most else [*decisions[: most // 2], *decisions[-most // 2 :]]
+
+
+def _line(d: Decision) -> str:
+    xi = "" if d.xi is None else f"{d.xi:9.4f}"
+    gone = "yes" if d.removed else "no"
+    return f"{d.step:>5} {d.phase:<7} {d.group:<28} {d.unit:>5} {d.verdict or '':<11} {xi:>9} {gone:<5} {d.reason}"
+
+
+def quality_by_class(quality: np.ndarray[Any, Any], targets: np.ndarray[Any, Any], classes: int) -> list[float]:
+    """Mean quality of each class's samples; NaN for a class without any."""
+    return [float(quality[targets == k].mean()) if (targets == k).any() else float("nan") for k in range(classes)]

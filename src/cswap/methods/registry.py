@@ -1,0 +1,36 @@
+"""The registry of methods, and calling one with the settings it takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from cswap.errors import InputError
+from cswap.methods.path import PruningPath
+
+Method = Callable[..., PruningPath]
+METHODS: dict[str, Method] = {}
+
+
+def register(name: str) -> Callable[[Method], Method]:
+    """Decorator: make `method(model, units, calibration, task, …) -> PruningPath` known under `name`.
+
+    Keyword settings (`target`, `options`, `start`, `sink`, `device`, `memory`) are passed to a method that names them.
+    """
+
+    def note(method: Method) -> Method:
+        METHODS[name] = method
+        return method
+
+    return note
+
+
+def call(name: str, *args: Any, **settings: Any) -> PruningPath:
+    """Run a method by name with those of `settings` it accepts; raises InputError for an unknown name."""
+    if name not in METHODS:
+        raise InputError(f"method: expected one of {', '.join(sorted(METHODS))}, got {name!r}")
+    parameters = inspect.signature(METHODS[name]).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        settings = {k: v for k, v in settings.items() if k in parameters}
+    return METHODS[name](*args, **settings)

@@ -1,0 +1,9 @@
+"""Tasks: what one number a sample, the score σ, means."""
+
+from cswap.tasks.base import Meter, Task
+from cswap.tasks.classification import Classification
+
+TASKS: dict[str, type] = {"classification": Classification}
+"""Registry: add your own class under its name."""
+
+__all__ = ["TASKS", "Classification", "Meter", "Task"]
