@@ -1,1 +1,18 @@
-"""cswap."""
+"""cswap: makes a trained PyTorch network smaller in one shot, without fine-tuning, and says why each part could go."""
+
+from cswap._version import __version__
+from cswap.artifacts.folder import load, open_artifact, save
+from cswap.data.calibration import CalibrationSet, calibration_set
+from cswap.errors import CswapError
+from cswap.methods import PruningPath, ranking_path, register
+from cswap.methods.options import Options
+from cswap.pipeline import prune_path
+from cswap.structure.discover import discover
+from cswap.tasks import Classification, Task
+from cswap.types import Decision, Ratio, Target, Verdict
+
+__all__ = [
+    "CalibrationSet", "Classification", "CswapError", "Decision", "Options", "PruningPath", "Ratio", "Target", "Task",
+    "Verdict", "__version__", "calibration_set", "discover", "load", "open_artifact", "prune_path", "ranking_path",
+    "register", "save",
+]  # fmt: skip

@@ -1,0 +1,232 @@
+"""The artifact: a folder that is whole or carries only the journal. `save`, `load`, and reading what is in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from cswap._version import __version__
+from cswap.artifacts.files import (
+    CURVE, EFFECTS, EFFECTS_PART, FACTORY, MANIFEST, PATH, RUN, SUMMARY, WEIGHTS, inside, read_json, write_json,
+)  # fmt: skip
+from cswap.artifacts.journal import read_journal, write_effects
+from cswap.data.models import ModelSpec, one_line, sha256_of
+from cswap.errors import ArtifactError, CswapError, InputError, MismatchError
+from cswap.methods.options import Options
+from cswap.methods.path import PruningPath, Surgery
+from cswap.structure.groups import Structure
+from cswap.structure.surgery import KeptIndices, shrink_in_place
+
+SCHEMA = "cswap-artifact/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """What an artifact says, without building its model."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    structure: Structure
+    path: PruningPath
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """`summary.json`."""
+        return read_json(self.folder / SUMMARY)
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    path: PruningPath,
+    factory: str | ModelSpec | None = None,
+    arguments: dict[str, Any] | None = None,
+    force: bool = False,
+    details: dict[str, Any] | None = None,
+    summary: dict[str, Any] | None = None,
+    curve: dict[str, Any] | None = None,
+) -> Path:
+    """Write a pruned module (from `path.apply`) with its path as an artifact folder.
+
+    `factory`: the model spec that builds the ORIGINAL network; a FILE.py is copied into the folder. Without it, `load`
+    needs `factory=`. The folder is read back before it is made final. Raises InputError, ArtifactError.
+    """
+    surgery = getattr(model, "_cswap", None)
+    if not isinstance(surgery, Surgery):
+        raise InputError("save: expected a module made by path.apply(model, target)")
+    folder = Path(folder)
+    if (folder / MANIFEST).exists() and not force:
+        raise InputError(f"save: {folder} holds an artifact; force=True replaces it")
+    spec = ModelSpec.parse(factory, arguments) if isinstance(factory, str) else factory
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / ".writing"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        manifest = _write_all(model, fresh, surgery, path, spec, details or {})
+        if summary is not None:
+            write_json(fresh / SUMMARY, summary)
+        if curve is not None:
+            write_json(fresh / CURVE, curve)
+        if spec is not None:
+            _read_back(fresh, model, spec)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for file in sorted(fresh.iterdir(), key=lambda f: f.name == MANIFEST):
+            file.replace(folder / file.name)
+        for done in (EFFECTS_PART, RUN):
+            (folder / done).unlink(missing_ok=True)
+        if "factory" in manifest and manifest["factory"].get("kind") != "file":
+            (folder / FACTORY).unlink(missing_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _write_all(
+    model: nn.Module, fresh: Path, surgery: Surgery, path: PruningPath, spec: ModelSpec | None, details: dict[str, Any]
+) -> dict[str, Any]:
+    save_model(model, str(fresh / WEIGHTS))
+    (fresh / PATH).write_text("".join(_json_line(d) for d in path.decisions), encoding="utf-8")
+    write_effects(fresh / EFFECTS, path.structure, path.classes, path.decisions)
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "cswap_version": __version__,
+        "torch_version": str(torch.__version__),
+        "method": path.method,
+        "options": path.options,
+        "classes": list(path.classes),
+        "target": str(surgery.target),
+        "ratio": surgery.ratio.as_dict(),
+        "steps": surgery.steps,
+        "ended": path.ended,
+        "kept": {t: {str(d): i.tolist() for d, i in dims.items()} for t, dims in surgery.kept.items()},
+        "weights": {"file": WEIGHTS, "sha256": sha256_of(fresh / WEIGHTS)},
+        "structure": path.structure.as_dict(),
+        **details,
+    }
+    if spec is not None:
+        manifest["factory"] = {"spec": spec.text, "kind": spec.kind, "name": spec.name, "arguments": spec.arguments}
+        if spec.kind == "file":
+            shutil.copyfile(spec.where, fresh / FACTORY)
+            manifest["factory"] |= {"file": FACTORY, "sha256": sha256_of(fresh / FACTORY)}
+    write_json(fresh / MANIFEST, manifest)
+    return manifest
+
+
+def _json_line(decision: Any) -> str:
+    import json
+
+    return json.dumps(decision.as_dict()) + "\n"
+
+
+def _read_back(fresh: Path, model: nn.Module, spec: ModelSpec) -> None:
+    """What was written must load to the same tensors."""
+    again = load(fresh, factory=spec.build).state_dict()
+    for name, tensor in model.state_dict().items():
+        if name not in again or not torch.equal(again[name].cpu(), tensor.detach().cpu()):
+            raise MismatchError(f"the artifact read back differs in {name}; nothing was written")
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a whole artifact, its schema checked. Raises ArtifactError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ArtifactError(f"expected an artifact folder at {folder}, found none")
+    if not (folder / MANIFEST).exists() and (folder / PATH).exists():
+        raise ArtifactError(f"{folder} carries only the journal of an unfinished run; `cswap prune … --resume` finishes it")
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("schema") != SCHEMA:
+        raise ArtifactError(f"{folder}: expected schema {SCHEMA}, got {manifest.get('schema')!r}")
+    return manifest
+
+
+def factory_of(folder: Path, manifest: dict[str, Any], trust: bool) -> Callable[[], nn.Module]:
+    """The factory a manifest names. Code outside torchvision and timm runs only with `trust`. Raises ArtifactError."""
+    named = manifest.get("factory")
+    if not isinstance(named, dict):
+        raise ArtifactError(f"{folder} names no factory; pass factory=, which builds the original network")
+    arguments = named.get("arguments", {})
+    try:
+        spec = ModelSpec.parse(str(named["spec"]), arguments if isinstance(arguments, dict) else {})
+    except KeyError:
+        raise ArtifactError(f"{folder}: the manifest's factory has no spec") from None
+    if spec.trusted:
+        return spec.build
+    if not trust:
+        raise ArtifactError(
+            f"{folder} names the factory {spec.text!r}, code that would run: pass factory=, or trust it (trust=True, --trust)"
+        )
+    if spec.kind == "module":
+        return spec.build
+    file = inside(folder, named.get("file"))
+    if not file.is_file() or sha256_of(file) != named.get("sha256"):
+        raise ArtifactError(f"{file} is not the factory that was saved: its hash differs")
+    return ModelSpec(spec.text, "file", str(file), spec.name, spec.arguments).build
+
+
+def load(
+    folder: str | Path, factory: Callable[[], nn.Module] | None = None, trust: bool = False
+) -> nn.Module:
+    """The pruned module of an artifact, in eval mode, on the CPU.
+
+    Builds the original network by `factory` (or the one the manifest names), shrinks it by the manifest, loads the
+    weights. Checks schema, hash, names and shapes. Raises ArtifactError.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    try:
+        weights = inside(folder, manifest["weights"]["file"])
+        expected_hash = manifest["weights"]["sha256"]
+        kept: KeptIndices = {
+            str(t): {int(d): np.asarray(i, dtype=np.int64) for d, i in dims.items()}
+            for t, dims in manifest["kept"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise ArtifactError(f"{folder}: the manifest is malformed") from None
+    if any(i.ndim != 1 or (np.diff(i) <= 0).any() for dims in kept.values() for i in dims.values()):
+        raise ArtifactError(f"{folder}: indices kept must ascend without repeats")
+    if not weights.is_file() or sha256_of(weights) != expected_hash:
+        raise ArtifactError(f"{weights} is not the file that was saved: its hash differs")
+    build = factory or factory_of(folder, manifest, trust)
+    with torch.random.fork_rng(devices=[]):
+        model = build()
+    if not isinstance(model, nn.Module):
+        raise ArtifactError(f"expected the factory to return an nn.Module, got {type(model).__name__}")
+    shrink_in_place(model, kept)
+    try:
+        load_model(model, str(weights))
+    except RuntimeError as error:
+        raise ArtifactError(f"{weights} does not fit the network the factory builds ({one_line(error)})") from None
+    return model.eval()
+
+
+def open_artifact(folder: str | Path) -> Artifact:
+    """Manifest, structure and path of a whole artifact. Raises ArtifactError."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    try:
+        structure = Structure.from_dict(manifest["structure"])
+        options = Options(**manifest["options"])
+        classes = tuple(str(c) for c in manifest["classes"])
+        decisions = read_journal(folder, structure, classes, options.rule)
+    except CswapError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise ArtifactError(f"{folder}: the manifest or the path is malformed ({one_line(error)})") from None
+    path = PruningPath(
+        structure, str(manifest["method"]), manifest["options"], classes, decisions, ended=str(manifest.get("ended", ""))
+    )
+    return Artifact(folder, manifest, structure, path)
+
+

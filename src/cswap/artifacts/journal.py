@@ -1,0 +1,206 @@
+"""The journal: `path.jsonl` and the statistics behind it, appended decision by decision, read back to resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cswap.artifacts.files import EFFECTS, EFFECTS_PART, MANIFEST, OURS, PATH, RUN, read_json, write_json
+from cswap.causal.stats import EffectStats, Moments
+from cswap.causal.verdicts import VoteRule, class_tests
+from cswap.errors import ArtifactError, InputError
+from cswap.structure.groups import Structure
+from cswap.types import Cliff, Decision, FloatArray, Ratio, UnitEffects, Verdict
+
+_FIELDS = ("count", "mean", "m2")
+
+
+class Journal:
+    """Appends decisions to an artifact folder; a sink. Statistics of the i-th walk decision are the i-th record (3, K)."""
+
+    def __init__(self, folder: Path, classes: tuple[str, ...]) -> None:
+        self.folder, self.classes = folder, classes
+        self._lines: IO[str] = (folder / PATH).open("a", encoding="utf-8")
+        self._records: IO[bytes] = (folder / EFFECTS_PART).open("ab")
+
+    def decided(self, decision: Decision, stats: EffectStats | None) -> None:
+        """Append: the record first, so that a line never lacks its statistics."""
+        if stats is not None:
+            m = stats.by_class
+            self._records.write(np.stack([m.count.astype(np.float64), m.mean, m.m2]).tobytes())
+            self._records.flush()
+        self._lines.write(json.dumps(decision.as_dict()) + "\n")
+        self._lines.flush()
+
+    def cliff(self, cliff: Cliff) -> None:
+        """Cliffs go to the summary, not to the journal."""
+
+    def close(self) -> None:
+        """Close the files."""
+        self._lines.close()
+        self._records.close()
+
+
+def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool) -> bool:
+    """Make ready to write an artifact; returns whether there is a journal to resume.
+
+    `run`: what must be the same for a resumed run. Raises InputError when the folder holds something and neither
+    `resume` nor `force` was asked for, or when the run differs: the first difference is named.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out: expected a folder, {folder} is a file")
+    held = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    mine = [n for n in held if n in OURS]
+    if held and not mine and not force:
+        raise InputError(f"out: {folder} holds other files (first {held[0]}); name a new folder")
+    if mine and not (resume or force):
+        state = "an artifact" if MANIFEST in mine else "the journal of an unfinished run"
+        raise InputError(f"out: {folder} holds {state}; --resume goes on with it, --force replaces it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if force and not resume:
+            for name in (MANIFEST, *OURS):
+                (folder / name).unlink(missing_ok=True)
+        old = _recorded_run(folder)
+        if old is not None and resume:
+            _same_run(old, run)
+        write_json(folder / RUN, run)
+    except OSError as error:
+        raise InputError(f"out: {folder} cannot be written ({error.strerror})") from None
+    return bool(resume and (folder / PATH).exists())
+
+
+def _recorded_run(folder: Path) -> dict[str, Any] | None:
+    if (folder / RUN).exists():
+        return read_json(folder / RUN)
+    if (folder / MANIFEST).exists():
+        run = read_json(folder / MANIFEST).get("run")
+        return run if isinstance(run, dict) else None
+    return None
+
+
+def _same_run(old: dict[str, Any], new: dict[str, Any], where: str = "") -> None:
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            _same_run(a, b, f"{where}{key}.")
+        elif a != b:
+            raise InputError(f"resume: {where}{key} was {_short(a)} in the journal and is {_short(b)} now; nothing was changed")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_journal(folder: Path, structure: Structure, classes: tuple[str, ...], rule: VoteRule) -> list[Decision]:
+    """Decisions of a journal or a whole artifact, with their statistics. A torn last line is dropped; a torn middle
+    line, or lines that do not fit the network, raise ArtifactError.
+    """
+    raw = (folder / PATH).read_bytes()
+    lines = raw.split(b"\n")
+    whole = lines[:-1]  # what follows the last newline is torn, or nothing
+    records = _records(folder, len(classes))
+    artifact = _read_effects(folder, structure, classes) if records is None else None
+    decisions: list[Decision] = []
+    tested = 0
+    for number, line in enumerate(whole, 1):
+        try:
+            data = json.loads(line)
+            moments = None
+            if data["phase"] == "walk":
+                if records is not None:
+                    if tested >= len(records):
+                        break
+                    moments = Moments(records[tested][0].astype(np.int64), records[tested][1], records[tested][2])
+                elif artifact is not None:
+                    moments = artifact[data["group"], data["unit"]]
+                tested += 1
+            decisions.append(_decision(data, moments, classes, rule))
+            if structure[data["group"]].size <= data["unit"] or data["step"] != number:
+                raise ArtifactError(f"{folder / PATH}, line {number}: does not fit the network or the lines before it")
+        except (ValueError, KeyError, TypeError):
+            raise ArtifactError(f"{folder / PATH}, line {number} of {len(whole)}: no decision can be read") from None
+    return decisions
+
+
+def rewrite_journal(folder: Path, decisions: list[Decision]) -> None:
+    """Leave exactly these decisions in the journal, so that new ones follow a whole line."""
+    lines = "".join(json.dumps(d.as_dict()) + "\n" for d in decisions)
+    records = b"".join(
+        np.stack([d.effects.count.astype(np.float64), d.effects.mean, d.effects.m2]).tobytes()
+        for d in decisions
+        if d.phase == "walk" and d.effects is not None
+    )
+    for name, content in ((EFFECTS_PART, records), (PATH, lines.encode())):
+        temporary = folder / (name + ".tmp")
+        temporary.write_bytes(content)
+        temporary.replace(folder / name)
+
+
+def _records(folder: Path, k: int) -> FloatArray | None:
+    part = folder / EFFECTS_PART
+    if not part.exists():
+        return None
+    flat = np.frombuffer(part.read_bytes()[: part.stat().st_size // (24 * k) * (24 * k)], dtype=np.float64)
+    return flat.reshape(-1, 3, k)
+
+
+def _decision(data: dict[str, Any], moments: Moments | None, classes: tuple[str, ...], rule: VoteRule) -> Decision:
+    effects = None
+    if moments is not None:
+        p, pi = class_tests(EffectStats(moments, moments, np.asarray(0.0)), rule)
+        effects = UnitEffects(classes, moments.count, moments.mean, moments.m2, p, pi)
+    return Decision(
+        step=int(data["step"]), phase=str(data["phase"]), group=str(data["group"]), unit=int(data["unit"]),
+        removed=bool(data["removed"]), reason=str(data["reason"]),
+        verdict=None if data["verdict"] is None else Verdict(data["verdict"]),
+        xi=data["xi"], score=data["score"], ratio=Ratio(**data["ratio"]), quality=data["quality"], effects=effects,
+    )  # fmt: skip
+
+
+def write_effects(path: Path, structure: Structure, classes: tuple[str, ...], decisions: list[Decision]) -> None:
+    """`effects.safetensors`: count, mean, m2 (units, K) and xi (units,); units in group order, count 0 where untested."""
+    first, total = _first_rows(structure)
+    tensors = {name: np.zeros((total, len(classes))) for name in _FIELDS} | {"xi": np.full(total, np.nan)}
+    for d in decisions:
+        if d.phase == "walk" and d.effects is not None:
+            row = first[d.group] + d.unit
+            for name in _FIELDS:
+                tensors[name][row] = getattr(d.effects, name)
+            tensors["xi"][row] = d.xi
+    where = json.dumps([[g.name, g.size] for g in structure])
+    save_file(tensors, path, metadata={"groups": where, "classes": json.dumps(list(classes))})
+
+
+def _first_rows(structure: Structure) -> tuple[dict[str, int], int]:
+    first, total = {}, 0
+    for group in structure:
+        first[group.name] = total
+        total += group.size
+    return first, total
+
+
+def _read_effects(folder: Path, structure: Structure, classes: tuple[str, ...]) -> dict[tuple[str, int], Moments] | None:
+    path = folder / EFFECTS
+    if not path.exists():
+        return None
+    first, total = _first_rows(structure)
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            count, mean, m2 = (stored.get_tensor(name) for name in _FIELDS)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read ({str(error).splitlines()[0][:120]})") from None
+    if not count.shape == mean.shape == m2.shape == (total, len(classes)):
+        raise ArtifactError(f"{path}: expected tensors of shape {(total, len(classes))}, got {count.shape}")
+    return {
+        (g.name, n): Moments(count[r].astype(np.int64), mean[r], m2[r])
+        for g in structure
+        for n in range(g.size)
+        for r in (first[g.name] + n,)
+    }

@@ -1,0 +1,207 @@
+"""Model specs, factories and weights: everything between what a user types and an `nn.Module`. No pickle is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from cswap.errors import MissingPartError, ModelError
+
+EXPECTED = "expected torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY"
+TRUSTED = ("torchvision", "timm")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to build a model: `kind` torchvision, timm, file or module; `where` the file or module; `name`; arguments."""
+
+    text: str
+    kind: str
+    where: str
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str, arguments: Mapping[str, Any] | None = None) -> ModelSpec:
+        """Read a spec; raises ModelError."""
+        where, colon, name = text.rpartition(":")
+        if not colon or not where or not name:
+            raise ModelError(f"model {text!r}: {EXPECTED}")
+        if where == "hf":
+            raise ModelError(f"model {text!r}: Hugging Face models are not supported in this version; {EXPECTED}")
+        kind = where if where in TRUSTED else "file" if where.endswith(".py") else "module"
+        return cls(text, kind, where, name, dict(arguments or {}))
+
+    @property
+    def trusted(self) -> bool:
+        """Whether building it runs only code of a known library."""
+        return self.kind in TRUSTED
+
+    def factory(self) -> Callable[..., nn.Module]:
+        """The callable that builds the model; runs the FILE.py or imports the module. Raises ModelError."""
+        if self.kind == "torchvision":
+            return _torchvision(self.name)
+        if self.kind == "timm":
+            return _timm(self.name)
+        module = module_from_file(Path(self.where)) if self.kind == "file" else _module(self.where)
+        made = getattr(module, self.name, None)
+        if not callable(made):
+            raise ModelError(f"model {self.text!r}: {self.where} has no factory {self.name!r}")
+        return made  # type: ignore[no-any-return]
+
+    def build(self) -> nn.Module:
+        """The model in eval mode, its random weights drawn without moving the global random state. Raises ModelError."""
+        factory = self.factory()
+        with torch.random.fork_rng(devices=[]):
+            try:
+                model = factory(**self.arguments)
+            except Exception as error:
+                raise ModelError(f"model {self.text!r}: its factory raised {type(error).__name__}: {one_line(error)}") from error
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"model {self.text!r}: expected its factory to return an nn.Module, got {type(model).__name__}")
+        return model.eval()
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, shortened."""
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def _torchvision(name: str) -> Callable[..., nn.Module]:
+    from torchvision import models
+
+    try:
+        builder = models.get_model_builder(name)
+    except ValueError:
+        raise ModelError(f"model 'torchvision:{name}': torchvision has no model of that name") from None
+
+    def build(**arguments: Any) -> nn.Module:
+        import inspect
+
+        known = inspect.signature(builder).parameters
+        if name in ("googlenet", "inception_v3"):
+            arguments = {"init_weights": False, "aux_logits": False, **arguments}
+        if "weights_backbone" in known:
+            arguments.setdefault("weights_backbone", None)
+        return builder(**arguments)  # type: ignore[no-any-return]
+
+    return build
+
+
+def _timm(name: str) -> Callable[..., nn.Module]:
+    try:
+        import timm
+    except ImportError:
+        raise MissingPartError("timm: models need timm: pip install 'cswap[timm]'") from None
+    if not timm.is_model(name):
+        raise ModelError(f"model 'timm:{name}': timm has no model of that name")
+    return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ModelError(f"model: cannot import {name!r} ({one_line(error)}); {EXPECTED}") from None
+
+
+def module_from_file(path: Path) -> Any:
+    """Run a Python file the user passed, as a module of its own. Raises ModelError."""
+    if not path.is_file():
+        raise ModelError(f"expected a Python file, found none at {path}")
+    name = f"_cswap_user_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ModelError(f"{path} raised {type(error).__name__} while it was read: {one_line(error)}") from error
+    return module
+
+
+def parse_arguments(pairs: list[str]) -> dict[str, Any]:
+    """`k=v` pairs; values are read as JSON where they are JSON, else as text. Raises ModelError."""
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise ModelError(f"model-arg: expected NAME=VALUE, got {pair!r}")
+        try:
+            arguments[key] = json.loads(value)
+        except json.JSONDecodeError:
+            arguments[key] = value
+    return arguments
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _unwrapped(state: Any, path: Path) -> dict[str, torch.Tensor]:
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ModelError(f"weights {path}: expected a dict of tensors (also under 'state_dict' or 'model')")
+    names = list(state)
+    if names and all(n.startswith("module.") for n in names):
+        state = {n.removeprefix("module."): v for n, v in state.items()}
+    return dict(state)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name from .safetensors, or from .pt/.pth/.th read with weights_only=True. Raises ModelError."""
+    if not path.is_file():
+        raise ModelError(f"weights: expected a file, found none at {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"weights {path}: no readable safetensors file ({one_line(error)})") from None
+    if path.suffix not in (".pt", ".pth", ".th"):
+        raise ModelError(f"weights {path}: expected .safetensors, .pt, .pth or .th")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ModelError(f"weights {path}: cannot be read without running code in it ({one_line(error)})") from None
+    return _unwrapped(state, path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Put weights into the model; every tensor must fit. Raises ModelError that says what was expected and what came."""
+    state, own = read_weights(path), model.state_dict()
+    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    extra = [n for n in state if n not in own]
+    wrong = [n for n in own if n in state and own[n].shape != state[n].shape]
+    if missing or extra or wrong:
+        what = [f"{len(missing)} missing (first {missing[0]})"] if missing else []
+        what += [f"{len(extra)} unexpected (first {extra[0]})"] if extra else []
+        if wrong:
+            n = wrong[0]
+            what.append(f"{len(wrong)} of another shape (first {n}: expected {tuple(own[n].shape)}, got {tuple(state[n].shape)})")
+        raise ModelError(f"weights {path} are of another model: {', '.join(what)}")
+    bad = next((n for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
+    if bad is not None:
+        raise ModelError(f"weights {path}: {bad} holds NaN or Inf")
+    model.load_state_dict(state, strict=False)

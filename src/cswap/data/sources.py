@@ -1,0 +1,223 @@
+"""Data specs: image folders, torchvision datasets, a user's own factory. Returns train and evaluation datasets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Subset
+
+from cswap.data.calibration import class_names, labels_of
+from cswap.data.models import ModelSpec, module_from_file, one_line
+from cswap.errors import DataError, ModelError
+
+EXPECTED = "expected a folder with train/ and val/ or test/, torchvision:NAME@ROOT or FILE.py:FACTORY"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How images become tensors: shorter side to `resize`, centre crop to `size`, then normalised."""
+
+    size: int = 224
+    resize: int = 256
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def transform(self) -> Callable[[Any], torch.Tensor]:
+        """The torchvision transform."""
+        from torchvision import transforms
+
+        return transforms.Compose(
+            [
+                transforms.Resize(self.resize),
+                transforms.CenterCrop(self.size),
+                transforms.ToTensor(),
+                transforms.Normalize(self.mean, self.std),
+            ]
+        )
+
+
+def image_format(spec: ModelSpec | None, size: int | None, mean: str | None, std: str | None) -> ImageFormat:
+    """What the user said; else what the named torchvision weights' own transform says; else ImageNet's."""
+    base = ImageFormat()
+    if spec is not None and spec.kind == "torchvision":
+        base = _format_of_torchvision(spec.name) or base
+    if size is not None and not 1 <= size <= 4096:
+        raise DataError(f"image-size: expected 1 to 4096, got {size}")
+    means, stds = _numbers("mean", mean) or base.mean, _numbers("std", std) or base.std
+    if len(means) != len(stds):
+        raise DataError(f"mean and std: expected as many numbers each, got {len(means)} and {len(stds)}")
+    return ImageFormat(size or base.size, size or base.resize, means, stds)
+
+
+def _format_of_torchvision(name: str) -> ImageFormat | None:
+    from torchvision import models
+
+    try:
+        t: Any = models.get_model_weights(name).DEFAULT.transforms()
+        return ImageFormat(t.crop_size[0], t.resize_size[0], tuple(t.mean), tuple(t.std))
+    except (ValueError, AttributeError, TypeError, IndexError):
+        return None
+
+
+def _numbers(what: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        values = tuple(float(v) for v in text.split(","))
+    except ValueError:
+        raise DataError(f"{what}: expected numbers separated by commas, got {text!r}") from None
+    if len(values) not in (1, 3) or (what == "std" and min(values) <= 0):
+        raise DataError(f"{what}: expected one or three numbers{' above 0' if what == 'std' else ''}, got {text!r}")
+    return values
+
+
+@dataclass(frozen=True, eq=False)
+class DataPair:
+    """Calibration comes from `train`, quality from `evaluation`; `classes` in the model's output order."""
+
+    train: Dataset[Any]
+    evaluation: Dataset[Any]
+    classes: tuple[str, ...]
+
+
+def _read_image(path: str) -> Any:
+    from torchvision.datasets.folder import default_loader
+
+    try:
+        return default_loader(path)
+    except Exception as error:
+        raise DataError(f"image {path} cannot be read ({type(error).__name__}: {one_line(error)})") from None
+
+
+def open_data(
+    text: str, form: ImageFormat, *, calibration_split: str | None = None, eval_split: str | None = None,
+    labels: Path | None = None,
+) -> DataPair:  # fmt: skip
+    """Open a data spec. Raises DataError."""
+    if text.startswith("hf:"):
+        raise DataError(f"data {text!r}: Hugging Face datasets are not supported in this version; {EXPECTED}")
+    if text.startswith("torchvision:"):
+        train, evaluation = _torchvision(text, form)
+    elif ".py:" in text:
+        train, evaluation = _from_factory(text)
+    else:
+        train, evaluation = _folders(Path(text), form, calibration_split, eval_split)
+    known = getattr(train, "classes", None)
+    classes = class_names(train, len(known) if known is not None else int(labels_of(train).max()) + 1)
+    if labels is not None:
+        order = _label_order(labels, classes)
+        names = [""] * (max(order.values()) + 1)
+        for name, k in order.items():
+            names[k] = name
+        moved = [order[c] for c in classes]
+        return DataPair(_Relabelled(train, moved, names), _Relabelled(evaluation, moved, names), tuple(names))
+    other = class_names(evaluation, len(classes))
+    if known is not None and other != classes:
+        raise DataError(f"data {text!r}: the two splits hold different classes")
+    return DataPair(train, evaluation, classes)
+
+
+def _folders(root: Path, form: ImageFormat, calibration: str | None, evaluation: str | None) -> tuple[Any, Any]:
+    from torchvision.datasets import ImageFolder
+
+    if not root.is_dir():
+        raise DataError(f"data {str(root)!r}: {EXPECTED}; no such folder")
+    found = [n for n in ("test", "val") if (root / n).is_dir()]
+    names = (calibration or "train", evaluation or (found[0] if found else "test"))
+    for name in names:
+        if not (root / name).is_dir():
+            raise DataError(f"data {str(root)!r}: {EXPECTED}; there is no {name}/")
+    transform = form.transform()
+    made = []
+    for name in names:
+        try:
+            made.append(ImageFolder(str(root / name), transform, loader=_read_image))
+        except FileNotFoundError as error:
+            raise DataError(f"data {str(root / name)!r}: {one_line(error)}") from None
+    return made[0], made[1]
+
+
+def _torchvision(text: str, form: ImageFormat) -> tuple[Any, Any]:
+    from torchvision import datasets
+
+    name, at, root = text.removeprefix("torchvision:").partition("@")
+    kind = getattr(datasets, name, None)
+    if kind is None or not at:
+        raise DataError(f"data {text!r}: expected torchvision:NAME@ROOT with the name of a torchvision dataset")
+    transform = form.transform()
+    errors = []
+    for train, held_out in (({"train": True}, {"train": False}), ({"split": "train"}, {"split": "test"})):
+        try:
+            return kind(root, transform=transform, **train), kind(root, transform=transform, **held_out)
+        except TypeError:
+            continue
+        except (RuntimeError, ValueError, OSError) as error:
+            errors.append(one_line(error))
+    raise DataError(f"data {text!r}: {errors[0] if errors else 'this dataset has no train and test split'}")
+
+
+def _from_factory(text: str) -> tuple[Any, Any]:
+    file, _, name = text.rpartition(":")
+    try:
+        factory = getattr(module_from_file(Path(file)), name, None)
+    except ModelError as error:
+        raise DataError(f"data {text!r}: {error}") from None
+    if not callable(factory):
+        raise DataError(f"data {text!r}: {file} has no factory {name!r}")
+    pair = factory()
+    if not (isinstance(pair, tuple) and len(pair) == 2 and all(hasattr(d, "__getitem__") and hasattr(d, "__len__") for d in pair)):
+        raise DataError(f"data {text!r}: expected the factory to return (train, eval) map-style datasets")
+    return pair
+
+
+def _label_order(path: Path, classes: tuple[str, ...]) -> dict[str, int]:
+    """Class name -> model output, from JSON `{name: number}` or one name a line in output order."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise DataError(f"labels: expected a text file at {path}") from None
+    try:
+        order = {str(k): int(v) for k, v in json.loads(text).items()}
+    except (json.JSONDecodeError, AttributeError):
+        order = {line.strip(): k for k, line in enumerate(text.splitlines()) if line.strip()}
+    except (TypeError, ValueError):
+        raise DataError(f"labels {path}: expected whole numbers as the values") from None
+    missing = [c for c in classes if c not in order]
+    if missing or len(set(order.values())) != len(order) or min(order.values(), default=0) < 0:
+        raise DataError(
+            f"labels {path}: expected one number from 0 for each class of the data"
+            + (f"; {missing[0]!r} has none" if missing else "")
+        )
+    return order
+
+
+class _Relabelled(Dataset[Any]):
+    """A dataset whose class numbers follow the model's outputs."""
+
+    def __init__(self, dataset: Any, moved: list[int], classes: list[str]) -> None:
+        self.dataset, self.moved, self.classes = dataset, moved, classes
+        self.targets = [moved[int(k)] for k in labels_of(dataset)]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        inputs, label, *rest = self.dataset[index]
+        return (inputs, self.moved[int(label)], *rest)
+
+
+def limited(dataset: Dataset[Any], most: int | None, seed: int = 0) -> Dataset[Any]:
+    """At most `most` samples, drawn with a seed; the whole dataset for None."""
+    size = len(dataset)  # type: ignore[arg-type]
+    if most is None or most >= size:
+        return dataset
+    if most < 1:
+        raise DataError(f"eval-samples: expected at least 1, got {most}")
+    drawn = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:most]
+    return Subset(dataset, sorted(drawn.tolist()))

@@ -1,0 +1,41 @@
+"""Quality on held-out data, overall and by class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from cswap.tasks.base import Task
+
+
+def _batches(dataset: Dataset[Any], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    n = len(dataset)  # type: ignore[arg-type]
+    for start in range(0, n, size):
+        items = [dataset[i] for i in range(start, min(start + size, n))]
+        yield torch.stack([torch.as_tensor(x[0]) for x in items]), torch.as_tensor([int(x[1]) for x in items])
+
+
+def measure_quality(
+    models: dict[str, nn.Module], dataset: Dataset[Any], task: Task, classes: int, *, device: str = "cpu", batch: int = 128
+) -> dict[str, dict[str, Any]]:
+    """Figures of each model on the same data, read once. Models are put back into the mode they were in."""
+    meters = {name: task.meter(classes) for name in models}
+    modes = {name: m.training for name, m in models.items()}
+    places = {name: next((p.device for p in m.parameters()), torch.device("cpu")) for name, m in models.items()}
+    try:
+        for model in models.values():
+            model.eval().to(device)
+        for inputs, targets in _batches(dataset, batch):
+            if inputs.dim() == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            for name, model in models.items():
+                with torch.inference_mode():
+                    meters[name].update(model(inputs.to(device)), targets.to(device))
+    finally:
+        for name, model in models.items():
+            model.train(modes[name]).to(places[name])
+    return {name: meter.result() for name, meter in meters.items()}
