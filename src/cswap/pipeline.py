@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cswap.artifacts.files import PATH
-from cswap.artifacts.folder import Artifact, factory_of, open_artifact, save
+from cswap.artifacts.folder import Artifact, open_artifact, save, spec_of
 from cswap.artifacts.journal import Journal, open_folder, read_journal, rewrite_journal
 from cswap.causal.stats import EffectStats
 from cswap.data.calibration import CalibrationSet, calibration_set
@@ -336,15 +336,12 @@ def original_of(artifact: Artifact, source: Source | None, trust: bool) -> tuple
         return source.build(), source
     if not isinstance(recorded, dict):
         raise InputError("the artifact does not say where its original came from: give --model and --weights")
-    spec = source.spec if source else ModelSpec.parse(str(recorded["spec"]), recorded.get("arguments") or {})
+    spec = source.spec if source else spec_of(artifact.folder, artifact.manifest, trust)
     weights = Path(recorded["weights"]) if recorded.get("weights") else None
     if weights is not None and (not weights.is_file() or sha256_of(weights) != recorded.get("weights_sha256")):
         raise InputError(f"the original weights {weights} are gone or have changed; --weights F says where they are")
-    model = spec.build() if source or spec.trusted else factory_of(artifact.folder, artifact.manifest, trust)()
     found = Source(spec, weights)
-    if weights is not None:
-        load_weights(model, weights)
-    return model, found
+    return found.build(), found
 
 
 def choice_of(artifact: Artifact, data: str | None) -> DataChoice:

@@ -151,8 +151,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def factory_of(folder: Path, manifest: dict[str, Any], trust: bool) -> Callable[[], nn.Module]:
-    """The factory a manifest names. Code outside torchvision and timm runs only with `trust`. Raises ArtifactError."""
+def spec_of(folder: Path, manifest: dict[str, Any], trust: bool) -> ModelSpec:
+    """The model spec a manifest names, a FILE.py being the artifact's own copy. Code outside torchvision and timm runs only with `trust`. Raises ArtifactError."""
     named = manifest.get("factory")
     if not isinstance(named, dict):
         raise ArtifactError(f"{folder} names no factory; pass factory=, which builds the original network")
@@ -162,17 +162,17 @@ def factory_of(folder: Path, manifest: dict[str, Any], trust: bool) -> Callable[
     except KeyError:
         raise ArtifactError(f"{folder}: the manifest's factory has no spec") from None
     if spec.trusted:
-        return spec.build
+        return spec
     if not trust:
         raise ArtifactError(
             f"{folder} names the factory {spec.text!r}, code that would run: pass factory=, or trust it (trust=True, --trust)"
         )
     if spec.kind == "module":
-        return spec.build
+        return spec
     file = inside(folder, named.get("file"))
     if not file.is_file() or sha256_of(file) != named.get("sha256"):
         raise ArtifactError(f"{file} is not the factory that was saved: its hash differs")
-    return ModelSpec(spec.text, "file", str(file), spec.name, spec.arguments).build
+    return ModelSpec(spec.text, "file", str(file), spec.name, spec.arguments)
 
 
 def load(
@@ -198,7 +198,7 @@ def load(
         raise ArtifactError(f"{folder}: indices kept must ascend without repeats")
     if not weights.is_file() or sha256_of(weights) != expected_hash:
         raise ArtifactError(f"{weights} is not the file that was saved: its hash differs")
-    build = factory or factory_of(folder, manifest, trust)
+    build = factory or spec_of(folder, manifest, trust).build
     with torch.random.fork_rng(devices=[]):
         model = build()
     if not isinstance(model, nn.Module):

@@ -98,7 +98,7 @@ def paired_t(moments: Moments) -> tuple[FloatArray, FloatArray]:
     rounding = safe * (np.abs(moments.mean) * _SPREAD_IS_ROUNDING) ** 2
     flat = moments.m2 <= rounding
     error = np.sqrt(np.where(flat, 1.0, moments.m2) / (safe - 1) / safe)
-    t = np.where(flat, np.sign(moments.mean) * np.inf, moments.mean / error)
+    t = np.where(flat, np.copysign(np.inf, moments.mean), moments.mean / error)
     t = np.where((moments.mean == 0) | (n < 2), 0.0, t)
     p = np.where(np.isinf(t), 0.0, 2.0 * scipy_stats.t.sf(np.abs(t), safe - 1))
     return t, np.where(n < 2, 1.0, p)

@@ -1,0 +1,104 @@
+"""Progress of long work: a live line on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cswap.causal.stats import EffectStats
+from cswap.pipeline import Watcher
+from cswap.structure.groups import Structure
+from cswap.types import Cliff, Decision, Target
+
+_EVERY = 15.0  # seconds between plain lines
+_PHASES = {
+    "load": "loading model and data",
+    "structure": "finding and verifying groups",
+    "analysis": "analysing",
+    "surgery": "pruning, and comparing masked with pruned",
+    "evaluation": "evaluating on held-out data",
+    "cost": "measuring latency",
+}
+
+
+class ProgressLine(Watcher):
+    """Shows phases, counts of verdicts, ratio reached and the time left, as far as it is known."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.quiet, self.live = quiet, self.console.is_terminal and not quiet
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+            console=self.console, transient=True,
+        )  # fmt: skip
+        self.counts = {"critical": 0, "neutral": 0, "detrimental": 0}
+        self.total, self.done, self.begin, self.last = 0, 0, time.monotonic(), time.monotonic()
+        self.target: Target | None = None
+        self.task = self.bar.add_task("", total=None, left="")
+
+    def __enter__(self) -> ProgressLine:
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.bar.stop()
+
+    def line(self, text: str) -> None:
+        """A line on standard error."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def phase(self, name: str) -> None:
+        self.begin = self.last = time.monotonic()
+        if self.live:
+            self.bar.update(self.task, description=_PHASES.get(name, name), total=None, completed=0, left="")
+        else:
+            self.line(_PHASES.get(name, name))
+
+    def structure(self, structure: Structure, target: Target) -> None:
+        self.total, self.target = structure.units, target
+        left = f"; {len(structure.left_out)} left out" if structure.left_out else ""
+        self.line(f"{len(structure)} groups, {structure.units} units{left}; plain engine: hooks and full forward passes")
+
+    def decided(self, decision: Decision, stats: EffectStats | None) -> None:
+        self.done += 1
+        if decision.phase == "walk" and decision.verdict is not None:
+            self.counts[str(decision.verdict)] += 1
+        text = self._state(decision)
+        if self.live:
+            self.bar.update(self.task, description=text, total=1000, completed=int(1000 * self._share(decision)), left=self._left(decision))
+        elif time.monotonic() - self.last >= _EVERY:
+            self.last = time.monotonic()
+            self.line(f"{text}; {self._left(decision)}")
+
+    def _state(self, d: Decision) -> str:
+        seen = ", ".join(f"{n} {name}" for name, n in self.counts.items() if n)
+        kind = self.target.kind if self.target is not None and self.target.value is not None else "params"
+        return f"{d.phase} {d.group}: {self.done} decisions ({seen or 'ranking'}), {kind} {d.ratio.as_dict()[kind]:.4f} removed"
+
+    def _share(self, d: Decision) -> float:
+        walked = min(1.0, self.done / max(1, self.total))
+        if self.target is None or not self.target.value:
+            return walked
+        return max(walked if self.target.value is None else 0.0, min(1.0, d.ratio.as_dict()[self.target.kind] / self.target.value))
+
+    def _left(self, d: Decision) -> str:
+        share, gone = self._share(d), time.monotonic() - self.begin
+        if share <= 0.02 or gone < 2:
+            return ""
+        left = gone * (1 - share) / share
+        return f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
+
+    def cliff(self, cliff: Cliff) -> None:
+        self.line(f"warning: {cliff}")
+
+
+def say_error(message: str) -> None:
+    """One line on standard error."""
+    print("cswap: " + " ".join(message.split()), file=sys.stderr)

@@ -1,0 +1,145 @@
+"""Tables for the terminal; everything printed comes from the same data that --json prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=False)
+
+
+def _table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i in right else "left", overflow="fold")
+    return table
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def side_by_side(data: dict[str, Any]) -> None:
+    """Quality and cost of original and pruned."""
+    console = _console()
+    b, p = data["baseline"], data["pruned"]
+    table = _table(f"target {data['target']}, {data.get('held_out_samples', '')} held-out samples", "", "before", "after", "change", right=(1, 2, 3))
+    for name, before in b["quality"].items():
+        if name != "by_class" and before is not None:
+            table.add_row(name, _figure(before), _figure(p["quality"][name]), f"{p['quality'][name] - before:+.4f}")
+    for name in ("params", "macs"):
+        table.add_row(name, _figure(b[name]), _figure(p[name]), f"{p[name] / b[name] - 1:+.1%}")
+    for batch, before in b["latency_ms"].items():
+        after = p["latency_ms"][batch]
+        table.add_row(f"ms at batch {batch}", f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.1%}")
+    console.print(table)
+    classes = _table("quality by class", "class", "before", "after", "change", right=(1, 2, 3))
+    rows = zip(data["classes"], b["quality"]["by_class"], p["quality"]["by_class"], strict=True)
+    for name, before, after in rows:
+        if before is not None:
+            classes.add_row(escape(name), _figure(before), _figure(after), f"{after - before:+.4f}")
+    if len(data["classes"]) <= 40:
+        console.print(classes)
+
+
+def summary(data: dict[str, Any], out: Path) -> None:
+    """What `prune` and `apply` end with."""
+    side_by_side(data)
+    r, v = data["ratio"], data["verdicts"]
+    console = _console()
+    console.print(f"removed: params {r['params']:.4f}, macs {r['macs']:.4f}, units {r['units']:.4f} ({escape(data['ended'])})")
+    if any(v.values()):
+        console.print(f"verdicts: {v['critical']} critical, {v['neutral']} neutral, {v['detrimental']} detrimental")
+    for cliff in data.get("cliffs", []):
+        console.print(
+            f"cliff: calibration quality fell from {cliff['before']:.3f} to {cliff['after']:.3f} by step {cliff['step']}, "
+            f"group {escape(cliff['group'])}, most in {escape(', '.join(cliff['classes']) or 'no single class')}"
+        )
+    console.print(f"masked and pruned networks differ by at most {data['max_abs_difference']:.3g}")
+    console.print("seconds: " + ", ".join(f"{k} {s:.1f}" for k, s in data["seconds"].items()))
+    console.print(f"artifact: {escape(str(out))}")
+
+
+def explanation(data: dict[str, Any], most: int) -> None:
+    """What `explain` shows: the groups, the units, or one unit by class."""
+    console, units = _console(), data["units"]
+    if data["unit"] is not None:
+        _one_unit(console, units, data)
+        return
+    if data["class"] is None:
+        table = _table("groups, output to input", "group", "units", "tested", "critical", "neutral", "detrimental", "removed", right=(1, 2, 3, 4, 5, 6))
+        for g in data["groups"]:
+            table.add_row(escape(g["group"]), *(str(g[k]) for k in ("units", "tested", "critical", "neutral", "detrimental", "removed")))
+        console.print(table)
+    title = "units" if data["class"] is None else f"units that move class {data['class']}, most needed first"
+    table = _table(title, "step", "group", "unit", "verdict", "xi", "gone", "needed by", "hurts", "why", right=(0, 2, 4))
+    for s in units[:most]:
+        xi = "" if s["xi"] is None else f"{s['xi']:+.4f}"
+        table.add_row(
+            str(s["step"]), escape(s["group"]), str(s["unit"]), s["verdict"] or "", xi, "yes" if s["removed"] else "no",
+            escape(", ".join(s["needed_by"])), escape(", ".join(s["hurts"])), escape(s["reason"]),
+        )  # fmt: skip
+    console.print(table)
+    if len(units) > most:
+        console.print(f"… and {len(units) - most} more: --most N, --group G, --unit N, --class K, --json")
+
+
+def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any]) -> None:
+    if not units:
+        console.print(f"unit {data['unit']} of {escape(data['group'])} was not reached: the path ended before it")
+        return
+    s = units[0]
+    fate = "removed" if s["removed"] else "kept"
+    xi = "" if s["xi"] is None else f", xi {s['xi']:+.5f}"
+    console.print(f"unit {s['unit']} of {escape(s['group'])}: {s['verdict'] or data['method']}{xi}; {fate} at step {s['step']} ({escape(s['reason'])})")
+    table = _table("effect of cutting it, by class", "class", "samples", "mean difference", "p", "verdict of the class", right=(1, 2, 3))
+    for e in s["effects"]:
+        table.add_row(escape(e["class"]), str(e["samples"]), f"{e['mean']:+.6f}", f"{e['p']:.3g}", e["says"])
+    if s["effects"]:
+        console.print(table)
+
+
+def support(data: dict[str, Any]) -> None:
+    """What `support` shows."""
+    console = _console()
+    console.print(
+        f"{escape(data['model'])}: {data['params']:,} parameters, {data['macs'] / 1e9:.3f} GMAC at {tuple(data['input'])}, "
+        f"{len(data['groups'])} groups, {data['units']:,} units"
+    )
+    table = _table("can be pruned, output to input", "group", "units", "written by", "read by", right=(1,))
+    for g in data["groups"]:
+        table.add_row(escape(g["group"]), str(g["units"]), escape(_few(g["producers"])), escape(_few(g["consumers"])))
+    console.print(table)
+    left = _table("left out", "dimension", "size", "why", right=(1,))
+    for x in data["left_out"]:
+        left.add_row(escape(x["name"]), str(x["size"]), escape(x["reason"]))
+    console.print(left)
+    if data["never_called"]:
+        console.print(f"never called in a forward pass, left as they are: {escape(_few(data['never_called']))}")
+    h = data["highest"]
+    console.print(f"at most: params {h['params']:.3f}, macs {h['macs']:.3f} (one unit left in each group)")
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def demo(data: dict[str, Any]) -> None:
+    """The demo's table: accuracy at each ratio, and the area under the curve."""
+    console, shown = _console(), (0.0, 0.2, 0.4, 0.6, 0.8)
+    table = _table("accuracy on 599 held-out digits, by fraction of parameters removed", "method", *(f"{r:g}" for r in shown), "SAUCE", "seconds", right=tuple(range(1, 8)))
+    for name, points in data["curves"].items():
+        by = {p["asked"]: p["quality"]["accuracy"] for p in points}
+        table.add_row(name, *(f"{by[r]:.3f}" if r in by else "–" for r in shown), f"{data['sauce'][name]:.3f}", f"{data['seconds'][name]:.1f}")
+    console.print(table)
+    console.print(f"curve: {escape(data['out'])}/curve.html   artifact: {escape(data['out'])}/artifact   ({data['seconds']['total']:.0f} s in all)")

@@ -1,0 +1,70 @@
+"""Why a unit was kept or removed, and what each class needs: told from a path alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cswap.errors import InputError
+from cswap.methods.path import PruningPath
+from cswap.types import ClassEffect, Decision
+
+
+def _effect(e: ClassEffect) -> dict[str, Any]:
+    says = {-1: "needs it", 0: "no significant effect", 1: "is better without it"}[e.pi]
+    return {"class": e.name, "samples": e.count, "mean": e.mean, "p": e.p, "pi": e.pi, "says": says}
+
+
+def _story(steps: list[Decision]) -> dict[str, Any]:
+    """One unit: its verdict when it was tested, and what became of it."""
+    first, last = steps[0], steps[-1]
+    effects = first.effects
+    return {
+        "group": first.group,
+        "unit": first.unit,
+        "verdict": None if first.verdict is None else str(first.verdict),
+        "xi": first.xi,
+        "score": first.score,
+        "removed": last.removed,
+        "step": last.step,
+        "phase": last.phase,
+        "reason": last.reason,
+        "needed_by": [] if effects is None else [e.name for e in effects.values() if e.pi < 0],
+        "hurts": [] if effects is None else [e.name for e in effects.values() if e.pi > 0],
+        "effects": [] if effects is None else [_effect(e) for e in effects.values()],
+    }
+
+
+def explanation(path: PruningPath, group: str | None = None, unit: int | None = None, class_: str | None = None) -> dict[str, Any]:
+    """Units of the path with their story, filtered; raises InputError for a name the artifact does not have."""
+    if unit is not None and group is None:
+        raise InputError("unit: --unit needs --group")
+    if group is not None:
+        size = path.structure[group].size
+        if unit is not None and not 0 <= unit < size:
+            raise InputError(f"unit: group {group} has units 0 to {size - 1}, got {unit}")
+    if class_ is not None and class_ not in path.classes:
+        if not (class_.isdigit() and int(class_) < len(path.classes)):
+            raise InputError(f"class: expected one of {', '.join(path.classes[:12])}, got {class_!r}")
+        class_ = path.classes[int(class_)]
+    by_unit: dict[tuple[str, int], list[Decision]] = {}
+    for d in path:
+        if (group is None or d.group == group) and (unit is None or d.unit == unit):
+            by_unit.setdefault((d.group, d.unit), []).append(d)
+    stories = [_story(steps) for steps in by_unit.values()]
+    if class_ is not None:
+        stories = [s for s in stories if class_ in s["needed_by"] or class_ in s["hurts"]]
+        stories.sort(key=lambda s: next(e["mean"] for e in s["effects"] if e["class"] == class_))
+    groups = [_group_line(path, g.name, g.size) for g in path.structure if group in (None, g.name)]
+    return {
+        "method": path.method, "classes": list(path.classes), "group": group, "unit": unit, "class": class_,
+        "groups": groups, "units": stories,
+    }  # fmt: skip
+
+
+def _group_line(path: PruningPath, name: str, size: int) -> dict[str, Any]:
+    own = [d for d in path if d.group == name]
+    tested = [d for d in own if d.phase == "walk"]
+    return {
+        "group": name, "units": size, "tested": len(tested), "removed": sum(d.removed for d in own),
+        **{v: sum(d.verdict == v for d in tested) for v in ("critical", "neutral", "detrimental")},
+    }  # fmt: skip
