@@ -65,7 +65,8 @@ class DigitsResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.layer3(self.layer2(self.layer1(self.stem(x))))
-        return self.fc(h.mean((2, 3)))
+        logits: torch.Tensor = self.fc(h.mean((2, 3)))
+        return logits
 
 
 def digits_resnet(width: int = 16) -> nn.Module:
@@ -105,7 +106,7 @@ def train(model: nn.Module, data: TensorDataset, *, epochs: int = 25, seed: int 
         for i in range(len(labels) // 64):
             batch = order[64 * i : 64 * (i + 1)]
             optimiser.zero_grad()
-            F.cross_entropy(model(images[batch]), labels[batch]).backward()
+            F.cross_entropy(model(images[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     return model.eval()
@@ -122,7 +123,9 @@ class DemoResult:
     out: Path
 
 
-def run_demo(out: Path, *, seed: int = 0, force: bool = False, tell: Callable[[str], None] = lambda _line: None) -> DemoResult:
+def run_demo(
+    out: Path, *, seed: int = 0, force: bool = False, tell: Callable[[str], None] = lambda _line: None
+) -> DemoResult:
     """Train, prune by each method, evaluate on held-out digits, write curve, artifact and summary into `out`."""
     begin = time.perf_counter()
     if out.exists() and any(out.iterdir()) and not (out / "curve.html").exists() and not force:
@@ -146,7 +149,9 @@ def run_demo(out: Path, *, seed: int = 0, force: bool = False, tell: Callable[[s
         y = [p["quality"]["accuracy"] for p in curves[method]]
         areas[method] = sauce(x, y, y[0])
     tell("writing curve, artifact and summary")
-    curve_page(curves, out / "curve.html", title="Digits: accuracy against parameters removed, one shot, no fine-tuning")
+    curve_page(
+        curves, out / "curve.html", title="Digits: accuracy against parameters removed, one shot, no fine-tuning"
+    )
     summary = _write(model, paths["cswap"], calibration, held_out, spec, out, curves)
     seconds["total"] = round(time.perf_counter() - begin, 1)
     write_json(out / "demo.json", {"curves": curves, "sauce": areas, "seconds": seconds, "seed": seed})
@@ -173,5 +178,3 @@ def _write(
         curve={"points": curves["cswap"]}, details={"max_abs_difference": agreed.difference, "mask_visible": agreed.visible},
     )  # fmt: skip
     return summary
-
-

@@ -1,15 +1,15 @@
 """Everything cswap raises on purpose.
 
-    CswapError                  base class; `exit_status` is what the command ends with
-    ├── InputError       (2)    what the user gave is wrong: says what was expected and what came
-    │   ├── ModelError          model spec, factory or weights
-    │   ├── DataError           dataset, calibration set, labels, an unreadable sample
-    │   ├── TargetError         a target outside its range, or beyond what can be reached
-    │   ├── ArtifactError       a folder that is no whole, unchanged artifact
-    │   └── MissingPartError    an optional library is not installed: says which install brings it
-    └── RunError         (1)    the run itself failed
-        ├── StructureError      the network cannot be analysed
-        └── MismatchError       masked and pruned network disagree; nothing was written
+CswapError                  base class; `exit_status` is what the command ends with
+├── InputError       (2)    what the user gave is wrong: says what was expected and what came
+│   ├── ModelError          model spec, factory or weights
+│   ├── DataError           dataset, calibration set, labels, an unreadable sample
+│   ├── TargetError         a target outside its range, or beyond what can be reached
+│   ├── ArtifactError       a folder that is no whole, unchanged artifact
+│   └── MissingPartError    an optional library is not installed: says which install brings it
+└── RunError         (1)    the run itself failed
+    ├── StructureError      the network cannot be analysed
+    └── MismatchError       masked and pruned network disagree; nothing was written
 """
 
 

@@ -160,7 +160,9 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
             outputs = model(sample)
     except Exception as error:
         line = (str(error).splitlines() or [""])[0][:160]
-        raise DataError(f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {line})") from error
+        raise DataError(
+            f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {line})"
+        ) from error
     if task.name == "classification":
         from cswap.tasks.classification import logits_of
 
@@ -269,7 +271,9 @@ class Finished:
     run: dict[str, Any]
 
 
-def verified_copy(model: nn.Module, path: PruningPath, target: Target, inputs: torch.Tensor) -> tuple[nn.Module, Agreement]:
+def verified_copy(
+    model: nn.Module, path: PruningPath, target: Target, inputs: torch.Tensor
+) -> tuple[nn.Module, Agreement]:
     """The pruned module and how well it agrees with the masked one; raises MismatchError when it does not."""
     small: Any = path.apply(model, target)
     result = agreement(model, path.structure, small._cswap.removed, inputs)
@@ -297,7 +301,7 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
     with clock.phase("cost"):
         watcher.phase("cost")
         cost = measure_cost(models, done.calibration.inputs(0, 1))
-    surgery: Any = small._cswap  # type: ignore[assignment]
+    surgery: Any = small._cswap
     summary = {
         "method": path.method,
         "target": str(target),
@@ -357,7 +361,7 @@ def choice_of(artifact: Artifact, data: str | None) -> DataChoice:
 
 def apply(
     folder: Path, target: Target, out: Path, *, source: Source | None = None, data: str | None = None, trust: bool = False,
-    force: bool = False, machine: Machine = Machine(), watcher: Watcher | None = None,  # noqa: B008 — frozen
+    force: bool = False, machine: Machine = Machine(), watcher: Watcher | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Another target from a stored path, without new analysis; returns the summary."""
     watcher, clock = watcher or Watcher(), Clock()
@@ -386,7 +390,7 @@ def apply(
 
 def evaluate(
     folder: Path, *, source: Source | None = None, data: str | None = None, trust: bool = False,
-    machine: Machine = Machine(), watcher: Watcher | None = None,  # noqa: B008 — frozen
+    machine: Machine = Machine(), watcher: Watcher | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Quality and cost of original and pruned, side by side."""
     from cswap.artifacts.folder import load

@@ -15,7 +15,18 @@ from torch import nn
 
 from cswap._version import __version__
 from cswap.artifacts.files import (
-    CURVE, EFFECTS, EFFECTS_PART, FACTORY, MANIFEST, PATH, RUN, SUMMARY, WEIGHTS, inside, read_json, write_json,
+    CURVE,
+    EFFECTS,
+    EFFECTS_PART,
+    FACTORY,
+    MANIFEST,
+    PATH,
+    RUN,
+    SUMMARY,
+    WEIGHTS,
+    inside,
+    read_json,
+    write_json,
 )  # fmt: skip
 from cswap.artifacts.journal import read_journal, write_effects
 from cswap.data.models import ModelSpec, one_line, sha256_of
@@ -144,7 +155,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ArtifactError(f"expected an artifact folder at {folder}, found none")
     if not (folder / MANIFEST).exists() and (folder / PATH).exists():
-        raise ArtifactError(f"{folder} carries only the journal of an unfinished run; `cswap prune … --resume` finishes it")
+        raise ArtifactError(
+            f"{folder} carries only the journal of an unfinished run; `cswap prune … --resume` finishes it"
+        )
     manifest = read_json(folder / MANIFEST)
     if manifest.get("schema") != SCHEMA:
         raise ArtifactError(f"{folder}: expected schema {SCHEMA}, got {manifest.get('schema')!r}")
@@ -175,9 +188,7 @@ def spec_of(folder: Path, manifest: dict[str, Any], trust: bool) -> ModelSpec:
     return ModelSpec(spec.text, "file", str(file), spec.name, spec.arguments)
 
 
-def load(
-    folder: str | Path, factory: Callable[[], nn.Module] | None = None, trust: bool = False
-) -> nn.Module:
+def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, trust: bool = False) -> nn.Module:
     """The pruned module of an artifact, in eval mode, on the CPU.
 
     Builds the original network by `factory` (or the one the manifest names), shrinks it by the manifest, loads the
@@ -225,8 +236,11 @@ def open_artifact(folder: str | Path) -> Artifact:
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise ArtifactError(f"{folder}: the manifest or the path is malformed ({one_line(error)})") from None
     path = PruningPath(
-        structure, str(manifest["method"]), manifest["options"], classes, decisions, ended=str(manifest.get("ended", ""))
+        structure,
+        str(manifest["method"]),
+        manifest["options"],
+        classes,
+        decisions,
+        ended=str(manifest.get("ended", "")),
     )
     return Artifact(folder, manifest, structure, path)
-
-

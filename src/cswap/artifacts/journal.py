@@ -90,7 +90,9 @@ def _same_run(old: dict[str, Any], new: dict[str, Any], where: str = "") -> None
         if isinstance(a, dict) and isinstance(b, dict):
             _same_run(a, b, f"{where}{key}.")
         elif a != b:
-            raise InputError(f"resume: {where}{key} was {_short(a)} in the journal and is {_short(b)} now; nothing was changed")
+            raise InputError(
+                f"resume: {where}{key} was {_short(a)} in the journal and is {_short(b)} now; nothing was changed"
+            )
 
 
 def _short(value: Any) -> str:
@@ -186,7 +188,9 @@ def _first_rows(structure: Structure) -> tuple[dict[str, int], int]:
     return first, total
 
 
-def _read_effects(folder: Path, structure: Structure, classes: tuple[str, ...]) -> dict[tuple[str, int], Moments] | None:
+def _read_effects(
+    folder: Path, structure: Structure, classes: tuple[str, ...]
+) -> dict[tuple[str, int], Moments] | None:
     path = folder / EFFECTS
     if not path.exists():
         return None

@@ -81,7 +81,9 @@ class CutEngine:
                 handle.remove()
         budget = memory // 8  # several tensors of the largest size live at once, beside the data and the weights
         if largest > budget:
-            raise InputError(f"memory: one sample needs about {largest * 8 / 2**30:.2f} GiB, {memory / 2**30:.2f} given")
+            raise InputError(
+                f"memory: one sample needs about {largest * 8 / 2**30:.2f} GiB, {memory / 2**30:.2f} given"
+            )
         return max(1, min(_MOST_ROWS, budget // max(1, largest), max(64, _WORKING_SET // max(1, largest))))
 
     def _forward(self, inputs: torch.Tensor) -> Any:
@@ -131,7 +133,9 @@ class CutEngine:
             stop = start + n
             score = self.task.score(outputs, labels).double().cpu().numpy().reshape(u, n)
             if not np.isfinite(score).all():
-                raise RunError(f"the score is not finite on calibration samples {start} to {stop - 1}: NaN or Inf inside")
+                raise RunError(
+                    f"the score is not finite on calibration samples {start} to {stop - 1}: NaN or Inf inside"
+                )
             sigma[:, start:stop] = score
             quality[:, start:stop] = self.task.sample_quality(outputs, labels).double().cpu().numpy().reshape(u, n)
             if by_class is not None:

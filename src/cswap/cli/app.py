@@ -31,23 +31,37 @@ app = typer.Typer(
     help="Make a trained PyTorch network smaller in one shot, without fine-tuning, and say why each part could go.",
 )  # fmt: skip
 
-ModelOption = Annotated[str, typer.Option("--model", help="torchvision:NAME, timm:NAME, FILE.py:FACTORY, package.module:FACTORY")]
-MaybeModel = Annotated[str | None, typer.Option("--model", help="the original's factory, where the artifact's is not to be used")]
+ModelOption = Annotated[
+    str, typer.Option("--model", help="torchvision:NAME, timm:NAME, FILE.py:FACTORY, package.module:FACTORY")
+]
+MaybeModel = Annotated[
+    str | None, typer.Option("--model", help="the original's factory, where the artifact's is not to be used")
+]
 ModelArgs = Annotated[list[str] | None, typer.Option("--model-arg", help="k=v for the factory; repeat it")]
-Weights = Annotated[Path | None, typer.Option("--weights", help=".safetensors, or .pt/.pth/.th (read with weights_only=True)")]
-DataOption = Annotated[str, typer.Option("--data", help="folder with train/ and val/ or test/, torchvision:NAME@ROOT, FILE.py:FACTORY")]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help=".safetensors, or .pt/.pth/.th (read with weights_only=True)")
+]
+DataOption = Annotated[
+    str, typer.Option("--data", help="folder with train/ and val/ or test/, torchvision:NAME@ROOT, FILE.py:FACTORY")
+]
 MaybeData = Annotated[str | None, typer.Option("--data", help="other data than the artifact was made with")]
 Out = Annotated[Path, typer.Option("--out", help="the artifact folder to write")]
 ArtifactDir = Annotated[Path, typer.Argument(help="an artifact folder")]
-TargetOption = Annotated[str, typer.Option("--target", help="fraction REMOVED: params=F, macs=F, units=F; or noncritical")]
+TargetOption = Annotated[
+    str, typer.Option("--target", help="fraction REMOVED: params=F, macs=F, units=F; or noncritical")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="stdout is JSON and nothing else")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
-Trust = Annotated[bool, typer.Option("--trust", help="run the factory an artifact names, if it is no torchvision or timm model")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="run the factory an artifact names, if it is no torchvision or timm model")
+]
 Force = Annotated[bool, typer.Option("--force", help="replace what the folder holds")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N")]
 Memory = Annotated[str, typer.Option("--memory", help="budget for activations, e.g. 4GiB")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="groups to prune (shell pattern); repeat it")]
-Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="groups to leave alone (shell pattern); repeat it")]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", help="groups to leave alone (shell pattern); repeat it")
+]
 
 
 def bytes_of(text: str) -> int:
@@ -86,7 +100,11 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False) -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
     """Common options."""
 
 
@@ -105,26 +123,40 @@ def prune(
     vote: Annotated[str, typer.Option("--vote", help="class or pooled (general inference)")] = "class",
     vote_score: Annotated[str, typer.Option("--vote-score", help="class or sample")] = "class",
     correction: Annotated[str, typer.Option("--correction", help="over classes: none, holm, bh")] = "none",
-    min_effect: Annotated[float, typer.Option("--min-effect", help="smaller significant differences do not count")] = 0.0,
+    min_effect: Annotated[
+        float, typer.Option("--min-effect", help="smaller significant differences do not count")
+    ] = 0.0,
     xi_floor: Annotated[float, typer.Option("--xi-floor", help="least denominator of xi")] = 1e-3,
     effects: Annotated[str, typer.Option("--effects", help="full: all classes tested and stored")] = "full",
-    reference: Annotated[str, typer.Option("--reference", help="current or original (refuse removals that add up to a loss)")] = "current",
+    reference: Annotated[
+        str, typer.Option("--reference", help="current or original (refuse removals that add up to a loss)")
+    ] = "current",
     granularity: Annotated[str, typer.Option("--granularity", help="unit")] = "unit",
     order: Annotated[str, typer.Option("--order", help="units within a group: index, reverse, random")] = "index",
     buffer_order: Annotated[str, typer.Option("--buffer-order", help="signed or abs")] = "signed",
     scope: Annotated[str, typer.Option("--scope", help="rankings: layer or global")] = "layer",
     norm: Annotated[str, typer.Option("--norm", help="magnitude: l1 or l2")] = "l1",
-    max_drop: Annotated[float | None, typer.Option("--max-drop", help="stop when calibration quality fell by more")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="stop when calibration quality fell by more")
+    ] = None,
     recover: Annotated[str, typer.Option("--recover", help="none")] = "none",
     only: Only = None,
     exclude: Exclude = None,
     image_size: Annotated[int | None, typer.Option("--image-size", help="side of the square input")] = None,
     mean: Annotated[str | None, typer.Option("--mean", help="by channel, separated by commas")] = None,
     std: Annotated[str | None, typer.Option("--std", help="by channel, separated by commas")] = None,
-    labels: Annotated[Path | None, typer.Option("--labels", help="JSON {class: output}, or class names in output order")] = None,
-    calibration_split: Annotated[str | None, typer.Option("--calibration-split", help="folder to calibrate from (train)")] = None,
-    eval_split: Annotated[str | None, typer.Option("--eval-split", help="folder to measure quality on (test, else val)")] = None,
-    eval_samples: Annotated[int | None, typer.Option("--eval-samples", help="measure quality on at most this many")] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="JSON {class: output}, or class names in output order")
+    ] = None,
+    calibration_split: Annotated[
+        str | None, typer.Option("--calibration-split", help="folder to calibrate from (train)")
+    ] = None,
+    eval_split: Annotated[
+        str | None, typer.Option("--eval-split", help="folder to measure quality on (test, else val)")
+    ] = None,
+    eval_samples: Annotated[
+        int | None, typer.Option("--eval-samples", help="measure quality on at most this many")
+    ] = None,
     allow_imbalance: Annotated[bool, typer.Option("--allow-imbalance", help="take what a small class has")] = False,
     seed: Annotated[int, typer.Option("--seed", help="draws the calibration set")] = 0,
     device: DeviceOption = "auto",
@@ -135,7 +167,11 @@ def prune(
     quiet: Quiet = False,
 ) -> None:
     """Path, surgery, check, evaluation, artifact: the main job."""
-    for name, value, known in (("effects", effects, "full"), ("granularity", granularity, "unit"), ("recover", recover, "none")):
+    for name, value, known in (
+        ("effects", effects, "full"),
+        ("granularity", granularity, "unit"),
+        ("recover", recover, "none"),
+    ):
         if value != known:
             raise InputError(f"{name}: this version has {known!r} only, got {value!r}")
     if resume and force:

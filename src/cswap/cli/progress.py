@@ -45,7 +45,9 @@ class ProgressLine(Watcher):
             self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live:
             self.bar.stop()
 
@@ -64,7 +66,9 @@ class ProgressLine(Watcher):
     def structure(self, structure: Structure, target: Target) -> None:
         self.total, self.target = structure.units, target
         left = f"; {len(structure.left_out)} left out" if structure.left_out else ""
-        self.line(f"{len(structure)} groups, {structure.units} units{left}; plain engine: hooks and full forward passes")
+        self.line(
+            f"{len(structure)} groups, {structure.units} units{left}; plain engine: hooks and full forward passes"
+        )
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
         self.done += 1
@@ -72,7 +76,13 @@ class ProgressLine(Watcher):
             self.counts[str(decision.verdict)] += 1
         text = self._state(decision)
         if self.live:
-            self.bar.update(self.task, description=text, total=1000, completed=int(1000 * self._share(decision)), left=self._left(decision))
+            self.bar.update(
+                self.task,
+                description=text,
+                total=1000,
+                completed=int(1000 * self._share(decision)),
+                left=self._left(decision),
+            )
         elif time.monotonic() - self.last >= _EVERY:
             self.last = time.monotonic()
             self.line(f"{text}; {self._left(decision)}")
@@ -86,7 +96,10 @@ class ProgressLine(Watcher):
         walked = min(1.0, self.done / max(1, self.total))
         if self.target is None or not self.target.value:
             return walked
-        return max(walked if self.target.value is None else 0.0, min(1.0, d.ratio.as_dict()[self.target.kind] / self.target.value))
+        return max(
+            walked if self.target.value is None else 0.0,
+            min(1.0, d.ratio.as_dict()[self.target.kind] / self.target.value),
+        )
 
     def _left(self, d: Decision) -> str:
         share, gone = self._share(d), time.monotonic() - self.begin

@@ -11,7 +11,8 @@ from rich.table import Table
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
 
 
 def _table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:
@@ -33,7 +34,14 @@ def side_by_side(data: dict[str, Any]) -> None:
     """Quality and cost of original and pruned."""
     console = _console()
     b, p = data["baseline"], data["pruned"]
-    table = _table(f"target {data['target']}, {data.get('held_out_samples', '')} held-out samples", "", "before", "after", "change", right=(1, 2, 3))
+    table = _table(
+        f"target {data['target']}, {data.get('held_out_samples', '')} held-out samples",
+        "",
+        "before",
+        "after",
+        "change",
+        right=(1, 2, 3),
+    )
     for name, before in b["quality"].items():
         if name != "by_class" and before is not None:
             table.add_row(name, _figure(before), _figure(p["quality"][name]), f"{p['quality'][name] - before:+.4f}")
@@ -57,7 +65,9 @@ def summary(data: dict[str, Any], out: Path) -> None:
     side_by_side(data)
     r, v = data["ratio"], data["verdicts"]
     console = _console()
-    console.print(f"removed: params {r['params']:.4f}, macs {r['macs']:.4f}, units {r['units']:.4f} ({escape(data['ended'])})")
+    console.print(
+        f"removed: params {r['params']:.4f}, macs {r['macs']:.4f}, units {r['units']:.4f} ({escape(data['ended'])})"
+    )
     if any(v.values()):
         console.print(f"verdicts: {v['critical']} critical, {v['neutral']} neutral, {v['detrimental']} detrimental")
     for cliff in data.get("cliffs", []):
@@ -77,17 +87,32 @@ def explanation(data: dict[str, Any], most: int) -> None:
         _one_unit(console, units, data)
         return
     if data["class"] is None:
-        table = _table("groups, output to input", "group", "units", "tested", "critical", "neutral", "detrimental", "removed", right=(1, 2, 3, 4, 5, 6))
+        table = _table(
+            "groups, output to input",
+            "group",
+            "units",
+            "tested",
+            "critical",
+            "neutral",
+            "detrimental",
+            "removed",
+            right=(1, 2, 3, 4, 5, 6),
+        )
         for g in data["groups"]:
-            table.add_row(escape(g["group"]), *(str(g[k]) for k in ("units", "tested", "critical", "neutral", "detrimental", "removed")))
+            table.add_row(
+                escape(g["group"]),
+                *(str(g[k]) for k in ("units", "tested", "critical", "neutral", "detrimental", "removed")),
+            )
         console.print(table)
     title = "units" if data["class"] is None else f"units that move class {data['class']}, most needed first"
-    table = _table(title, "step", "group", "unit", "verdict", "xi", "gone", "needed by", "hurts", "why", right=(0, 2, 4))
+    table = _table(
+        title, "step", "group", "unit", "verdict", "xi", "gone", "needed by", "hurts", "why", right=(0, 2, 4)
+    )
     for s in units[:most]:
         xi = "" if s["xi"] is None else f"{s['xi']:+.4f}"
         table.add_row(
             str(s["step"]), escape(s["group"]), str(s["unit"]), s["verdict"] or "", xi, "yes" if s["removed"] else "no",
-            escape(", ".join(s["needed_by"])), escape(", ".join(s["hurts"])), escape(s["reason"]),
+            escape(_few(s["needed_by"])), escape(_few(s["hurts"])), escape(s["reason"]),
         )  # fmt: skip
     console.print(table)
     if len(units) > most:
@@ -101,8 +126,18 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
     s = units[0]
     fate = "removed" if s["removed"] else "kept"
     xi = "" if s["xi"] is None else f", xi {s['xi']:+.5f}"
-    console.print(f"unit {s['unit']} of {escape(s['group'])}: {s['verdict'] or data['method']}{xi}; {fate} at step {s['step']} ({escape(s['reason'])})")
-    table = _table("effect of cutting it, by class", "class", "samples", "mean difference", "p", "verdict of the class", right=(1, 2, 3))
+    console.print(
+        f"unit {s['unit']} of {escape(s['group'])}: {s['verdict'] or data['method']}{xi}; {fate} at step {s['step']} ({escape(s['reason'])})"
+    )
+    table = _table(
+        "effect of cutting it, by class",
+        "class",
+        "samples",
+        "mean difference",
+        "p",
+        "verdict of the class",
+        right=(1, 2, 3),
+    )
     for e in s["effects"]:
         table.add_row(escape(e["class"]), str(e["samples"]), f"{e['mean']:+.6f}", f"{e['p']:.3g}", e["says"])
     if s["effects"]:
@@ -137,9 +172,23 @@ def _few(names: list[str], most: int = 3) -> str:
 def demo(data: dict[str, Any]) -> None:
     """The demo's table: accuracy at each ratio, and the area under the curve."""
     console, shown = _console(), (0.0, 0.2, 0.4, 0.6, 0.8)
-    table = _table("accuracy on 599 held-out digits, by fraction of parameters removed", "method", *(f"{r:g}" for r in shown), "SAUCE", "seconds", right=tuple(range(1, 8)))
+    table = _table(
+        "accuracy on 599 held-out digits, by fraction of parameters removed",
+        "method",
+        *(f"{r:g}" for r in shown),
+        "SAUCE",
+        "seconds",
+        right=tuple(range(1, 8)),
+    )
     for name, points in data["curves"].items():
         by = {p["asked"]: p["quality"]["accuracy"] for p in points}
-        table.add_row(name, *(f"{by[r]:.3f}" if r in by else "–" for r in shown), f"{data['sauce'][name]:.3f}", f"{data['seconds'][name]:.1f}")
+        table.add_row(
+            name,
+            *(f"{by[r]:.3f}" if r in by else "–" for r in shown),
+            f"{data['sauce'][name]:.3f}",
+            f"{data['seconds'][name]:.1f}",
+        )
     console.print(table)
-    console.print(f"curve: {escape(data['out'])}/curve.html   artifact: {escape(data['out'])}/artifact   ({data['seconds']['total']:.0f} s in all)")
+    console.print(
+        f"curve: {escape(data['out'])}/curve.html   artifact: {escape(data['out'])}/artifact   ({data['seconds']['total']:.0f} s in all)"
+    )

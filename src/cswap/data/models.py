@@ -69,9 +69,13 @@ class ModelSpec:
             try:
                 model = factory(**self.arguments)
             except Exception as error:
-                raise ModelError(f"model {self.text!r}: its factory raised {type(error).__name__}: {one_line(error)}") from error
+                raise ModelError(
+                    f"model {self.text!r}: its factory raised {type(error).__name__}: {one_line(error)}"
+                ) from error
         if not isinstance(model, nn.Module):
-            raise ModelError(f"model {self.text!r}: expected its factory to return an nn.Module, got {type(model).__name__}")
+            raise ModelError(
+                f"model {self.text!r}: expected its factory to return an nn.Module, got {type(model).__name__}"
+            )
         return model.eval()
 
 
@@ -199,7 +203,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         what += [f"{len(extra)} unexpected (first {extra[0]})"] if extra else []
         if wrong:
             n = wrong[0]
-            what.append(f"{len(wrong)} of another shape (first {n}: expected {tuple(own[n].shape)}, got {tuple(state[n].shape)})")
+            what.append(
+                f"{len(wrong)} of another shape (first {n}: expected {tuple(own[n].shape)}, got {tuple(state[n].shape)})"
+            )
         raise ModelError(f"weights {path} are of another model: {', '.join(what)}")
     bad = next((n for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
     if bad is not None:

@@ -32,7 +32,7 @@ class ImageFormat:
         """The torchvision transform."""
         from torchvision import transforms
 
-        return transforms.Compose(
+        composed: Callable[[Any], torch.Tensor] = transforms.Compose(
             [
                 transforms.Resize(self.resize),
                 transforms.CenterCrop(self.size),
@@ -40,6 +40,7 @@ class ImageFormat:
                 transforms.Normalize(self.mean, self.std),
             ]
         )
+        return composed
 
 
 def image_format(spec: ModelSpec | None, size: int | None, mean: str | None, std: str | None) -> ImageFormat:
@@ -91,7 +92,7 @@ def _read_image(path: str) -> Any:
 
     try:
         return default_loader(path)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 — decoders raise anything at all on a broken file
         raise DataError(f"image {path} cannot be read ({type(error).__name__}: {one_line(error)})") from None
 
 
@@ -171,7 +172,11 @@ def _from_factory(text: str) -> tuple[Any, Any]:
     if not callable(factory):
         raise DataError(f"data {text!r}: {file} has no factory {name!r}")
     pair = factory()
-    if not (isinstance(pair, tuple) and len(pair) == 2 and all(hasattr(d, "__getitem__") and hasattr(d, "__len__") for d in pair)):
+    if not (
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and all(hasattr(d, "__getitem__") and hasattr(d, "__len__") for d in pair)
+    ):
         raise DataError(f"data {text!r}: expected the factory to return (train, eval) map-style datasets")
     return pair
 

@@ -39,7 +39,9 @@ def latency_ms(
     return {name: round(statistics.median(t), 3) for name, t in times.items()}
 
 
-def measure_cost(models: dict[str, nn.Module], sample: torch.Tensor, *, device: str = "cpu") -> dict[str, dict[str, Any]]:
+def measure_cost(
+    models: dict[str, nn.Module], sample: torch.Tensor, *, device: str = "cpu"
+) -> dict[str, dict[str, Any]]:
     """`params`, `macs` (one sample) and `latency_ms` by batch size, of each model; sample: (1, …)."""
     with untouched_rng():
         timed = {n: latency_ms(models, sample, b, device=device) for n, b in ((str(b), b) for b in BATCHES)}

@@ -22,7 +22,9 @@ def sauce(removed: list[float], quality: list[float], unpruned: float, end: floa
     """
     x, y = np.asarray(removed, dtype=np.float64), np.asarray(quality, dtype=np.float64)
     if len(x) < 2 or x[0] > 1e-9 or x[-1] < end - 1e-9 or (np.diff(x) < 0).any() or unpruned <= 0:
-        raise DataError(f"SAUCE needs a curve from 0 to {end:g} in ascending order, got {[round(v, 3) for v in removed]}")
+        raise DataError(
+            f"SAUCE needs a curve from 0 to {end:g} in ascending order, got {[round(v, 3) for v in removed]}"
+        )
     grid = np.unique(np.concatenate([x[x <= end], [end]]))
     return float(np.trapezoid(np.interp(grid, x, y), grid) / (end * unpruned))
 

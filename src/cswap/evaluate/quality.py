@@ -20,7 +20,13 @@ def _batches(dataset: Dataset[Any], size: int) -> Iterator[tuple[torch.Tensor, t
 
 
 def measure_quality(
-    models: dict[str, nn.Module], dataset: Dataset[Any], task: Task, classes: int, *, device: str = "cpu", batch: int = 128
+    models: dict[str, nn.Module],
+    dataset: Dataset[Any],
+    task: Task,
+    classes: int,
+    *,
+    device: str = "cpu",
+    batch: int = 128,
 ) -> dict[str, dict[str, Any]]:
     """Figures of each model on the same data, read once. Models are put back into the mode they were in."""
     meters = {name: task.meter(classes) for name in models}

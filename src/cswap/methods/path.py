@@ -150,9 +150,7 @@ class PruningPath:
 
     def _total(self) -> str:
         r = self.ratio
-        return (
-            f"{len(self)} decisions by {self.method}; removed params {r.params:.4f}, macs {r.macs:.4f}, units {r.units:.4f}"
-        )
+        return f"{len(self)} decisions by {self.method}; removed params {r.params:.4f}, macs {r.macs:.4f}, units {r.units:.4f}"
 
 
 def _shown(decisions: Sequence[Decision], most: int = 40) -> Sequence[Decision]:

@@ -20,7 +20,7 @@ from cswap.structure.ledger import Ledger, check_reachable
 from cswap.tasks.base import Task
 from cswap.types import Decision, Target, UnitEffects, Verdict
 
-LAST = "last unit of its group"
+LAST = "last of its group"
 _CHECKS_IN_BUFFER = 100  # looks at calibration quality over a whole buffer phase
 
 
@@ -61,7 +61,13 @@ class _Walk:
     """The state of one walk: the network as pruned so far, its scores σ, the path, and the buffer of critical units."""
 
     def __init__(
-        self, engine: CutEngine, units: Structure, calibration: CalibrationSet, target: Target, options: Options, sink: Sink
+        self,
+        engine: CutEngine,
+        units: Structure,
+        calibration: CalibrationSet,
+        target: Target,
+        options: Options,
+        sink: Sink,
     ) -> None:
         self.engine, self.units, self.calibration = engine, units, calibration
         self.target, self.options, self.sink = target, options, sink
@@ -153,7 +159,7 @@ class _Walk:
 
     def _may_go(self, group: Group, verdict: Verdict, scores: Scores) -> tuple[bool, str]:
         if verdict is Verdict.CRITICAL:
-            return False, "critical: joins the buffer"
+            return False, "a class needs it"
         if self.ledger.kept(group) == 1:
             return False, LAST
         if self.options.reference == "original":
@@ -164,7 +170,7 @@ class _Walk:
             drop = float(self.original.quality.mean() - scores.quality.mean())
             if drop > self.options.max_drop + 1e-12:
                 raise _Done(f"max-drop: removing the next unit would cost {drop:.4f} of calibration quality")
-        return True, "no class needs it" if verdict is Verdict.NEUTRAL else "hurts at least one class and helps none"
+        return True, "no class needs it" if verdict is Verdict.NEUTRAL else "a class is better without it"
 
     def _decide(
         self, phase: str, group: str, unit: int, removed: bool, reason: str, verdict: Verdict | None,
@@ -203,7 +209,7 @@ class _Walk:
                     self._check_drop(scores)
                 self.ledger.remove(group, d.unit)
                 self.engine.remove(d.group, [d.unit])
-            reason = LAST if last else "the target needs it, and its removal hurts least"
+            reason = LAST if last else "hurts least of the critical"
             if scores is not None:
                 self.current = scores
             self._decide("buffer", d.group, d.unit, not last, reason, d.verdict, d.xi, d.effects, None, scores)
@@ -214,5 +220,3 @@ class _Walk:
         drop = float(self.original.quality.mean() - scores.quality.mean())
         if self.options.max_drop is not None and drop > self.options.max_drop + 1e-12:
             raise _Done(f"max-drop: removing the next unit would cost {drop:.4f} of calibration quality")
-
-

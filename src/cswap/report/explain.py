@@ -34,7 +34,9 @@ def _story(steps: list[Decision]) -> dict[str, Any]:
     }
 
 
-def explanation(path: PruningPath, group: str | None = None, unit: int | None = None, class_: str | None = None) -> dict[str, Any]:
+def explanation(
+    path: PruningPath, group: str | None = None, unit: int | None = None, class_: str | None = None
+) -> dict[str, Any]:
     """Units of the path with their story, filtered; raises InputError for a name the artifact does not have."""
     if unit is not None and group is None:
         raise InputError("unit: --unit needs --group")

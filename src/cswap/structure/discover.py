@@ -156,7 +156,7 @@ def _layer_costs(model: nn.Module, groups: list[Group], macs: dict[str, int]) ->
     for name in dict.fromkeys(s.module for g in groups for s in g.slots):
         module = model.get_submodule(name)
         rule = rule_of(module)
-        assert rule is not None  # noqa: S101 — _slots refused every layer without one
+        assert rule is not None
         own = {n: tuple(p.shape) for n, p in module.named_parameters(recurse=False)}
         shapes = own | {n: tuple(b.shape) for n, b in module.named_buffers(recurse=False)}
         sides = {"out": rule.out, "in": rule.inn} if rule.mixes else {"out": rule.out}
@@ -169,11 +169,9 @@ def _layer_costs(model: nn.Module, groups: list[Group], macs: dict[str, int]) ->
 def _disjoint(groups: list[Group], left_out: list[LeftOut]) -> list[Group]:
     """Keep groups whose positions no earlier one owns: two owners of one channel cannot both be right."""
     owned: dict[tuple[str, str], set[int]] = {}
-    kept = []
+    kept: list[Group] = []
     for group in groups:
-        clash = next(
-            (s for s in group.slots if owned.get((s.module, s.side), set()) & set(s.positions.tolist())), None
-        )
+        clash = next((s for s in group.slots if owned.get((s.module, s.side), set()) & set(s.positions.tolist())), None)
         if clash is not None:
             left_out.append(LeftOut(group.name, group.size, f"channels of {clash.module} belong to another group too"))
             continue

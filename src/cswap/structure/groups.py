@@ -187,7 +187,8 @@ class Structure:
         for pattern in (*only, *exclude):
             if not any(fnmatch(n, pattern) for n in names):
                 raise InputError(f"pattern {pattern!r} matches no group; the groups are: {', '.join(names)}")
-        kept, dropped = [], []
+        kept: list[Group] = []
+        dropped: list[Group] = []
         for group in self.groups:
             wanted = (not only or any(fnmatch(group.name, p) for p in only)) and not any(
                 fnmatch(group.name, p) for p in exclude

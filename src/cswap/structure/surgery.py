@@ -50,8 +50,10 @@ def shrink_in_place(model: nn.Module, kept: KeptIndices) -> nn.Module:
             raise ArtifactError(f"the model has no tensor {name!r}, which should shrink") from None
         new = old.detach()
         for dim, index in sorted(dims.items()):
-            if not (0 <= dim < new.dim() and len(index) and 0 <= index.min() and index.max() < new.shape[dim]):
-                raise ArtifactError(f"indices kept of {name!r}, dimension {dim}, do not fit its shape {tuple(old.shape)}")
+            if not (0 <= dim < new.dim() and len(index) and index.min() >= 0 and index.max() < new.shape[dim]):
+                raise ArtifactError(
+                    f"indices kept of {name!r}, dimension {dim}, do not fit its shape {tuple(old.shape)}"
+                )
             new = new.index_select(dim, torch.from_numpy(index).to(new.device))
         if isinstance(old, nn.Parameter):
             setattr(module, tensor, nn.Parameter(new.clone(), requires_grad=old.requires_grad))

@@ -1,0 +1,91 @@
+"""What several test files need: small networks of every wiring, data with classes, the shared real network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cswap.structure.check import randomise_
+
+SHARED = Path(os.environ.get("CSWAP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+class ResidualNet(nn.Module):
+    """A stem, one residual block, one strided block with a projection, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(6)
+        self.a = nn.Conv2d(6, 5, 3, 1, 1)
+        self.b = nn.Conv2d(5, 6, 3, 1, 1)
+        self.c = nn.Conv2d(6, 8, 3, 2, 1)
+        self.skip = nn.Conv2d(6, 8, 1, 2)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn(self.conv(x)))
+        x = F.relu(x + self.b(F.relu(self.a(x))))
+        x = F.relu(self.c(x) + self.skip(x))
+        return self.fc(x.mean((2, 3)))
+
+
+class DepthwiseNet(nn.Module):
+    """An inverted bottleneck with a squeeze-and-excite gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Conv2d(3, 8, 1)
+        self.dw = nn.Conv2d(8, 8, 3, 1, 1, groups=8)
+        self.bn = nn.BatchNorm2d(8)
+        self.squeeze, self.excite = nn.Conv2d(8, 3, 1), nn.Conv2d(3, 8, 1)
+        self.down = nn.Conv2d(8, 6, 1)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu6(self.bn(self.dw(F.relu6(self.up(x)))))
+        x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        return self.fc(self.down(x).mean((2, 3)))
+
+
+class ConcatNet(nn.Module):
+    """Dense connections: a norm after a concat, so that zero before it is not a cut; then flatten to linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 5, 3, 1, 1)
+        self.n1, self.b = nn.BatchNorm2d(5), nn.Conv2d(5, 4, 3, 1, 1)
+        self.n2, self.c = nn.BatchNorm2d(9), nn.Conv2d(9, 6, 3, 2, 1)
+        self.hidden, self.fc = nn.Linear(6 * 4 * 4, 7), nn.Linear(7, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.a(x)
+        b = self.b(F.relu(self.n1(a)))
+        c = F.relu(self.c(F.relu(self.n2(torch.cat([a, b], 1)))))
+        return self.fc(F.relu(self.hidden(c.flatten(1))))
+
+
+NETS = {"residual": ResidualNet, "depthwise": DepthwiseNet, "concat": ConcatNet}
+
+
+@pytest.fixture(params=sorted(NETS))
+def small_net(request: pytest.FixtureRequest) -> nn.Module:
+    """Each wiring once, randomised, in eval mode; takes (N, 3, 8, 8)."""
+    return randomise_(NETS[request.param](), seed=3).eval()
+
+
+@pytest.fixture
+def inputs() -> torch.Tensor:
+    return torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "models" / "resnet18_cifar10.safetensors").exists():
+        pytest.skip("the shared real networks and data are not beside this checkout")
+    return SHARED

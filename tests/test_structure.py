@@ -1,0 +1,223 @@
+"""Units, groups, surgery: masked equals pruned, by the rules of the method, and the checks can fail."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch_pruning as tp
+import torchvision
+from torch import nn
+
+from cswap.errors import InputError, StructureError, TargetError
+from cswap.structure.check import VISIBLE, agreement, random_half, randomise_
+from cswap.structure.discover import count_params, discover, macs_of
+from cswap.structure.groups import Group, Slot, Structure
+from cswap.structure.ledger import Ledger, check_reachable, highest_ratio
+from cswap.structure.surgery import masked_copy, pruned_copy
+from cswap.types import Target
+
+ZOO = {
+    "resnet18": (12, 64), "resnet50": (37, 64), "mobilenet_v2": (25, 64), "vgg11_bn": (10, 64), "densenet121": (120, 64),
+    "googlenet": (57, 64), "squeezenet1_1": (25, 64), "efficientnet_b0": (40, 64),
+}  # fmt: skip
+
+
+def _zoo(name: str) -> nn.Module:
+    extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return getattr(torchvision.models, name)(**extra)
+
+
+def _off_by_one(structure: Structure) -> Structure:
+    """The same structure with every consumer reading its neighbour's column."""
+    groups = []
+    for g in structure:
+        slots = tuple(
+            dataclasses.replace(s, positions=np.roll(s.positions, 1)) if s.role == "consumer" else s for s in g.slots
+        )
+        groups.append(Group(g.name, g.size, slots))
+    return Structure(
+        tuple(groups), (), (), structure.layers, structure.total_params, structure.total_macs, structure.input_shape
+    )
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_masked_equals_pruned_in_torchvision(name, capsys):
+    groups, size = ZOO[name]
+    model = randomise_(_zoo(name), seed=1).eval()
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
+    structure = discover(model, x)
+    removed = random_half(structure, seed=3)
+    result = agreement(model, structure, removed, x)
+    with capsys.disabled():
+        print(f"\n{name}: {len(structure)} groups, {structure.units} units, half removed; left out "
+              f"{[(o.name, o.reason) for o in structure.left_out]}; {result}")  # fmt: skip
+    assert len(structure) == groups
+    assert [o.reason for o in structure.left_out if "output" not in o.reason] == []
+    assert set(removed) == {g.name for g in structure}
+    assert result.ok
+    assert result.visible
+    assert result.moved >= VISIBLE * result.allowed
+
+    ledger = Ledger(structure)
+    for group, units in removed.items():
+        for n in units:
+            ledger.remove(structure[group], int(n))
+    small = pruned_copy(model, structure, removed)
+    assert ledger.params == count_params(small)
+    assert round(ledger.macs) == macs_of(small, x)[0]
+
+    wrong = _off_by_one(structure)
+    with torch.no_grad():
+        crossed = (masked_copy(model, structure, removed)(x) - pruned_copy(model, wrong, removed)(x)).abs().max()
+    assert not crossed <= result.allowed  # the off-by-one is caught
+
+
+def test_each_group_alone_and_an_off_by_one_in_each_is_caught(small_net, inputs):
+    structure = discover(small_net, inputs)
+    wrong, exact = _off_by_one(structure), copy.deepcopy(small_net).double()
+    for g in structure:
+        seen = caught = 0
+        for n in range(g.size):
+            removed = {g.name: np.array([n], dtype=np.int64)}
+            right = agreement(small_net, structure, removed, inputs)
+            assert right.ok, (g.name, n, str(right))
+            seen += right.visible
+            with torch.no_grad():
+                masked = masked_copy(exact, structure, removed)(inputs.double())
+                crossed = pruned_copy(exact, wrong, removed)(inputs.double())
+            caught += bool((masked - crossed).abs().max() > 1e-7)
+        assert seen, f"no unit of {g.name} can be seen"
+        assert caught, f"no off-by-one in {g.name} is caught"  # a dead neighbour may hide one, not all
+
+
+def test_surgery_equals_the_dependency_library(small_net, inputs):
+    structure = discover(small_net, inputs)
+    removed = random_half(structure, 7)
+    ours = pruned_copy(small_net, structure, removed).state_dict()
+    theirs = copy.deepcopy(small_net)
+    graph = tp.DependencyGraph().build_dependency(theirs, inputs, verbose=False)
+    for g in structure:
+        module = theirs.get_submodule(g.name)
+        prune = graph.get_pruner_of_module(module).prune_out_channels
+        graph.get_pruning_group(module, prune, removed[g.name].tolist()).prune()
+    expected = theirs.state_dict()
+    assert ours.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+def test_groups_go_from_the_output_to_the_input():
+    structure = discover(_zoo("resnet18"), torch.randn(2, 3, 64, 64))
+    assert [g.name for g in structure] == [
+        "layer4.1.conv1", "layer4.0.conv2", "layer4.0.conv1", "layer3.1.conv1", "layer3.0.conv2", "layer3.0.conv1",
+        "layer2.1.conv1", "layer2.0.conv2", "layer2.0.conv1", "layer1.1.conv1", "layer1.0.conv1", "conv1",
+    ]  # fmt: skip
+    assert structure.units == 2880
+    stream = structure["layer4.0.conv2"]
+    assert {s.module for s in stream.producers} == {"layer4.0.conv2", "layer4.0.downsample.0", "layer4.1.conv2"}
+    assert {s.module for s in stream.consumers} == {"layer4.1.conv1", "fc"}
+
+
+def test_the_user_s_model_and_the_random_state_are_untouched(small_net, inputs):
+    small_net.train()
+    small_net.fc.weight.requires_grad_(False)
+    calls = []
+    handle = small_net.fc.register_forward_hook(lambda *_: calls.append(1))
+    before = {k: v.clone() for k, v in small_net.state_dict().items()}
+    state = torch.get_rng_state()
+    structure = discover(small_net, inputs)
+    pruned_copy(small_net, structure, random_half(structure, 0))
+    handle.remove()
+    assert torch.equal(state, torch.get_rng_state())
+    assert small_net.training
+    assert not small_net.fc.weight.requires_grad
+    assert small_net.conv.weight.requires_grad if hasattr(small_net, "conv") else True
+    assert all(torch.equal(v, small_net.state_dict()[k]) for k, v in before.items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in small_net.modules())
+
+
+class _Shuffled(nn.Module):
+    """Adds channels to themselves in another order: looks element-wise to a tracer, and is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 1), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.a(x))
+        h = h + h.flip(1)
+        return self.fc(torch.relu(self.b(h)).mean((2, 3)))
+
+
+def test_what_cannot_be_pruned_safely_is_left_out_with_its_reason(inputs):
+    structure = discover(_Shuffled(), inputs)
+    assert [g.name for g in structure] == ["b"]
+    assert "disagree" in {o.name: o.reason for o in structure.left_out}["a"]
+
+
+def test_norms_that_mix_and_grouped_convolutions_are_left_out():
+    convnext = discover(_zoo("convnext_tiny"), torch.randn(2, 3, 64, 64))
+    assert len(convnext) == 18  # the hidden layers of its MLPs
+    assert any("LayerNorm" in o.reason for o in convnext.left_out)
+    resnext = discover(_zoo("resnext50_32x4d"), torch.randn(2, 3, 64, 64))
+    assert any("grouped convolution" in o.reason for o in resnext.left_out)
+
+
+def test_a_network_the_tracer_fails_on_is_one_error():
+    with pytest.raises(StructureError, match="ZeroDivisionError"):
+        discover(_zoo("shufflenet_v2_x1_0"), torch.randn(2, 3, 64, 64))
+
+
+def test_faint_units_are_compared_in_float64_at_the_consumers(inputs):
+    class Faint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 1.0 + 1e-9 * self.b(torch.relu(self.a(x)))
+
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    net = randomise_(Faint()).eval()
+    structure = discover(net, x)
+    result = agreement(net, structure, random_half(structure, 0), x)
+    assert (result.where, result.visible, result.ok) == ("consumers", True, True)
+
+
+def test_ledger_refuses_the_last_unit_and_targets_out_of_reach(small_net, inputs):
+    structure = discover(small_net, inputs)
+    ledger, g = Ledger(structure), structure.groups[0]
+    for n in range(g.size - 1):
+        ledger.remove(g, n)
+    with pytest.raises(TargetError, match="keeps at least one"):
+        ledger.remove(g, g.size - 1)
+    with pytest.raises(TargetError, match="already"):
+        ledger.remove(g, 0)
+    beyond = Target("params", min(0.9999, highest_ratio(structure).params + 0.01))
+    with pytest.raises(TargetError, match="out of reach"):
+        check_reachable(structure, beyond)
+
+
+def test_only_and_exclude(small_net, inputs):
+    structure = discover(small_net, inputs)
+    name = structure.groups[0].name
+    assert [g.name for g in structure.select((name,))] == [name]
+    assert name not in [g.name for g in structure.select((), (name,))]
+    assert any("excluded" in o.reason for o in structure.select((), (name,)).left_out)
+    with pytest.raises(InputError, match="matches no group"):
+        structure.select(("nosuch*",))
+
+
+def test_slots_know_their_units():
+    slot = Slot("m", "in", "consumer", np.arange(6), np.repeat(np.arange(3), 2))
+    assert slot.of(np.array([2, 0])).tolist() == [0, 1, 4, 5]
+    assert slot.by_unit[1].tolist() == [2, 3]
+    assert Slot.from_dict(slot.as_dict()).by_unit[1].tolist() == [2, 3]
+    with pytest.raises(ValueError, match="side"):
+        Slot.from_dict({**slot.as_dict(), "side": "up"})
