@@ -74,8 +74,8 @@ def test_effects_equal_the_float64_twin(small_net, units_per_batch):
 
 
 def test_verdicts_do_not_depend_on_the_batch(small_net):
-    from cswap.methods.progressive import cswap
     from cswap.methods.options import Options
+    from cswap.methods.progressive import cswap
 
     images = torch.randn(400, 3, 8, 8, generator=torch.Generator().manual_seed(5)) * 2
     small_net.fc = nn.Linear(small_net.fc.in_features, 2)
@@ -88,7 +88,8 @@ def test_verdicts_do_not_depend_on_the_batch(small_net):
     calibration = calibration_set(TensorDataset(images, labels), 40)
     structure = discover(small_net, calibration.inputs(0, 2))
     paths = [
-        cswap(small_net, structure, calibration, Classification(), options=Options(), units_per_batch=b) for b in (1, 3, 64)
+        cswap(small_net, structure, calibration, Classification(), options=Options(), units_per_batch=b)
+        for b in (1, 3, 64)
     ]
     lines = [[(d.group, d.unit, d.verdict, d.removed, d.phase) for d in p] for p in paths]
     assert lines[0] == lines[1] == lines[2]
@@ -189,7 +190,9 @@ def test_corrections_by_hand():
     assert corrected(p, "none") is p
 
 
-@pytest.mark.parametrize("bad", [{"alpha": 0.0}, {"alpha": 1.5}, {"vote": "x"}, {"correction": "x"}, {"min_effect": -1.0}])
+@pytest.mark.parametrize(
+    "bad", [{"alpha": 0.0}, {"alpha": 1.5}, {"vote": "x"}, {"correction": "x"}, {"min_effect": -1.0}]
+)
 def test_a_rule_that_cannot_be_is_refused(bad):
     with pytest.raises(InputError, match="expected"):
         VoteRule(**bad)

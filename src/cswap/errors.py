@@ -13,6 +13,10 @@ CswapError                  base class; `exit_status` is what the command ends w
 """
 
 
+class CswapWarning(UserWarning):
+    """Something the user should know, and that stops nothing."""
+
+
 class CswapError(Exception):
     """Base of all errors of this package; the message is one line."""
 

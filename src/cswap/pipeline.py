@@ -14,7 +14,7 @@ from torch import nn
 
 from cswap.artifacts.files import PATH
 from cswap.artifacts.folder import Artifact, open_artifact, save, spec_of
-from cswap.artifacts.journal import Journal, open_folder, read_journal, rewrite_journal
+from cswap.artifacts.journal import Journal, forget_if_empty, open_folder, read_journal, rewrite_journal
 from cswap.causal.stats import EffectStats
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import ModelSpec, load_weights, sha256_of
@@ -28,6 +28,7 @@ from cswap.methods.path import PruningPath, Silence, Sink
 from cswap.structure.check import Agreement, agreement
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
+from cswap.structure.ledger import check_reachable
 from cswap.tasks import TASKS, Task
 from cswap.types import Cliff, Decision, Target
 
@@ -226,6 +227,8 @@ def prune(job: PruneJob, watcher: Watcher | None = None) -> dict[str, Any]:
             raise StructureError("nothing can be pruned in this model; `cswap support` says why")
         structure = structure.select(job.only, job.exclude)
         watcher.structure(structure, job.target)
+        registry.find(job.method)
+        check_reachable(structure, job.target)
     run = job.fingerprint(calibration)
     going_on = open_folder(job.out, run, resume=job.resume, force=job.force)
     start: list[Decision] = []
@@ -243,6 +246,7 @@ def prune(job: PruneJob, watcher: Watcher | None = None) -> dict[str, Any]:
             )  # fmt: skip
         finally:
             journal.close()
+            forget_if_empty(job.out)
     return finish(
         Finished(model, path, task, held_out, calibration, job.source, job.data, run), job.target, job.out, device, clock,
         watcher,

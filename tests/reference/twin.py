@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 
-def cut_scores(model: nn.Module, reads: list[tuple[str, list[int]]], inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def cut_scores(
+    model: nn.Module, reads: list[tuple[str, list[int]]], inputs: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     """σ*: softmax probability of the label when the given input columns of the named layers are zero."""
     net = copy.deepcopy(model).double().eval()
     with torch.no_grad():

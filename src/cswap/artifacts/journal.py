@@ -75,6 +75,16 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
     return bool(resume and (folder / PATH).exists())
 
 
+def forget_if_empty(folder: Path) -> None:
+    """Take a journal without a single decision away again, and the folder when nothing else is in it."""
+    if (folder / MANIFEST).exists() or (folder / PATH).stat().st_size:
+        return
+    for name in (PATH, EFFECTS_PART, RUN):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def _recorded_run(folder: Path) -> dict[str, Any] | None:
     if (folder / RUN).exists():
         return read_json(folder / RUN)

@@ -21,7 +21,7 @@ from cswap._version import __version__
 from cswap.cli import render
 from cswap.cli.progress import ProgressLine, say_error
 from cswap.data.models import ModelSpec, parse_arguments
-from cswap.errors import CswapError, InputError
+from cswap.errors import CswapError, CswapWarning, InputError
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, PruneJob, Source
 from cswap.types import Target
@@ -201,7 +201,7 @@ def prune(
 
 
 def _interrupted(out: Path) -> NoReturn:
-    kept = (out / "path.jsonl").exists()
+    kept = (out / "run.json").exists() and (out / "path.jsonl").exists()
     how = f"; the journal is kept in {out}: the same command with --resume goes on" if kept else "; nothing was written"
     say_error("interrupted" + how)
     raise typer.Exit(130)
@@ -327,6 +327,16 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def _own_warnings() -> Iterator[None]:
+    """Our warnings are a line on standard error; those of the libraries are not the user's business."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", CswapWarning)
+        warnings.showwarning = lambda message, *_rest, **_more: say_error(f"warning: {message}")
+        yield
+
+
 def _unexpected(error: Exception) -> int:
     with tempfile.NamedTemporaryFile("w", prefix="cswap-", suffix=".log", delete=False, encoding="utf-8") as log:
         traceback.print_exception(error, file=log)
@@ -336,9 +346,8 @@ def _unexpected(error: Exception) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
-    warnings.showwarning = lambda message, *_: say_error(f"warning: {message}")
     try:
-        with _terminated_like_interrupted():
+        with _terminated_like_interrupted(), _own_warnings():
             status = app(args=arguments, standalone_mode=False, prog_name="cswap")
         return status if isinstance(status, int) else 0
     except CswapError as error:

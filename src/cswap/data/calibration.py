@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from cswap.errors import DataError
+from cswap.errors import CswapWarning, DataError
 from cswap.types import IntArray
 
 CACHE_BYTES = 2 << 30
@@ -124,6 +124,8 @@ def calibration_set(
         rng = np.random.default_rng([seed, k])
         chosen.append(rng.permutation(own)[:per_class])
     if short:
-        warnings.warn(f"the calibration set is not balanced: {', '.join(short)} of {per_class}", stacklevel=2)
+        warnings.warn(
+            f"the calibration set is not balanced: {', '.join(short)} of {per_class}", CswapWarning, stacklevel=2
+        )
     indices = np.concatenate(chosen).astype(np.int64)
     return CalibrationSet(dataset, indices, labels[indices], classes)

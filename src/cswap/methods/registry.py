@@ -26,11 +26,17 @@ def register(name: str) -> Callable[[Method], Method]:
     return note
 
 
-def call(name: str, *args: Any, **settings: Any) -> PruningPath:
-    """Run a method by name with those of `settings` it accepts; raises InputError for an unknown name."""
+def find(name: str) -> Method:
+    """A method by name; raises InputError for an unknown one."""
     if name not in METHODS:
         raise InputError(f"method: expected one of {', '.join(sorted(METHODS))}, got {name!r}")
-    parameters = inspect.signature(METHODS[name]).parameters
+    return METHODS[name]
+
+
+def call(name: str, *args: Any, **settings: Any) -> PruningPath:
+    """Run a method by name with those of `settings` it accepts; raises InputError for an unknown name."""
+    method = find(name)
+    parameters = inspect.signature(method).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         settings = {k: v for k, v in settings.items() if k in parameters}
-    return METHODS[name](*args, **settings)
+    return method(*args, **settings)

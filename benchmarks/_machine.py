@@ -1,0 +1,38 @@
+"""What every result says of where it came from, and how results are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, versions, commit; `dirty` when the tree differs from it."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True, check=False).stdout
+    names = ("cswap", "torch", "torchvision", "torch-pruning", "numpy", "scipy")
+    return {
+        "commit": commit + ("+dirty" if changed.strip() else ""),
+        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "arch": platform.machine()},
+        "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
+    }
+
+
+def write_result(name: str, data: dict[str, Any]) -> None:
+    """Write one benchmark's JSON and make RESULTS.md anew."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    from make_results import write_results
+
+    write_results()

@@ -1,0 +1,95 @@
+"""A trained-like network and an image folder on disk, as a user would have them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+FACTORY = '''
+import torch
+from torch import nn
+
+
+class Colours(nn.Module):
+    """Says which colour an image is; hidden channels 3 to 11 are weak copies and noise."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(3, 12, 3, 1, 1), nn.BatchNorm2d(12)
+        self.b, self.fc = nn.Conv2d(12, 6, 1), nn.Linear(6, classes)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.b(torch.relu(self.bn(self.a(x))))).mean((2, 3)))
+
+
+def colours(classes: int = 3) -> nn.Module:
+    return Colours(classes)
+
+
+def broken() -> nn.Module:
+    raise RuntimeError("this factory fails\\nwith two lines")
+
+
+def not_a_module():
+    return 3
+'''
+
+
+@dataclass
+class Place:
+    """Everything a command needs, and the start of one."""
+
+    root: Path
+    factory: Path
+    weights: Path
+    data: Path
+
+    def prune(self, out: str, *more: str, target: str = "params=0.3", data: str | None = None) -> list[str]:
+        return [
+            "prune", "--model", f"{self.factory}:colours", "--weights", str(self.weights), "--data", data or str(self.data),
+            "--image-size", "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--per-class", "6", "--target", target,
+            "--out", str(self.root / out), "--quiet", *more,
+        ]  # fmt: skip
+
+
+def _weights() -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    a, b, fc = torch.zeros(12, 3, 3, 3), torch.zeros(6, 12, 1, 1), torch.zeros(3, 6)
+    a += 0.02 * torch.randn(a.shape, generator=g)
+    b += 0.02 * torch.randn(b.shape, generator=g)
+    fc += 0.02 * torch.randn(fc.shape, generator=g)
+    for k in range(3):
+        a[k, k, 1, 1] = b[k, k, 0, 0] = 1.0
+        fc[k, k] = 4.0
+    ones, zeros = torch.ones(12), torch.zeros(12)
+    return {
+        "a.weight": a, "a.bias": 0.1 * torch.randn(12, generator=g), "bn.weight": ones.clone(), "bn.bias": zeros.clone(),
+        "bn.running_mean": zeros.clone(), "bn.running_var": ones.clone(), "bn.num_batches_tracked": torch.tensor(1),
+        "b.weight": b, "b.bias": torch.zeros(6), "fc.weight": fc, "fc.bias": torch.zeros(3),
+    }  # fmt: skip
+
+
+def write_images(folder: Path, per_class: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for k, name in enumerate(("blue", "green", "red")):
+        (folder / name).mkdir(parents=True)
+        for i in range(per_class):
+            pixels = rng.integers(0, 90, (8, 8, 3))
+            pixels[..., k] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:03}.png")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    factory, weights, data = tmp_path / "net.py", tmp_path / "net.safetensors", tmp_path / "data"
+    factory.write_text(FACTORY)
+    save_file(_weights(), weights)
+    write_images(data / "train", 10, 0)
+    write_images(data / "test", 5, 1)
+    return Place(tmp_path, factory, weights, data)

@@ -1,0 +1,14 @@
+"""RESULTS.md is what its JSON says, byte for byte."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def test_results_regenerate_byte_for_byte():
+    made = runpy.run_path(str(BENCHMARKS / "make_results.py"))["results"]()
+    assert made == (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
+    assert "| cswap |" in made
