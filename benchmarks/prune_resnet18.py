@@ -15,7 +15,6 @@ import zipfile
 from pathlib import Path
 
 from _machine import ROOT, machine, write_result
-
 from cswap.cli.app import main
 
 SHARED = Path(os.environ.get("CSWAP_SHARED", ROOT.parent / "shared"))

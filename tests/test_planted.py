@@ -55,6 +55,8 @@ def _data(per_class: int = 40) -> TensorDataset:
 
 
 def _path(model: nn.Module, **settings: object) -> cswap.PruningPath:
+    if settings.get("method", "cswap") == "cswap":
+        settings.setdefault("target", "noncritical")
     return cswap.prune_path(model, cswap.calibration_set(_data(), 40), **settings)
 
 
@@ -115,6 +117,17 @@ def test_a_smaller_target_is_a_prefix():
         short.prefix("units=0.7")
 
 
+def test_a_path_without_a_target_is_complete():
+    path = cswap.prune_path(Planted(), cswap.calibration_set(_data(), 40))
+    assert path.ended == "nothing is left to remove"
+    assert path.ratio.units == pytest.approx(6 / 7)
+    walked = _path(Planted())
+    assert path.prefix("noncritical")[0]["hidden"].tolist() == sorted(d.unit for d in walked if d.removed)
+    assert path.apply(Planted(), "units=0.5")(torch.zeros(1, 4)).shape == (1, 3)
+    with pytest.raises(TargetError, match="no verdicts"):
+        _path(Planted(), method="magnitude", target="noncritical")
+
+
 def test_options_change_what_they_say():
     everything = _path(Planted(duplicates=False), min_effect=2.0)
     assert all(d.verdict is Verdict.NEUTRAL for d in everything)
@@ -148,8 +161,8 @@ def test_drift_is_stopped_by_the_original_reference():
     labels = torch.arange(2).repeat(30)
     x = labels.float().unsqueeze(1) * (1 + 0.01 * torch.rand(60, 1, generator=torch.Generator().manual_seed(0)))
     calibration = cswap.calibration_set(TensorDataset(x, labels), 30)
-    current = cswap.prune_path(Shared(), calibration, min_effect=0.02)
-    original = cswap.prune_path(Shared(), calibration, min_effect=0.02, reference="original")
+    current = cswap.prune_path(Shared(), calibration, target="noncritical", min_effect=0.02)
+    original = cswap.prune_path(Shared(), calibration, target="noncritical", min_effect=0.02, reference="original")
     assert sum(d.removed for d in original) <= sum(d.removed for d in current)
 
 

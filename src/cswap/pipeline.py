@@ -234,7 +234,6 @@ def prune(job: PruneJob, watcher: Watcher | None = None) -> dict[str, Any]:
     start: list[Decision] = []
     if going_on:
         start = read_journal(job.out, structure, calibration.classes, job.options.rule)
-        start = _within(start, job.target)
         rewrite_journal(job.out, start)
     with clock.phase("analysis"):
         watcher.phase("analysis")
@@ -251,14 +250,6 @@ def prune(job: PruneJob, watcher: Watcher | None = None) -> dict[str, Any]:
         Finished(model, path, task, held_out, calibration, job.source, job.data, run), job.target, job.out, device, clock,
         watcher,
     )  # fmt: skip
-
-
-def _within(decisions: list[Decision], target: Target) -> list[Decision]:
-    """The journal up to the decision that reached this (smaller) target, if it did."""
-    for i, d in enumerate(decisions):
-        if (d.removed and target.reached(d.ratio)) or (target.kind == "noncritical" and d.phase == "buffer"):
-            return decisions[: i + (d.phase != "buffer" or target.kind != "noncritical")]
-    return decisions
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,6 +345,8 @@ def original_of(artifact: Artifact, source: Source | None, trust: bool) -> tuple
 
 def choice_of(artifact: Artifact, data: str | None) -> DataChoice:
     """The data the artifact was made with, or `data` in its stead with the same format."""
+    if data is not None and "data" not in artifact.manifest:
+        return DataChoice(data)  # saved from Python: the model's own image format
     try:
         recorded = dict(artifact.manifest["data"])
         recorded["labels"] = Path(recorded["labels"]) if recorded.get("labels") else None
@@ -427,7 +420,7 @@ def prune_path(
     *,
     task: Task | None = None,
     method: str = "cswap",
-    target: Target | str = "noncritical",
+    target: Target | str = Target("complete"),  # noqa: B008 — frozen
     structure: Structure | None = None,
     sink: Sink | None = None,
     device: str = "auto",
@@ -435,6 +428,8 @@ def prune_path(
     **options: Any,
 ) -> PruningPath:
     """The path of a method for a model in memory; `model` and the random state are untouched.
+
+    By default the path is complete, so that any target lies on it; a `target` (or "noncritical") stops it there.
 
     `options`: fields of `Options` (alpha=0.05, vote="class", …). Raises InputError, StructureError, DataError.
     """

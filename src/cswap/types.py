@@ -45,13 +45,15 @@ class Ratio:
 class Target:
     """How much to remove: a fraction of `params`, `macs` or `units`, or all that is `noncritical`.
 
+    `Target("complete")`, from Python only, asks for a path to the very end: one unit left in each group.
+
     >>> Target.parse("params=0.5")
     Target(kind='params', value=0.5)
     >>> str(Target.parse("noncritical"))
     'noncritical'
     """
 
-    kind: Literal["params", "macs", "units", "noncritical"]
+    kind: Literal["params", "macs", "units", "noncritical", "complete"]
     value: float | None = None
 
     @classmethod
@@ -76,7 +78,7 @@ class Target:
         return cls(kind, value)  # type: ignore[arg-type]
 
     def reached(self, ratio: Ratio) -> bool:
-        """Whether `ratio` is at or past this target; never for `noncritical`, which ends with the walk."""
+        """Whether `ratio` is at or past this target; never for those without a fraction."""
         if self.value is None:
             return False
         return ratio.as_dict()[self.kind] >= self.value - 1e-12

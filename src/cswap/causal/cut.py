@@ -114,6 +114,13 @@ class CutEngine:
             except _RowsDoNotMatch:
                 self.units_per_batch = 1
                 continue
+            except torch.cuda.OutOfMemoryError:
+                if self.rows == 1:
+                    raise
+                self.rows //= 2
+                self.units_per_batch = max(1, self.units_per_batch // 2)
+                torch.cuda.empty_cache()
+                continue
             start += len(part)
         return results
 

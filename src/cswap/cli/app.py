@@ -185,7 +185,7 @@ def prune(
         source=source,
         data=DataChoice(
             str(Path(data).resolve()) if Path(data).is_dir() else data, image_size, mean, std, per_class, allow_imbalance,
-            labels, calibration_split, eval_split, eval_samples,
+            labels.resolve() if labels else None, calibration_split, eval_split, eval_samples,
         ),
         out=out, target=Target.parse(target), method=method, task=task, options=options, only=tuple(only or ()),
         exclude=tuple(exclude or ()), machine=Machine(device, bytes_of(memory)), resume=resume, force=force,

@@ -107,18 +107,10 @@ class PruningPath:
             )
         return ledger.removed(), steps, ratio
 
-    def apply(self, model: nn.Module, target: Target | str | None = None) -> nn.Module:
-        """A new, smaller module; `model` is untouched. Without a target: all the path removes."""
-        if target is None:
-            ledger = Ledger(self.structure)
-            for d in self.decisions:
-                if d.removed:
-                    ledger.remove(self.structure[d.group], d.unit)
-            removed, steps, ratio = ledger.removed(), len(self), ledger.ratio()
-            target = Target("units", ratio.units)
-        else:
-            target = Target.parse(target)
-            removed, steps, ratio = self.prefix(target)
+    def apply(self, model: nn.Module, target: Target | str) -> nn.Module:
+        """A new, smaller module; `model` is untouched. Raises TargetError when the path ends before the target."""
+        target = Target.parse(target)
+        removed, steps, ratio = self.prefix(target)
         small: Any = pruned_copy(model, self.structure, removed)
         small._cswap = Surgery(target, ratio, steps, removed, kept_indices(self.structure, removed))
         return small  # type: ignore[no-any-return]

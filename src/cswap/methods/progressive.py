@@ -35,7 +35,7 @@ def cswap(
     calibration: CalibrationSet,
     task: Task,
     *,
-    target: Target = Target("noncritical"),  # noqa: B008 — frozen
+    target: Target = Target("complete"),  # noqa: B008 — frozen
     options: Options = Options(),  # noqa: B008 — frozen
     start: Sequence[Decision] = (),
     sink: Sink | None = None,

@@ -9,6 +9,7 @@ from torch import nn
 
 from cswap.causal.cut import CutEngine, refuse_near_chance
 from cswap.data.calibration import CalibrationSet
+from cswap.errors import TargetError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink
 from cswap.methods.watch import QualityWatch
@@ -49,17 +50,20 @@ def ranking_path(
     scores: Mapping[str, FloatArray],
     *,
     method: str,
-    target: Target = Target("noncritical"),  # noqa: B008 — frozen
+    target: Target = Target("complete"),  # noqa: B008 — frozen
     options: Options = Options(),  # noqa: B008 — frozen
     start: Sequence[Decision] = (),
     sink: Sink | None = None,
     device: str = "cpu",
     memory: int = 4 << 30,
 ) -> PruningPath:
-    """Remove units from the lowest score (size,) of each group up to the target; `noncritical` means all of the ranking.
+    """Remove units from the lowest score (size,) of each group up to the target.
 
-    The calibration set does not choose units here; it is watched for a cliff and for `max_drop`.
+    The calibration set does not choose units here; it is watched for a cliff and for `max_drop`. Raises TargetError for
+    `noncritical`: a ranking has no verdicts.
     """
+    if target.kind == "noncritical":
+        raise TargetError(f"target noncritical: {method} gives no verdicts; expected params=F, macs=F or units=F")
     check_reachable(units, target)
     sink = sink or Silence()
     engine = CutEngine(model, units, calibration, task, device=device, memory=memory)

@@ -181,7 +181,7 @@ class Structure:
     def select(self, only: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> Structure:
         """The same network with the groups whose name matches `only` and not `exclude` (shell patterns).
 
-        Ratios keep counting the whole network. Raises InputError when a pattern matches no group.
+        Parameters and MACs keep counting the whole network, units those selected. Raises InputError when a pattern matches no group.
         """
         names = [g.name for g in self.groups]
         for pattern in (*only, *exclude):
