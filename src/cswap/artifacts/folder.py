@@ -90,6 +90,8 @@ def save(
             write_json(fresh / CURVE, curve)
         if spec is not None:
             _read_back(fresh, model, spec)
+        for private in (fresh / WEIGHTS, fresh / EFFECTS):
+            private.chmod((fresh / MANIFEST).stat().st_mode)  # safetensors writes files only their owner can read
         (folder / MANIFEST).unlink(missing_ok=True)
         for file in sorted(fresh.iterdir(), key=lambda f: f.name == MANIFEST):
             file.replace(folder / file.name)

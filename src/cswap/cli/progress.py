@@ -93,20 +93,21 @@ class ProgressLine(Watcher):
         return f"{d.phase} {d.group}: {self.done} decisions ({seen or 'ranking'}), {kind} {d.ratio.as_dict()[kind]:.4f} removed"
 
     def _share(self, d: Decision) -> float:
+        """How far along: by the ratio reached where there is a target, else by the units judged."""
         walked = min(1.0, self.done / max(1, self.total))
         if self.target is None or not self.target.value:
             return walked
-        return max(
-            walked if self.target.value is None else 0.0,
-            min(1.0, d.ratio.as_dict()[self.target.kind] / self.target.value),
-        )
+        return min(1.0, d.ratio.as_dict()[self.target.kind] / self.target.value)
 
     def _left(self, d: Decision) -> str:
-        share, gone = self._share(d), time.monotonic() - self.begin
-        if share <= 0.02 or gone < 2:
+        """The time left at the pace so far; until the ratio moves, at most the rest of the walk is known."""
+        share, gone, bound = self._share(d), time.monotonic() - self.begin, "about"
+        if share <= 0.02:
+            share, bound = min(1.0, self.done / max(1, self.total)), "at most about"
+        if share <= 0.005 or gone < 2:
             return ""
         left = gone * (1 - share) / share
-        return f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
+        return f"{bound} {left / 60:.0f} min left" if left >= 90 else f"{bound} {left:.0f} s left"
 
     def cliff(self, cliff: Cliff) -> None:
         self.line(f"warning: {cliff}")
