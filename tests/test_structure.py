@@ -174,6 +174,25 @@ def test_a_network_the_tracer_fails_on_is_one_error():
         discover(_zoo("shufflenet_v2_x1_0"), torch.randn(2, 3, 64, 64))
 
 
+def test_the_support_report_says_what_the_tracer_cannot():
+    from cswap.data.models import ModelSpec
+    from cswap.pipeline import Source
+    from cswap.report.support import support_report
+
+    report = support_report(Source(ModelSpec.parse("torchvision:shufflenet_v2_x0_5")), 64)
+    assert report["groups"] == []
+    assert "ZeroDivisionError" in report["left_out"][0]["reason"]
+
+
+def test_attention_counts_and_its_own_layers_are_not_called_unused():
+    vit = torchvision.models.VisionTransformer(32, 16, 2, 2, 32, 64, num_classes=5)
+    structure = discover(vit, torch.randn(2, 3, 32, 32))
+    assert [g.size for g in structure] == [64, 64]
+    assert structure.uncalled == ()
+    assert any("LayerNorm" in o.reason for o in structure.left_out)
+    assert structure.total_macs > 2 * 5 * 32 * (3 * 32 + 32 + 2 * 64)  # projections and MLPs of both layers, 5 tokens
+
+
 def test_faint_units_are_compared_in_float64_at_the_consumers(inputs):
     class Faint(nn.Module):
         def __init__(self) -> None:

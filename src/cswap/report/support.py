@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from cswap.data.sources import image_format
+from cswap.errors import StructureError
 from cswap.pipeline import Source
-from cswap.structure.discover import discover
+from cswap.structure.discover import count_params, discover, macs_of
+from cswap.structure.groups import LeftOut, Structure
 from cswap.structure.ledger import highest_ratio
 
 
@@ -17,7 +19,19 @@ def support_report(source: Source, image_size: int | None = None, channels: int 
     model = source.build()
     size = image_format(source.spec, image_size, None, None).size
     generator = torch.Generator().manual_seed(0)
-    structure = discover(model, torch.randn(2, channels, size, size, generator=generator))
+    inputs = torch.randn(2, channels, size, size, generator=generator)
+    try:
+        structure = discover(model, inputs)
+    except StructureError as reason:  # the whole model is left out, and that is the report
+        structure = Structure(
+            (),
+            (LeftOut(source.spec.text, 0, str(reason)),),
+            (),
+            {},
+            count_params(model),
+            macs_of(model, inputs)[0],
+            (channels, size, size),
+        )
     return {
         "model": source.spec.text,
         "input": [channels, size, size],

@@ -45,8 +45,13 @@ def untouched_rng() -> Iterator[None]:
 def macs_of(model: nn.Module, inputs: torch.Tensor) -> tuple[int, dict[str, int]]:
     """Multiply-accumulates of one sample, in all and by module name, by torch's own counter (which counts two each)."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model(inputs[:1])
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused attention kernel is invisible to the counter
+    try:
+        with torch.no_grad(), counter:
+            model(inputs[:1])
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     counts = counter.get_flop_counts()
     root = type(model).__name__
     by_module = {
@@ -235,11 +240,16 @@ def _place(group: Group, order: dict[str, int]) -> tuple[int, int]:
 
 
 def _uncalled(model: nn.Module, order: dict[str, int]) -> tuple[str, ...]:
-    """Modules with parameters of their own that the forward pass never calls."""
+    """Modules with parameters of their own that the forward pass never calls; attention reads its own without a call."""
+    inside = {id(c) for m in model.modules() if isinstance(m, nn.MultiheadAttention) for c in m.children()}
     return tuple(
         n
         for n, m in model.named_modules()
-        if n and n not in order and not any(True for _ in m.children()) and any(True for _ in m.parameters())
+        if n
+        and n not in order
+        and id(m) not in inside
+        and not any(True for _ in m.children())
+        and any(True for _ in m.parameters())
     )
 
 
