@@ -343,8 +343,11 @@ def original_of(artifact: Artifact, source: Source | None, trust: bool) -> tuple
     return found.build(), found
 
 
-def choice_of(artifact: Artifact, data: str | None) -> DataChoice:
-    """The data the artifact was made with, or `data` in its stead with the same format."""
+def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
+    """The data the artifact was made with, or `data` in its stead with the same format.
+
+    A FILE.py that only the manifest names runs with `trust` alone. Raises InputError.
+    """
     if data is not None and "data" not in artifact.manifest:
         return DataChoice(data)  # saved from Python: the model's own image format
     try:
@@ -353,7 +356,13 @@ def choice_of(artifact: Artifact, data: str | None) -> DataChoice:
         choice = DataChoice(**recorded)
     except (KeyError, TypeError, ValueError):
         raise InputError("the artifact does not say what data it was made with: it was saved from Python") from None
-    return choice if data is None else DataChoice(**{**vars(choice), "text": data})
+    if data is not None:
+        return DataChoice(**{**vars(choice), "text": data})
+    if ".py:" in choice.text and not trust:
+        raise InputError(
+            f"the artifact names {choice.text!r} as its data, code that would run: pass --data, or --trust it"
+        )
+    return choice
 
 
 def apply(
@@ -366,7 +375,7 @@ def apply(
     artifact.path.prefix(target)  # beyond the end: said before anything is loaded
     with clock.phase("load"):
         model, found = original_of(artifact, source, trust)
-        choice = choice_of(artifact, data)
+        choice = choice_of(artifact, data, trust)
         pair = choice.open(found.spec)
         calibration = calibration_set(
             pair.train, choice.per_class, artifact.path.options.get("seed", 0), classes=pair.classes,
@@ -396,7 +405,7 @@ def evaluate(
     artifact = open_artifact(folder)
     model, found = original_of(artifact, source, trust)
     small = load(folder, factory=source.spec.build if source else None, trust=trust)
-    choice = choice_of(artifact, data)
+    choice = choice_of(artifact, data, trust)
     pair = choice.open(found.spec)
     held_out = limited(pair.evaluation, choice.eval_samples, artifact.path.options.get("seed", 0))
     task, device = task_named(str(artifact.manifest.get("task", "classification"))), machine.torch_device

@@ -152,6 +152,14 @@ def test_apply_eval_explain_support(place, capsys):
     )
     assert not (place.root / "no").exists()
     _refused(capsys, ["apply", out, "--target", "params=0.1", "--out", str(place.root / "no")], "--trust")
+    manifest = json.loads((place.root / "out" / "manifest.json").read_text())
+    evil = place.root / "evil.py"
+    evil.write_text(f"import pathlib; pathlib.Path({str(place.root / 'ran')!r}).touch()")
+    manifest["data"]["text"] = f"{evil}:data"
+    (place.root / "out" / "manifest.json").write_text(json.dumps(manifest))
+    model = ["--model", f"{place.factory}:colours", "--weights", str(place.weights)]
+    _refused(capsys, ["eval", out, *model], "code that would run", "--data")
+    assert not (place.root / "ran").exists()
     _refused(capsys, ["explain", out, "--group", "zzz"], "no group 'zzz'")
     _refused(capsys, ["explain", out, "--group", "b", "--unit", "99"], "units 0 to 5")
     _refused(capsys, ["explain", out, "--class", "purple"], "blue")
