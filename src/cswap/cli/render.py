@@ -68,6 +68,8 @@ def summary(data: dict[str, Any], out: Path) -> None:
     console.print(
         f"removed: params {r['params']:.4f}, macs {r['macs']:.4f}, units {r['units']:.4f} ({escape(data['ended'])})"
     )
+    if not r["units"]:
+        console.print("nothing was removed: the network is as it was")
     if any(v.values()):
         console.print(f"verdicts: {v['critical']} critical, {v['neutral']} neutral, {v['detrimental']} detrimental")
     for cliff in data.get("cliffs", []):
