@@ -193,6 +193,21 @@ def test_attention_counts_and_its_own_layers_are_not_called_unused():
     assert structure.total_macs > 2 * 5 * 32 * (3 * 32 + 32 + 2 * 64)  # projections and MLPs of both layers, 5 tokens
 
 
+def test_a_computed_weight_is_left_out_with_its_reason(inputs):
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 6, 1))
+            self.b, self.fc = nn.Conv2d(6, 5, 1), nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(torch.relu(self.b(torch.relu(self.a(x)))).mean((2, 3)))
+
+    structure = discover(Normed(), inputs)
+    assert [g.name for g in structure] == ["b"]
+    assert any("parametrisation" in o.reason for o in structure.left_out)
+
+
 def test_faint_units_are_compared_in_float64_at_the_consumers(inputs):
     class Faint(nn.Module):
         def __init__(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,20 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from cswap.artifacts.files import PATH
+from cswap.artifacts.files import MANIFEST
 from cswap.artifacts.folder import Artifact, open_artifact, save, spec_of
-from cswap.artifacts.journal import Journal, forget_if_empty, open_folder, read_journal, rewrite_journal
+from cswap.artifacts.journal import Journal, forget_if_empty, open_folder, read_journal, replacing, rewrite_journal
 from cswap.causal.stats import EffectStats
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import ModelSpec, load_weights, sha256_of
 from cswap.data.sources import DataPair, ImageFormat, image_format, limited, open_data
-from cswap.errors import DataError, InputError, MismatchError, StructureError
+from cswap.errors import DataError, InputError, StructureError
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
 from cswap.methods import registry
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink
-from cswap.structure.check import Agreement, agreement
+from cswap.structure.check import Agreement
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
 from cswap.structure.ledger import check_reachable
@@ -192,11 +194,11 @@ class PruneJob:
     resume: bool = False
     force: bool = False
 
-    def fingerprint(self, calibration: CalibrationSet) -> dict[str, Any]:
+    def fingerprint(self, calibration: CalibrationSet, model: nn.Module) -> dict[str, Any]:
         """What must be the same for a resumed run; the target may grow."""
         return {
             "model": {"spec": self.source.spec.text, "arguments": self.source.spec.arguments},
-            "weights_sha256": self.source.as_dict()["weights_sha256"],
+            "weights": state_hash(model),
             "data": calibration.fingerprint(),
             "method": self.method,
             "task": self.task,
@@ -204,6 +206,14 @@ class PruneJob:
             "only": list(self.only),
             "exclude": list(self.exclude),
         }
+
+
+def state_hash(model: nn.Module) -> str:
+    """Hash of all parameters and buffers by name, wherever they came from."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def prune(job: PruneJob, watcher: Watcher | None = None) -> dict[str, Any]:
@@ -229,27 +239,28 @@ def prune(job: PruneJob, watcher: Watcher | None = None) -> dict[str, Any]:
         watcher.structure(structure, job.target)
         registry.find(job.method)
         check_reachable(structure, job.target)
-    run = job.fingerprint(calibration)
-    going_on = open_folder(job.out, run, resume=job.resume, force=job.force)
-    start: list[Decision] = []
-    if going_on:
-        start = read_journal(job.out, structure, calibration.classes, job.options.rule)
-        rewrite_journal(job.out, start)
-    with clock.phase("analysis"):
-        watcher.phase("analysis")
-        journal = Journal(job.out, calibration.classes)
-        try:
-            path = registry.call(
-                job.method, model, structure, calibration, task, target=job.target, options=job.options, start=start,
-                sink=_Both(journal, watcher), device=device, memory=job.machine.memory,
-            )  # fmt: skip
-        finally:
-            journal.close()
-            forget_if_empty(job.out)
-    return finish(
-        Finished(model, path, task, held_out, calibration, job.source, job.data, run), job.target, job.out, device, clock,
-        watcher,
-    )  # fmt: skip
+    with replacing(job.out, job.force):
+        run = job.fingerprint(calibration, model)
+        going_on = open_folder(job.out, run, resume=job.resume, force=job.force)
+        start: list[Decision] = []
+        if going_on:
+            start = read_journal(job.out, structure, calibration.classes, job.options.rule)
+            rewrite_journal(job.out, start)
+        with clock.phase("analysis"):
+            watcher.phase("analysis")
+            journal = Journal(job.out, calibration.classes)
+            try:
+                path = registry.call(
+                    job.method, model, structure, calibration, task, target=job.target, options=job.options, start=start,
+                    sink=_Both(journal, watcher), device=device, memory=job.machine.memory,
+                )  # fmt: skip
+            finally:
+                journal.close()
+                forget_if_empty(job.out)
+        return finish(
+            Finished(model, path, task, held_out, calibration, job.source, job.data, run), job.target, job.out, device, clock,
+            watcher,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,11 +281,10 @@ def verified_copy(
     model: nn.Module, path: PruningPath, target: Target, inputs: torch.Tensor
 ) -> tuple[nn.Module, Agreement]:
     """The pruned module and how well it agrees with the masked one; raises MismatchError when it does not."""
+    path.example = inputs
     small: Any = path.apply(model, target)
-    result = agreement(model, path.structure, small._cswap.removed, inputs)
-    if not result.ok:
-        raise MismatchError(f"{result}; nothing was written beyond the journal")
-    return small, result
+    agreed: Agreement = small._cswap.agreement
+    return small, agreed
 
 
 def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock, watcher: Watcher) -> dict[str, Any]:
@@ -319,10 +329,8 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
     save(
         small, out, path=path, factory=done.source.spec, force=True, summary=summary, curve={"points": points},
         details={
-            "run": done.run, "source": done.source.as_dict(), "seed": path.options.get("seed"),
-            "data": {k: str(v) if isinstance(v, Path) else v for k, v in vars(done.data).items()},
-            "task": done.task.name, "max_abs_difference": agreed.difference, "agreement": str(agreed),
-            "mask_visible": agreed.visible,
+            "run": done.run, "source": done.source.as_dict(),             "data": {k: str(v) if isinstance(v, Path) else v for k, v in vars(done.data).items()},
+            "task": done.task.name,
         },
     )  # fmt: skip
     return summary
@@ -365,6 +373,15 @@ def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
     return choice
 
 
+def same_classes(pair: DataPair, artifact: Artifact) -> None:
+    """Data given later must have the artifact's classes in its order. Raises DataError."""
+    if pair.classes != artifact.path.classes:
+        raise DataError(
+            f"data: expected the artifact's {len(artifact.path.classes)} classes ({', '.join(artifact.path.classes[:4])}, …), "
+            f"got {len(pair.classes)} ({', '.join(pair.classes[:4])}, …)"
+        )
+
+
 def apply(
     folder: Path, target: Target, out: Path, *, source: Source | None = None, data: str | None = None, trust: bool = False,
     force: bool = False, machine: Machine = Machine(), watcher: Watcher | None = None,
@@ -373,25 +390,28 @@ def apply(
     watcher, clock = watcher or Watcher(), Clock()
     artifact = open_artifact(folder)
     artifact.path.prefix(target)  # beyond the end: said before anything is loaded
+    if out.resolve() == folder.resolve():
+        raise InputError(f"out: {out} is the artifact itself; name another folder")
     with clock.phase("load"):
         model, found = original_of(artifact, source, trust)
         choice = choice_of(artifact, data, trust)
         pair = choice.open(found.spec)
+        same_classes(pair, artifact)
         calibration = calibration_set(
             pair.train, choice.per_class, artifact.path.options.get("seed", 0), classes=pair.classes,
             allow_imbalance=choice.allow_imbalance,
         )  # fmt: skip
         held_out = limited(pair.evaluation, choice.eval_samples, artifact.path.options.get("seed", 0))
     run = artifact.manifest.get("run", {})
-    open_folder(out, run, resume=False, force=force)
     task = task_named(str(artifact.manifest.get("task", "classification")))
     done = Finished(model, artifact.path, task, held_out, calibration, found, choice, run)
-    try:
-        return finish(done, target, out, machine.torch_device, clock, watcher)
-    except BaseException:
-        if not (out / PATH).exists():
-            (out / "run.json").unlink(missing_ok=True)
-        raise
+    with replacing(out, force):
+        open_folder(out, run, resume=False, force=force)
+        try:
+            return finish(done, target, out, machine.torch_device, clock, watcher)
+        finally:
+            if not (out / MANIFEST).exists():
+                shutil.rmtree(out)
 
 
 def evaluate(
@@ -407,6 +427,7 @@ def evaluate(
     small = load(folder, factory=source.spec.build if source else None, trust=trust)
     choice = choice_of(artifact, data, trust)
     pair = choice.open(found.spec)
+    same_classes(pair, artifact)
     held_out = limited(pair.evaluation, choice.eval_samples, artifact.path.options.get("seed", 0))
     task, device = task_named(str(artifact.manifest.get("task", "classification"))), machine.torch_device
     watcher.phase("evaluation")
@@ -450,7 +471,9 @@ def prune_path(
     structure = structure or discover(model, calibration.inputs(0, 2))
     if not structure.groups:
         raise StructureError("nothing can be pruned in this model")
-    return registry.call(
+    path = registry.call(
         method, model, structure, calibration, chosen_task, target=Target.parse(target), options=chosen, start=(),
         sink=sink or Silence(), device=Machine(device).torch_device, memory=memory,
     )  # fmt: skip
+    path.example = calibration.inputs(0, min(32, len(calibration)))
+    return path

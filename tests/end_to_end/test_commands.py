@@ -221,6 +221,8 @@ def test_bad_input_is_one_line_and_status_2(place, capsys):
         (["--per-class", "11"], ["'blue'", "at least 11", "got 10"]),
         (["--per-class", "1"], ["at least 2"]),
         (["--alpha", "2"], ["alpha"]),
+        (["--seed", "-1"], ["seed"]),
+        (["--memory", "1e999"], ["memory"]),
         (["--alpha", "x"], ["alpha"]),
         (["--vote", "x"], ["vote"]),
         (["--correction", "x"], ["correction"]),
@@ -358,6 +360,55 @@ def test_force_replaces_an_artifact(place, capsys):
     assert json.loads((place.root / "out" / "manifest.json").read_text())["target"] != before
 
 
+def test_a_forced_run_that_fails_gives_the_old_artifact_back(place, capsys):
+    assert _main(capsys, *place.prune("out"))[0] == 0
+    before = {p.name: p.read_bytes() for p in (place.root / "out").iterdir()}
+    untrained = {k: torch.zeros_like(v) for k, v in load_file(place.weights).items()}
+    save_file(untrained, place.root / "untrained.safetensors")
+    _refused(capsys, place.prune("out", "--force", "--weights", str(place.root / "untrained.safetensors")), "chance")
+    out = str(place.root / "out")
+    _refused(
+        capsys, ["apply", out, "--target", "params=0.1", "--out", out, "--force", "--trust"], "the artifact itself"
+    )
+    assert {p.name: p.read_bytes() for p in (place.root / "out").iterdir()} == before
+    assert not (place.root / "out.before-force").exists()
+
+
+def test_a_folder_of_the_user_s_own_is_never_written_to(place, capsys):
+    own = place.root / "own"
+    own.mkdir()
+    (own / "factory.py").write_text("mine = 1")
+    for more in (["--force"], ["--resume"], []):
+        _refused(capsys, place.prune("own", *more), "other files")
+    path = cswap.prune_path(_original(place), _calibration(place), target="params=0.3")
+    with pytest.raises(InputError, match="other files"):
+        cswap.save(path.apply(_original(place), "params=0.2"), own, path=path, force=True)
+    assert [p.name for p in own.iterdir()] == ["factory.py"]
+
+
+def test_data_with_other_classes_is_refused(place, capsys):
+    assert _main(capsys, *place.prune("out"))[0] == 0
+    other = place.root / "other"
+    for split in ("train", "test"):
+        shutil.copytree(place.data / split, other / split)
+        (other / split / "blue").rename(other / split / "yellow")
+    _refused(capsys, ["eval", str(place.root / "out"), "--data", str(other), "--trust"], "the artifact's 3 classes")
+    shutil.rmtree(other / "test" / "yellow")
+    order = place.root / "order.txt"
+    order.write_text("green\nred\nyellow\n")
+    _refused(capsys, place.prune("o", "--labels", str(order), data=str(other)), "different classes")
+
+
+def test_noncritical_needs_a_finished_walk(place, capsys):
+    assert _main(capsys, *place.prune("out", target="params=0.05"))[0] == 0
+    _refused(
+        capsys,
+        ["apply", str(place.root / "out"), "--target", "noncritical", "--out", str(place.root / "n"), "--trust"],
+        "tested",
+        "--resume",
+    )
+
+
 def test_a_manifest_cannot_lead_out_of_its_folder_or_be_changed(place, capsys):
     assert _main(capsys, *place.prune("out"))[0] == 0
     folder = place.root / "out"
@@ -422,10 +473,10 @@ def test_save_and_load_from_python_and_random_state(place, tmp_path):
 
 
 def test_disagreement_writes_nothing(place, capsys, monkeypatch):
-    from cswap import pipeline
+    from cswap.methods import path
     from cswap.structure.check import Agreement
 
-    monkeypatch.setattr(pipeline, "agreement", lambda *_: Agreement(1.0, 1e-4, 1.0, "output", True))
+    monkeypatch.setattr(path, "agreement", lambda *_: Agreement(1.0, 1e-4, 1.0, "output", True))
     _refused(capsys, place.prune("out"), "max |masked − pruned| = 1", "nothing was written", status=1)
     assert not (place.root / "out" / "manifest.json").exists()
     assert not (place.root / "out" / "model.safetensors").exists()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,24 @@ from cswap._version import __version__
 from cswap.artifacts.files import (
     CURVE,
     EFFECTS,
-    EFFECTS_PART,
     FACTORY,
     MANIFEST,
+    OURS,
     PATH,
-    RUN,
     SUMMARY,
     WEIGHTS,
     inside,
     read_json,
     write_json,
 )  # fmt: skip
-from cswap.artifacts.journal import read_journal, write_effects
+from cswap.artifacts.journal import is_ours, read_journal, write_effects
 from cswap.data.models import ModelSpec, one_line, sha256_of
 from cswap.errors import ArtifactError, CswapError, InputError, MismatchError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Surgery
 from cswap.structure.groups import Structure
 from cswap.structure.surgery import KeptIndices, shrink_in_place
+from cswap.types import Cliff
 
 SCHEMA = "cswap-artifact/1"
 
@@ -77,28 +77,29 @@ def save(
     folder = Path(folder)
     if (folder / MANIFEST).exists() and not force:
         raise InputError(f"save: {folder} holds an artifact; force=True replaces it")
+    if folder.exists() and any(folder.iterdir()) and not is_ours(folder):
+        raise InputError(f"save: {folder} holds other files; name a new folder")
     spec = ModelSpec.parse(factory, arguments) if isinstance(factory, str) else factory
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / ".writing"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     try:
-        manifest = _write_all(model, fresh, surgery, path, spec, details or {})
+        _write_all(model, fresh, surgery, path, spec, details or {})
         if summary is not None:
             write_json(fresh / SUMMARY, summary)
         if curve is not None:
             write_json(fresh / CURVE, curve)
         if spec is not None:
-            _read_back(fresh, model, spec)
+            _read_back(fresh, model)
+        written = {f.name for f in fresh.iterdir()}
         for private in (fresh / WEIGHTS, fresh / EFFECTS):
             private.chmod((fresh / MANIFEST).stat().st_mode)  # safetensors writes files only their owner can read
         (folder / MANIFEST).unlink(missing_ok=True)
         for file in sorted(fresh.iterdir(), key=lambda f: f.name == MANIFEST):
             file.replace(folder / file.name)
-        for done in (EFFECTS_PART, RUN):
-            (folder / done).unlink(missing_ok=True)
-        if "factory" in manifest and manifest["factory"].get("kind") != "file":
-            (folder / FACTORY).unlink(missing_ok=True)
+        for stale in set(OURS) - written:
+            (folder / stale).unlink(missing_ok=True)
     except OSError as error:
         raise ArtifactError(f"{folder} cannot be written ({error.strerror or error})") from None
     finally:
@@ -108,7 +109,7 @@ def save(
 
 def _write_all(
     model: nn.Module, fresh: Path, surgery: Surgery, path: PruningPath, spec: ModelSpec | None, details: dict[str, Any]
-) -> dict[str, Any]:
+) -> None:
     save_model(model, str(fresh / WEIGHTS))
     (fresh / PATH).write_text("".join(_json_line(d) for d in path.decisions), encoding="utf-8")
     write_effects(fresh / EFFECTS, path.structure, path.classes, path.decisions)
@@ -123,6 +124,11 @@ def _write_all(
         "ratio": surgery.ratio.as_dict(),
         "steps": surgery.steps,
         "ended": path.ended,
+        "seed": path.options.get("seed"),
+        "max_abs_difference": None if surgery.agreement is None else surgery.agreement.difference,
+        "mask_visible": None if surgery.agreement is None else surgery.agreement.visible,
+        "agreement": None if surgery.agreement is None else str(surgery.agreement),
+        "cliffs": [asdict(c) for c in path.cliffs],
         "kept": {t: {str(d): i.tolist() for d, i in dims.items()} for t, dims in surgery.kept.items()},
         "weights": {"file": WEIGHTS, "sha256": sha256_of(fresh / WEIGHTS)},
         "structure": path.structure.as_dict(),
@@ -134,7 +140,6 @@ def _write_all(
             shutil.copyfile(spec.where, fresh / FACTORY)
             manifest["factory"] |= {"file": FACTORY, "sha256": sha256_of(fresh / FACTORY)}
     write_json(fresh / MANIFEST, manifest)
-    return manifest
 
 
 def _json_line(decision: Any) -> str:
@@ -143,9 +148,9 @@ def _json_line(decision: Any) -> str:
     return json.dumps(decision.as_dict()) + "\n"
 
 
-def _read_back(fresh: Path, model: nn.Module, spec: ModelSpec) -> None:
+def _read_back(fresh: Path, model: nn.Module) -> None:
     """What was written must load to the same tensors."""
-    again = load(fresh, factory=spec.build).state_dict()
+    again = load(fresh, trust=True).state_dict()
     for name, tensor in model.state_dict().items():
         if name not in again or not torch.equal(again[name].cpu(), tensor.detach().cpu()):
             raise MismatchError(f"the artifact read back differs in {name}; nothing was written")
@@ -233,6 +238,7 @@ def open_artifact(folder: str | Path) -> Artifact:
         options = Options(**manifest["options"])
         classes = tuple(str(c) for c in manifest["classes"])
         decisions = read_journal(folder, structure, classes, options.rule)
+        cliffs = [Cliff(**{**c, "classes": tuple(c["classes"])}) for c in manifest.get("cliffs", [])]
     except CswapError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
@@ -243,6 +249,7 @@ def open_artifact(folder: str | Path) -> Artifact:
         manifest["options"],
         classes,
         decisions,
+        cliffs,
         ended=str(manifest.get("ended", "")),
     )
     return Artifact(folder, manifest, structure, path)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,24 +58,57 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out: expected a folder, {folder} is a file")
     held = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    mine = [n for n in held if n in OURS]
-    if held and not mine and not force:
+    mine = is_ours(folder)
+    if held and not mine:
         raise InputError(f"out: {folder} holds other files (first {held[0]}); name a new folder")
     if mine and not (resume or force):
-        state = "an artifact" if MANIFEST in mine else "the journal of an unfinished run"
+        state = "an artifact" if MANIFEST in held else "the journal of an unfinished run"
         raise InputError(f"out: {folder} holds {state}; --resume goes on with it, --force replaces it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if force and not resume:
-            for name in (MANIFEST, *OURS):
-                (folder / name).unlink(missing_ok=True)
         old = _recorded_run(folder)
-        if old is not None and resume:
+        if resume and (folder / PATH).exists():
+            if old is None:
+                raise InputError(f"resume: {folder} does not say what run its path came from; nothing was changed")
             _same_run(old, run)
         write_json(folder / RUN, run)
     except OSError as error:
         raise InputError(f"out: {folder} cannot be written ({error.strerror})") from None
     return bool(resume and (folder / PATH).exists())
+
+
+@contextmanager
+def replacing(folder: Path, force: bool) -> Iterator[None]:
+    """With `force`, set an old artifact or journal aside until the new artifact is whole; put it back if nothing came.
+
+    A run that ends on the way, with decisions made, leaves both: its journal, and the old folder as NAME.before-force.
+    """
+    aside = folder.with_name(folder.name + ".before-force")
+    if not (force and folder.is_dir() and is_ours(folder)):
+        yield
+        return
+    if aside.exists():
+        raise InputError(f"out: {aside} is still there from an earlier --force; move it away first")
+    folder.rename(aside)
+    try:
+        yield
+    finally:
+        if (folder / MANIFEST).exists():
+            shutil.rmtree(aside)
+        elif not (folder / PATH).exists():
+            if folder.exists():
+                shutil.rmtree(folder)
+            aside.rename(folder)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds an artifact or a journal of ours, and not just files that are named alike."""
+    if (folder / MANIFEST).exists():
+        try:
+            return str(read_json(folder / MANIFEST).get("schema", "")).startswith("cswap-artifact/")
+        except ArtifactError:
+            return (folder / PATH).exists()
+    return (folder / RUN).exists() and not {p.name for p in folder.iterdir() if not p.name.endswith(".tmp")} - set(OURS)
 
 
 def forget_if_empty(folder: Path) -> None:

@@ -73,7 +73,7 @@ def bytes_of(text: str) -> int:
             size = int(float(match[1]) * base ** (" kmgt".index(match[2]) if match[2] else 0))
             if size > 0:
                 return size
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     raise InputError(f"memory: expected a size such as 4GiB, got {text!r}")
 
@@ -184,7 +184,7 @@ def prune(
     job = PruneJob(
         source=source,
         data=DataChoice(
-            str(Path(data).resolve()) if Path(data).is_dir() else data, image_size, mean, std, per_class, allow_imbalance,
+            _resolved(data), image_size, mean, std, per_class, allow_imbalance,
             labels.resolve() if labels else None, calibration_split, eval_split, eval_samples,
         ),
         out=out, target=Target.parse(target), method=method, task=task, options=options, only=tuple(only or ()),
@@ -198,6 +198,14 @@ def prune(
         except KeyboardInterrupt:
             _interrupted(out)
     _print(as_json, summary, lambda s: render.summary(s, out))
+
+
+def _resolved(data: str) -> str:
+    """A folder or FILE.py of a data spec as an absolute path, so that the artifact can be used from anywhere."""
+    file, colon, name = data.rpartition(":")
+    if colon and file.endswith(".py"):
+        return f"{Path(file).resolve()}:{name}"
+    return str(Path(data).resolve()) if Path(data).is_dir() else data
 
 
 def _interrupted(out: Path) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -61,7 +62,18 @@ class CalibrationSet:
         return np.bincount(self.targets, minlength=len(self.classes)).astype(np.int64)
 
     def _load(self, start: int, stop: int) -> torch.Tensor:
-        return torch.stack([torch.as_tensor(self.dataset[int(i)][0]) for i in self.indices[start:stop]])
+        """Inputs as they are for this index every time, also where a transform draws at random."""
+        state = random.getstate()
+        loaded = []
+        try:
+            with torch.random.fork_rng(devices=[]):
+                for i in self.indices[start:stop]:
+                    torch.manual_seed(int(i))
+                    random.seed(int(i))
+                    loaded.append(torch.as_tensor(self.dataset[int(i)][0]))
+        finally:
+            random.setstate(state)
+        return torch.stack(loaded)
 
     def inputs(self, start: int, stop: int) -> torch.Tensor:
         """Inputs of samples start … stop − 1, (N, …)."""

@@ -96,6 +96,9 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
         import inspect
 
         known = inspect.signature(builder).parameters
+        unsafe = sorted(a for a, v in arguments.items() if a.startswith(("weights", "pretrained")) and v)
+        if unsafe:  # torchvision would download
+            raise ModelError(f"model-arg: {unsafe[0]} loads weights by itself; expected --weights F")
         if name in ("googlenet", "inception_v3"):
             arguments = {"init_weights": False, "aux_logits": False, **arguments}
         if "weights_backbone" in known:
@@ -112,13 +115,21 @@ def _timm(name: str) -> Callable[..., nn.Module]:
         raise MissingPartError("timm: models need timm: pip install 'cswap[timm]'") from None
     if not timm.is_model(name):
         raise ModelError(f"model 'timm:{name}': timm has no model of that name")
-    return lambda **arguments: timm.create_model(name, pretrained=False, **arguments)
+
+    def build(**arguments: Any) -> nn.Module:
+        unsafe = sorted(a for a in arguments if a.startswith(("pretrained", "checkpoint")))
+        if unsafe:  # timm would download, or unpickle a file
+            raise ModelError(f"model-arg: {unsafe[0]} loads weights by itself; expected --weights F")
+        made: nn.Module = timm.create_model(name, pretrained=False, **arguments)
+        return made
+
+    return build
 
 
 def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except Exception as error:  # noqa: BLE001 — importing runs the user's code
         raise ModelError(f"model: cannot import {name!r} ({one_line(error)}); {EXPECTED}") from None
 
 
@@ -180,7 +191,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"weights: expected a file, found none at {path}")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return _unwrapped(load_file(path), path)
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(f"weights {path}: no readable safetensors file ({one_line(error)})") from None
     if path.suffix not in (".pt", ".pth", ".th"):

@@ -111,6 +111,15 @@ def open_data(
         train, evaluation = _folders(Path(text), form, calibration_split, eval_split)
     known = getattr(train, "classes", None)
     classes = class_names(train, len(known) if known is not None else int(labels_of(train).max()) + 1)
+    other = class_names(evaluation, len(classes))
+    if (known is not None and len(getattr(evaluation, "classes", classes)) != len(classes)) or (
+        known is not None and other != classes
+    ):
+        raise DataError(f"data {text!r}: the two splits hold different classes")
+    if int(labels_of(evaluation).max(initial=0)) >= len(classes):
+        raise DataError(
+            f"data {text!r}: the evaluation data has labels beyond the {len(classes)} classes of the train data"
+        )
     if labels is not None:
         order = _label_order(labels, classes)
         names = [""] * (max(order.values()) + 1)
@@ -118,9 +127,6 @@ def open_data(
             names[k] = name
         moved = [order[c] for c in classes]
         return DataPair(_Relabelled(train, moved, names), _Relabelled(evaluation, moved, names), tuple(names))
-    other = class_names(evaluation, len(classes))
-    if known is not None and other != classes:
-        raise DataError(f"data {text!r}: the two splits hold different classes")
     return DataPair(train, evaluation, classes)
 
 
@@ -171,7 +177,10 @@ def _from_factory(text: str) -> tuple[Any, Any]:
         raise DataError(f"data {text!r}: {error}") from None
     if not callable(factory):
         raise DataError(f"data {text!r}: {file} has no factory {name!r}")
-    pair = factory()
+    try:
+        pair = factory()
+    except Exception as error:
+        raise DataError(f"data {text!r}: its factory raised {type(error).__name__}: {one_line(error)}") from error
     if not (
         isinstance(pair, tuple)
         and len(pair) == 2

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import nn
 
 from cswap.causal.stats import EffectStats
-from cswap.errors import TargetError
+from cswap.errors import MismatchError, TargetError
+from cswap.structure.check import Agreement, agreement
 from cswap.structure.groups import Removed, Structure
 from cswap.structure.ledger import Ledger
 from cswap.structure.surgery import KeptIndices, kept_indices, pruned_copy
@@ -48,6 +50,7 @@ class Surgery:
     steps: int
     removed: Removed
     kept: KeptIndices
+    agreement: Agreement | None = None
 
 
 @dataclass(eq=False)
@@ -61,6 +64,7 @@ class PruningPath:
     decisions: list[Decision] = field(default_factory=list)
     cliffs: list[Cliff] = field(default_factory=list)
     ended: str = ""
+    example: torch.Tensor | None = field(default=None, repr=False)  # real inputs, on which `apply` checks its work
 
     def __iter__(self) -> Iterator[Decision]:
         return iter(self.decisions)
@@ -91,6 +95,13 @@ class PruningPath:
         ledger = Ledger(self.structure)
         if target.value == 0:
             return {}, 0, Ratio()
+        if target.kind == "noncritical":
+            tested = sum(d.phase == "walk" for d in self.decisions)
+            if tested < self.structure.units:
+                raise TargetError(
+                    f"target noncritical: the path tested {tested} of {self.structure.units} units ({self.ended or 'partial'})"
+                    "; `cswap prune … --resume --target noncritical` goes on from there"
+                )
         steps = 0
         for steps, d in enumerate(self.decisions, 1):
             if target.kind == "noncritical" and d.phase == "buffer":
@@ -108,11 +119,19 @@ class PruningPath:
         return ledger.removed(), steps, ratio
 
     def apply(self, model: nn.Module, target: Target | str) -> nn.Module:
-        """A new, smaller module; `model` is untouched. Raises TargetError when the path ends before the target."""
+        """A new, smaller module, compared with the masked one where the path knows real inputs; `model` is untouched.
+
+        Raises TargetError when the path ends before the target, MismatchError when the two disagree.
+        """
         target = Target.parse(target)
         removed, steps, ratio = self.prefix(target)
+        agreed = None
+        if self.example is not None:
+            agreed = agreement(model, self.structure, removed, self.example)
+            if not agreed.ok:
+                raise MismatchError(f"{agreed}; nothing was written")
         small: Any = pruned_copy(model, self.structure, removed)
-        small._cswap = Surgery(target, ratio, steps, removed, kept_indices(self.structure, removed))
+        small._cswap = Surgery(target, ratio, steps, removed, kept_indices(self.structure, removed), agreed)
         return small  # type: ignore[no-any-return]
 
     def to_json(self) -> str:

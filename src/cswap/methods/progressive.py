@@ -106,6 +106,7 @@ class _Walk:
             self.engine.remove(name, removed)
         if gone:
             self.current = self.engine.scores()
+            self.watch.restart(sum(d.removed for d in start), self.current)
 
     def _order(self, group: Group) -> list[int]:
         if self.options.order == "reverse":

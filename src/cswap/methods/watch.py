@@ -25,6 +25,10 @@ class QualityWatch:
     def _classes(self, scores: Scores) -> FloatArray:
         return np.asarray(quality_by_class(scores.quality, self.targets, len(self.classes)))
 
+    def restart(self, gone: int, scores: Scores) -> None:
+        """Go on from the network as pruned so far: what fell before is no news."""
+        self._seen = [(gone, float(scores.quality.mean()), self._classes(scores))]
+
     def saw(self, gone: int, step: int, group: str, scores: Scores) -> float:
         """Note the quality after `gone` removals; returns how far it fell below the unpruned network's."""
         quality, by_class = float(scores.quality.mean()), self._classes(scores)

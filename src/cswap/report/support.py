@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from cswap.data.models import one_line
 from cswap.data.sources import image_format
-from cswap.errors import StructureError
+from cswap.errors import ModelError, StructureError
 from cswap.pipeline import Source
 from cswap.structure.discover import count_params, discover, macs_of
 from cswap.structure.groups import LeftOut, Structure
@@ -20,6 +21,14 @@ def support_report(source: Source, image_size: int | None = None, channels: int 
     size = image_format(source.spec, image_size, None, None).size
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(2, channels, size, size, generator=generator)
+    try:
+        with torch.no_grad():
+            model(inputs)
+    except Exception as error:
+        raise ModelError(
+            f"the model does not take inputs of shape {tuple(inputs.shape)}: --image-size and --channels say what it takes "
+            f"({one_line(error)})"
+        ) from error
     try:
         structure = discover(model, inputs)
     except StructureError as reason:  # the whole model is left out, and that is the report

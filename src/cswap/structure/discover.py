@@ -105,6 +105,9 @@ def _slots(group: Any, names: dict[nn.Module, str], size: int) -> list[Slot]:
             continue
         if not rule.out:
             continue
+        own = {n for n, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
+        if "weight" not in own and rule.mixes:
+            raise _Refused(f"the weight of {name} is computed (a parametrisation), not a parameter of its own")
         writes = group._DG.is_out_channel_pruning_fn(side_fn)
         if rule.mixes:
             side, role = ("out", "producer") if writes else ("in", "consumer")
@@ -196,7 +199,13 @@ def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, see
     """
     inputs = inputs.detach()[:2].cpu().float() if inputs.is_floating_point() else inputs.detach()[:2].cpu()
     with untouched_rng():
-        work = copy.deepcopy(model).cpu().float().eval()
+        try:
+            work = copy.deepcopy(model).cpu().float().eval()
+        except RuntimeError as error:
+            raise StructureError(
+                f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0][:120]}); remove weight_norm and the "
+                "like first (torch.nn.utils.remove_weight_norm)"
+            ) from error
         for p in work.parameters():
             p.requires_grad_(True)
         order = _call_order(work, inputs)
