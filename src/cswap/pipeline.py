@@ -329,7 +329,8 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
     save(
         small, out, path=path, factory=done.source.spec, force=True, summary=summary, curve={"points": points},
         details={
-            "run": done.run, "source": done.source.as_dict(),             "data": {k: str(v) if isinstance(v, Path) else v for k, v in vars(done.data).items()},
+            "run": done.run, "source": done.source.as_dict(),
+            "data": {k: str(v) if isinstance(v, Path) else v for k, v in vars(done.data).items()},
             "task": done.task.name,
         },
     )  # fmt: skip

@@ -27,7 +27,7 @@ from cswap.artifacts.files import (
     read_json,
     write_json,
 )  # fmt: skip
-from cswap.artifacts.journal import is_ours, read_journal, write_effects
+from cswap.artifacts.journal import is_ours, line_of, read_journal, write_effects
 from cswap.data.models import ModelSpec, one_line, sha256_of
 from cswap.errors import ArtifactError, CswapError, InputError, MismatchError
 from cswap.methods.options import Options
@@ -111,7 +111,7 @@ def _write_all(
     model: nn.Module, fresh: Path, surgery: Surgery, path: PruningPath, spec: ModelSpec | None, details: dict[str, Any]
 ) -> None:
     save_model(model, str(fresh / WEIGHTS))
-    (fresh / PATH).write_text("".join(_json_line(d) for d in path.decisions), encoding="utf-8")
+    (fresh / PATH).write_text("".join(line_of(d) for d in path.decisions), encoding="utf-8")
     write_effects(fresh / EFFECTS, path.structure, path.classes, path.decisions)
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
@@ -140,12 +140,6 @@ def _write_all(
             shutil.copyfile(spec.where, fresh / FACTORY)
             manifest["factory"] |= {"file": FACTORY, "sha256": sha256_of(fresh / FACTORY)}
     write_json(fresh / MANIFEST, manifest)
-
-
-def _json_line(decision: Any) -> str:
-    import json
-
-    return json.dumps(decision.as_dict()) + "\n"
 
 
 def _read_back(fresh: Path, model: nn.Module) -> None:

@@ -23,6 +23,11 @@ from cswap.types import Cliff, Decision, FloatArray, Ratio, UnitEffects, Verdict
 _FIELDS = ("count", "mean", "m2")
 
 
+def line_of(decision: Decision) -> str:
+    """One line of `path.jsonl`."""
+    return json.dumps(decision.as_dict()) + "\n"
+
+
 class Journal:
     """Appends decisions to an artifact folder; a sink. Statistics of the i-th walk decision are the i-th record (3, K)."""
 
@@ -37,7 +42,7 @@ class Journal:
             m = stats.by_class
             self._records.write(np.stack([m.count.astype(np.float64), m.mean, m.m2]).tobytes())
             self._records.flush()
-        self._lines.write(json.dumps(decision.as_dict()) + "\n")
+        self._lines.write(line_of(decision))
         self._lines.flush()
 
     def cliff(self, cliff: Cliff) -> None:
@@ -179,7 +184,7 @@ def read_journal(folder: Path, structure: Structure, classes: tuple[str, ...], r
 
 def rewrite_journal(folder: Path, decisions: list[Decision]) -> None:
     """Leave exactly these decisions in the journal, so that new ones follow a whole line."""
-    lines = "".join(json.dumps(d.as_dict()) + "\n" for d in decisions)
+    lines = "".join(line_of(d) for d in decisions)
     records = b"".join(
         np.stack([d.effects.count.astype(np.float64), d.effects.mean, d.effects.m2]).tobytes()
         for d in decisions

@@ -112,9 +112,8 @@ def open_data(
     known = getattr(train, "classes", None)
     classes = class_names(train, len(known) if known is not None else int(labels_of(train).max()) + 1)
     other = class_names(evaluation, len(classes))
-    if (known is not None and len(getattr(evaluation, "classes", classes)) != len(classes)) or (
-        known is not None and other != classes
-    ):
+    counted = len(getattr(evaluation, "classes", classes))
+    if known is not None and (counted != len(classes) or other != classes):
         raise DataError(f"data {text!r}: the two splits hold different classes")
     if int(labels_of(evaluation).max(initial=0)) >= len(classes):
         raise DataError(

@@ -167,10 +167,7 @@ class _Walk:
             drift = self._stats(scores, self.original)
             if verdict_of(class_tests(drift, self.options.rule)[1], drift, self.options.rule) is Verdict.CRITICAL:
                 return False, "drift"
-        if self.options.max_drop is not None:
-            drop = float(self.original.quality.mean() - scores.quality.mean())
-            if drop > self.options.max_drop + 1e-12:
-                raise _Done(f"max-drop: removing the next unit would cost {drop:.4f} of calibration quality")
+        self._check_drop(scores)
         return True, "no class needs it" if verdict is Verdict.NEUTRAL else "a class is better without it"
 
     def _decide(
