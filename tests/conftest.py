@@ -89,3 +89,16 @@ def shared() -> Path:
     if not (SHARED / "models" / "resnet18_cifar10.safetensors").exists():
         pytest.skip("the shared real networks and data are not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def digits_case():
+    """A small ResNet trained on the digits, its calibration set and its structure."""
+    pytest.importorskip("sklearn", reason="scikit-learn's digits are not installed")
+    import cswap
+    from cswap.demo import digits, digits_resnet, train
+
+    data, _ = digits()
+    model = train(digits_resnet(16), data, epochs=6)
+    calibration = cswap.calibration_set(data, 24)
+    return model, calibration, cswap.discover(model, calibration.inputs(0, 2))

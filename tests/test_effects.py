@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from scipy import stats as scipy_stats
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from cswap.causal.cut import CutEngine
+from cswap.causal.cut import PlainEngine
+from cswap.causal.replay import ReplayEngine, Tuning
 from cswap.causal.stats import Moments, effect_stats, paired_t
 from cswap.causal.verdicts import VoteRule, class_tests, corrected, holm, verdict_of
 from cswap.data.calibration import calibration_set
@@ -51,16 +53,25 @@ READS = {
 }
 
 
+ENGINES = {
+    "plain": PlainEngine,
+    "replay": ReplayEngine,
+    "no difference": partial(ReplayEngine, tuning=Tuning(difference=False)),
+    "no shrinking, no folding": partial(ReplayEngine, tuning=Tuning(shrink=False, fold=False)),
+}
+
+
+@pytest.mark.parametrize("engine_name", ENGINES)
 @pytest.mark.parametrize("units_per_batch", [1, 3, 64])
-def test_effects_equal_the_float64_twin(small_net, units_per_batch):
+def test_effects_equal_the_float64_twin(small_net, units_per_batch, engine_name):
     name = next(k for k, net in NETS.items() if isinstance(small_net, net))
     calibration = calibration_set(_set(), 6)
     structure = discover(small_net, calibration.inputs(0, 2))
     assert {g.name for g in structure} == set(READS[name])
     everything, targets = calibration.inputs(0, len(calibration)), torch.from_numpy(calibration.targets)
     for net, tolerance in ((copy.deepcopy(small_net).double(), 1e-12), (small_net, 2e-5)):
-        engine = CutEngine(net, structure, calibration, Classification(), units_per_batch=units_per_batch)
-        assert engine.units_per_batch == units_per_batch
+        engine = ENGINES[engine_name](net, structure, calibration, Classification(), units_per_batch=units_per_batch)
+        assert engine.most_units == units_per_batch
         plain = cut_scores(small_net, [], everything, targets).numpy()
         np.testing.assert_allclose(engine.scores().sigma, plain, atol=tolerance)
         moved = 0.0
@@ -71,6 +82,7 @@ def test_effects_equal_the_float64_twin(small_net, units_per_batch):
                 np.testing.assert_allclose(scores.sigma, expected, atol=tolerance)
                 moved = max(moved, np.abs(expected - plain).max())
         assert moved > 1e-2  # the cut can be seen
+        assert not engine.notes, "no group may fall back on full forward passes"
 
 
 def test_verdicts_do_not_depend_on_the_batch(small_net):
@@ -101,12 +113,12 @@ def test_engine_chunks_to_the_memory_budget_and_refuses_one_sample_too_many():
     net = NETS["residual"]().eval()
     calibration = calibration_set(_set(), 6)
     structure = discover(net, calibration.inputs(0, 2))
-    wide = CutEngine(net, structure, calibration, Classification())
-    tight = CutEngine(net, structure, calibration, Classification(), memory=40_000)
-    assert tight.rows < len(calibration) < wide.rows
+    wide = PlainEngine(net, structure, calibration, Classification())
+    tight = PlainEngine(net, structure, calibration, Classification(), memory=40_000)
+    assert tight.rows(None) < len(calibration) < wide.rows(None)
     np.testing.assert_allclose(tight.scores().sigma, wide.scores().sigma, atol=1e-6)
     with pytest.raises(InputError, match="memory"):
-        CutEngine(net, structure, calibration, Classification(), memory=1000)
+        PlainEngine(net, structure, calibration, Classification(), memory=1000)
 
 
 def test_a_nan_in_the_network_is_an_error():
@@ -115,7 +127,7 @@ def test_a_nan_in_the_network_is_an_error():
     structure = discover(net, calibration.inputs(0, 2))
     torch.nn.init.constant_(net.fc.bias, float("nan"))
     with pytest.raises(RunError, match="not finite"):
-        CutEngine(net, structure, calibration, Classification()).scores()
+        PlainEngine(net, structure, calibration, Classification()).scores()
 
 
 def test_t_and_p_equal_scipy():

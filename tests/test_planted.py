@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import cswap
-from cswap.causal.cut import refuse_near_chance
+from cswap.causal.engine import refuse_near_chance
 from cswap.errors import DataError, TargetError
 from cswap.methods import METHODS
 from cswap.methods.path import Silence

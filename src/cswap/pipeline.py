@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,19 +16,32 @@ from typing import Any
 import torch
 from torch import nn
 
+from cswap import distributed
 from cswap.artifacts.files import MANIFEST
 from cswap.artifacts.folder import Artifact, open_artifact, save, spec_of
-from cswap.artifacts.journal import Journal, forget_if_empty, open_folder, read_journal, replacing, rewrite_journal
+from cswap.artifacts.journal import (
+    PINNED,
+    Journal,
+    forget_if_empty,
+    open_folder,
+    packed,
+    read_journal,
+    read_state,
+    replacing,
+    rewrite_journal,
+    unpacked,
+)  # fmt: skip
+from cswap.causal.engine import MOST_ROWS, WORKING_SET, Scores
 from cswap.causal.stats import EffectStats
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import ModelSpec, load_weights, sha256_of
 from cswap.data.sources import DataPair, ImageFormat, image_format, limited, open_data
-from cswap.errors import DataError, InputError, StructureError
+from cswap.errors import CswapError, DataError, InputError, StructureError
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
 from cswap.methods import registry
 from cswap.methods.options import Options
-from cswap.methods.path import PruningPath, Silence, Sink
+from cswap.methods.path import PruningPath, Silence, Sink, Start, Watched
 from cswap.structure.check import Agreement
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
@@ -142,9 +157,17 @@ class _Both:
         self.first.decided(decision, stats)
         self.second.decided(decision, stats)
 
+    def keep(self, step: int, scores: Scores, watched: Watched) -> None:
+        self.first.keep(step, scores, watched)
+        self.second.keep(step, scores, watched)
+
     def cliff(self, cliff: Cliff) -> None:
         self.first.cliff(cliff)
         self.second.cliff(cliff)
+
+    def note(self, text: str) -> None:
+        self.first.note(text)
+        self.second.note(text)
 
 
 def task_named(name: str) -> Task:
@@ -217,9 +240,16 @@ def state_hash(model: nn.Module) -> str:
 
 
 def prune(job: PruneJob, watcher: Watcher | None = None) -> dict[str, Any]:
-    """Run a job to a whole artifact; returns `summary.json`. The journal in `job.out` survives any failure."""
-    watcher, clock = watcher or Watcher(), Clock()
-    task, device = task_named(job.task), job.machine.torch_device
+    """Run a job to a whole artifact; returns `summary.json`. The journal in `job.out` survives any failure.
+
+    Under torchrun the analysis is shared by all processes; the first writes the artifact, and the others return {}.
+    """
+    with distributed.joined(job.machine.torch_device) as device:
+        return _prune(job, watcher or Watcher(), device)
+
+
+def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
+    task, clock = task_named(job.task), Clock()
     with clock.phase("load"):
         watcher.phase("load")
         model = job.source.build()
@@ -239,28 +269,87 @@ def prune(job: PruneJob, watcher: Watcher | None = None) -> dict[str, Any]:
         watcher.structure(structure, job.target)
         registry.find(job.method)
         check_reachable(structure, job.target)
+    analysis = _Analysis(job, model, structure, calibration, task, device, watcher, clock)
+    if distributed.rank() > 0:
+        analysis.join()
+        return {}
     with replacing(job.out, job.force):
         run = job.fingerprint(calibration, model)
-        going_on = open_folder(job.out, run, resume=job.resume, force=job.force)
-        start: list[Decision] = []
-        if going_on:
-            start = read_journal(job.out, structure, calibration.classes, job.options.rule)
-            rewrite_journal(job.out, start)
-        with clock.phase("analysis"):
-            watcher.phase("analysis")
-            journal = Journal(job.out, calibration.classes)
-            try:
-                path = registry.call(
-                    job.method, model, structure, calibration, task, target=job.target, options=job.options, start=start,
-                    sink=_Both(journal, watcher), device=device, memory=job.machine.memory,
-                )  # fmt: skip
-            finally:
-                journal.close()
-                forget_if_empty(job.out)
+        path = analysis.lead(run)
         return finish(
             Finished(model, path, task, held_out, calibration, job.source, job.data, run), job.target, job.out, device, clock,
             watcher,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Analysis:
+    """The method's part of a job, in the process that writes and in those that only help."""
+
+    job: PruneJob
+    model: nn.Module
+    structure: Structure
+    calibration: CalibrationSet
+    task: Task
+    device: str
+    watcher: Watcher
+    clock: Clock
+
+    def lead(self, run: dict[str, Any]) -> PruningPath:
+        """Open the folder, tell the others what it holds, and run with the journal; `run` gets what is pinned."""
+        out, classes = self.job.out, self.calibration.classes
+        run[PINNED] = {
+            "threads": torch.get_num_threads(), "processes": distributed.world(), "memory": self.job.machine.memory,
+            "batch_bytes": WORKING_SET, "batch_rows": MOST_ROWS,
+        }  # fmt: skip
+        try:
+            going_on = open_folder(out, run, resume=self.job.resume, force=self.job.force)
+            start = self._start(out) if going_on else Start()
+        except CswapError as error:
+            distributed.from_first(f"!{error}".encode())
+            raise
+        distributed.from_first(json.dumps(run[PINNED]).encode())
+        distributed.from_first(packed(out) if going_on else b"")
+        if going_on:
+            rewrite_journal(out, list(start.decisions))
+        with self.clock.phase("analysis"):
+            self.watcher.phase("analysis")
+            journal = Journal(out, classes)
+            try:
+                return self._call(start, _Both(journal, self.watcher), run[PINNED])
+            finally:
+                journal.close()
+                forget_if_empty(out)
+
+    def join(self) -> None:
+        """Help the process that leads."""
+        said = distributed.from_first(None)
+        if said.startswith(b"!"):
+            raise InputError(said[1:].decode())
+        held, start = distributed.from_first(None), Start()
+        if held:
+            with tempfile.TemporaryDirectory() as scratch:
+                unpacked(held, Path(scratch))
+                start = self._start(Path(scratch))
+        self._call(start, Silence(), json.loads(said))
+
+    def _start(self, folder: Path) -> Start:
+        decisions = read_journal(folder, self.structure, self.calibration.classes, self.job.options.rule)
+        return Start(tuple(decisions), read_state(folder, len(decisions)))
+
+    def _call(self, start: Start, sink: Sink, pinned: dict[str, Any]) -> PruningPath:
+        """Run the method as the journal has it: with its threads and its memory, on which batches depend."""
+        threads = torch.get_num_threads()
+        if pinned.get("processes") == distributed.world():
+            torch.set_num_threads(int(pinned.get("threads", threads)))
+        try:
+            return registry.call(
+                self.job.method, self.model, self.structure, self.calibration, self.task, target=self.job.target,
+                options=self.job.options, start=start, sink=sink, device=self.device,
+                memory=int(pinned.get("memory", self.job.machine.memory)),
+            )  # fmt: skip
+        finally:
+            torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,6 +398,8 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
     surgery: Any = small._cswap
     summary = {
         "method": path.method,
+        "engine": path.engine,
+        "notes": path.notes,
         "target": str(target),
         "ended": reached,
         "ratio": surgery.ratio.as_dict(),
@@ -473,7 +564,7 @@ def prune_path(
     if not structure.groups:
         raise StructureError("nothing can be pruned in this model")
     path = registry.call(
-        method, model, structure, calibration, chosen_task, target=Target.parse(target), options=chosen, start=(),
+        method, model, structure, calibration, chosen_task, target=Target.parse(target), options=chosen, start=Start(),
         sink=sink or Silence(), device=Machine(device).torch_device, memory=memory,
     )  # fmt: skip
     path.example = calibration.inputs(0, min(32, len(calibration)))

@@ -93,19 +93,20 @@ class ClassEffect:
 
     `mean`: mean difference σ* − σ (score units); `p`: paired two-sided t-test against 0;
     `pi`: −1 the class needs the unit, 0 no significant effect, +1 the class is better without it.
+    `count` 0: the class was not asked (`--effects verdict`), `mean` and `p` are None and `pi` is 0.
     """
 
     index: int
     name: str
     count: int
-    mean: float
-    p: float
+    mean: float | None
+    p: float | None
     pi: int
 
 
 @dataclass(frozen=True, eq=False)
 class UnitEffects(Mapping[str, ClassEffect]):
-    """Effects of one unit on all K classes, by class name; arrays are (K,)."""
+    """Effects of one unit on all K classes, by class name; arrays are (K,), NaN for a class that was not asked."""
 
     classes: tuple[str, ...]
     count: IntArray
@@ -125,14 +126,17 @@ class UnitEffects(Mapping[str, ClassEffect]):
 
     def at(self, k: int) -> ClassEffect:
         """Effect on class number k."""
+        if not self.count[k]:
+            return ClassEffect(k, self.classes[k], 0, None, None, 0)
         return ClassEffect(
             k, self.classes[k], int(self.count[k]), float(self.mean[k]), float(self.p[k]), int(self.pi[k])
         )
 
     def telling(self, most: int = 3) -> list[ClassEffect]:
         """The few classes that tell most: significant ones first, then by size of the mean effect."""
-        order = sorted(range(len(self.classes)), key=lambda k: (self.pi[k] == 0, -abs(self.mean[k]), k))
-        return [self.at(k) for k in order[:most]]
+        size = np.nan_to_num(np.abs(self.mean), nan=-1.0)
+        order = sorted(range(len(self.classes)), key=lambda k: (self.pi[k] == 0, -size[k], k))
+        return [self.at(k) for k in order[:most] if self.count[k] or most >= len(order)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +155,7 @@ class Decision:
     ratio: Ratio = Ratio()
     quality: float | None = None
     effects: UnitEffects | None = None
+    knife_edge: bool = False  # some |p − α| < 1e-4: another machine's rounding could turn it
 
     def as_dict(self, telling: int = 3) -> dict[str, Any]:
         """The line of `path.jsonl`: plain JSON values, with the classes that tell most."""
@@ -166,10 +171,12 @@ class Decision:
             "reason": self.reason,
             "ratio": self.ratio.as_dict(),
             "quality": self.quality,
+            "knife_edge": self.knife_edge,
         }
         if self.effects is not None:
             line["classes"] = [
-                {"class": e.name, "mean": e.mean, "p": e.p, "pi": e.pi} for e in self.effects.telling(telling)
+                {"class": e.name, "mean": e.mean, "p": e.p, "pi": None if e.p is None else e.pi}
+                for e in self.effects.telling(telling)
             ]
         return line
 

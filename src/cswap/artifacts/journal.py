@@ -6,21 +6,26 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save, save_file
 
-from cswap.artifacts.files import EFFECTS, EFFECTS_PART, MANIFEST, OURS, PATH, RUN, read_json, write_json
+from cswap.artifacts.files import EFFECTS, EFFECTS_PART, MANIFEST, OURS, PATH, RUN, STATES, read_json, write_json
+from cswap.causal.engine import Scores
 from cswap.causal.stats import EffectStats, Moments
 from cswap.causal.verdicts import VoteRule, class_tests
 from cswap.errors import ArtifactError, InputError
+from cswap.methods.path import Kept, Watched
 from cswap.structure.groups import Structure
 from cswap.types import Cliff, Decision, FloatArray, Ratio, UnitEffects, Verdict
 
 _FIELDS = ("count", "mean", "m2")
+_TESTED = ("walk", "score")  # phases whose decisions have statistics of their own
+PINNED = "pinned"
 
 
 def line_of(decision: Decision) -> str:
@@ -33,6 +38,7 @@ class Journal:
 
     def __init__(self, folder: Path, classes: tuple[str, ...]) -> None:
         self.folder, self.classes = folder, classes
+        self._turn = 0 if _state_step(folder / STATES[0]) <= _state_step(folder / STATES[1]) else 1
         self._lines: IO[str] = (folder / PATH).open("a", encoding="utf-8")
         self._records: IO[bytes] = (folder / EFFECTS_PART).open("ab")
 
@@ -45,8 +51,16 @@ class Journal:
         self._lines.write(line_of(decision))
         self._lines.flush()
 
+    def keep(self, step: int, scores: Scores, watched: Watched) -> None:
+        """The state that step `step` leaves, before its line: a torn run has this one or the one before it."""
+        write_state(self.folder / STATES[self._turn], step, scores, watched)
+        self._turn = 1 - self._turn
+
     def cliff(self, cliff: Cliff) -> None:
-        """Cliffs go to the summary, not to the journal."""
+        """Cliffs are part of the state, and go to the summary."""
+
+    def note(self, text: str) -> None:
+        """The manifest has it in the end."""
 
     def close(self) -> None:
         """Close the files."""
@@ -54,10 +68,63 @@ class Journal:
         self._records.close()
 
 
+def write_state(path: Path, step: int, scores: Scores, watched: Watched) -> None:
+    """σ and quality after a step, and the watch on quality: whole or not there."""
+    tensors = {"sigma": scores.sigma, "quality": scores.quality}
+    if scores.by_class is not None:
+        tensors["by_class"] = scores.by_class
+    for i, (_, _, by_class) in enumerate(watched.seen):
+        tensors[f"seen.{i}"] = by_class
+    told = {
+        "step": step,
+        "seen": [[gone, q] for gone, q, _ in watched.seen],
+        "cliffs": [asdict(c) for c in watched.cliffs],
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, temporary, metadata={"state": json.dumps(told)})
+    temporary.replace(path)
+
+
+def _state_step(path: Path) -> int:
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            return int(json.loads(stored.metadata()["state"])["step"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def read_state(folder: Path, steps: int) -> Kept | None:
+    """The latest whole state at or before decision `steps`."""
+    found = [(step, folder / name) for name in STATES if 0 < (step := _state_step(folder / name)) <= steps]
+    if not found:
+        return None
+    step, path = max(found)
+    with safe_open(path, framework="numpy") as stored:
+        told = json.loads(stored.metadata()["state"])
+        tensors = {n: stored.get_tensor(n) for n in stored.keys()}  # noqa: SIM118 — not a dict
+    seen = tuple((int(gone), float(q), tensors[f"seen.{i}"]) for i, (gone, q) in enumerate(told["seen"]))
+    cliffs = tuple(Cliff(**{**c, "classes": tuple(c["classes"])}) for c in told["cliffs"])
+    return Kept(step, Scores(tensors["sigma"], tensors["quality"], tensors.get("by_class")), Watched(seen, cliffs))
+
+
+def packed(folder: Path) -> bytes:
+    """What a resume needs of a folder, for the other processes of a run."""
+    names = [n for n in (PATH, EFFECTS_PART, EFFECTS, *STATES) if (folder / n).exists()]
+    return bytes(save({n: np.frombuffer((folder / n).read_bytes() + b"\0", dtype=np.uint8) for n in names}))
+
+
+def unpacked(data: bytes, folder: Path) -> None:
+    """The inverse of `packed`."""
+    for name, content in load(data).items():
+        if name in OURS:
+            (folder / name).write_bytes(content.tobytes()[:-1])
+
+
 def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool) -> bool:
     """Make ready to write an artifact; returns whether there is a journal to resume.
 
-    `run`: what must be the same for a resumed run. Raises InputError when the folder holds something and neither
+    `run`: what must be the same for a resumed run, but for `pinned`, which a resumed run takes over from the journal.
+    Raises InputError when the folder holds something and neither
     `resume` nor `force` was asked for, or when the run differs: the first difference is named.
     """
     if folder.exists() and not folder.is_dir():
@@ -75,7 +142,8 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
         if resume and (folder / PATH).exists():
             if old is None:
                 raise InputError(f"resume: {folder} does not say what run its path came from; nothing was changed")
-            _same_run(old, run)
+            _same_run({**old, PINNED: None}, {**run, PINNED: None})
+            run[PINNED] = old.get(PINNED) or run.get(PINNED)
         write_json(folder / RUN, run)
     except OSError as error:
         raise InputError(f"out: {folder} cannot be written ({error.strerror})") from None
@@ -120,7 +188,7 @@ def forget_if_empty(folder: Path) -> None:
     """Take a journal without a single decision away again, and the folder when nothing else is in it."""
     if (folder / MANIFEST).exists() or (folder / PATH).stat().st_size:
         return
-    for name in (PATH, EFFECTS_PART, RUN):
+    for name in (PATH, EFFECTS_PART, RUN, *STATES):
         (folder / name).unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
@@ -161,19 +229,23 @@ def read_journal(folder: Path, structure: Structure, classes: tuple[str, ...], r
     records = _records(folder, len(classes))
     artifact = _read_effects(folder, structure, classes) if records is None else None
     decisions: list[Decision] = []
+    latest: dict[tuple[str, int], Moments | None] = {}
     tested = 0
     for number, line in enumerate(whole, 1):
         try:
             data = json.loads(line)
             moments = None
-            if data["phase"] == "walk":
+            if data["phase"] in _TESTED:
                 if records is not None:
                     if tested >= len(records):
                         break
                     moments = Moments(records[tested][0].astype(np.int64), records[tested][1], records[tested][2])
                 elif artifact is not None:
-                    moments = artifact[data["group"], data["unit"]]
+                    moments = artifact[data["phase"], data["group"], data["unit"]]
                 tested += 1
+                latest[data["group"], data["unit"]] = moments
+            elif data["phase"] == "buffer":
+                moments = latest.get((data["group"], data["unit"]))
             decisions.append(_decision(data, moments, classes, rule))
             if structure[data["group"]].size <= data["unit"] or data["step"] != number:
                 raise ArtifactError(f"{folder / PATH}, line {number}: does not fit the network or the lines before it")
@@ -183,12 +255,15 @@ def read_journal(folder: Path, structure: Structure, classes: tuple[str, ...], r
 
 
 def rewrite_journal(folder: Path, decisions: list[Decision]) -> None:
-    """Leave exactly these decisions in the journal, so that new ones follow a whole line."""
+    """Leave exactly these decisions in the journal, so that new ones follow a whole line, and no state of a later one."""
+    for name in STATES:
+        if _state_step(folder / name) > len(decisions):
+            (folder / name).unlink()
     lines = "".join(line_of(d) for d in decisions)
     records = b"".join(
         np.stack([d.effects.count.astype(np.float64), d.effects.mean, d.effects.m2]).tobytes()
         for d in decisions
-        if d.phase == "walk" and d.effects is not None
+        if d.phase in _TESTED and d.effects is not None
     )
     for name, content in ((EFFECTS_PART, records), (PATH, lines.encode())):
         temporary = folder / (name + ".tmp")
@@ -208,25 +283,35 @@ def _decision(data: dict[str, Any], moments: Moments | None, classes: tuple[str,
     effects = None
     if moments is not None:
         p, pi = class_tests(EffectStats(moments, moments, np.asarray(0.0)), rule)
-        effects = UnitEffects(classes, moments.count, moments.mean, moments.m2, p, pi)
+        effects = UnitEffects(
+            classes, moments.count, moments.mean, moments.m2, np.where(moments.count > 0, p, np.nan), pi
+        )
     return Decision(
         step=int(data["step"]), phase=str(data["phase"]), group=str(data["group"]), unit=int(data["unit"]),
         removed=bool(data["removed"]), reason=str(data["reason"]),
         verdict=None if data["verdict"] is None else Verdict(data["verdict"]),
         xi=data["xi"], score=data["score"], ratio=Ratio(**data["ratio"]), quality=data["quality"], effects=effects,
+        knife_edge=bool(data.get("knife_edge", False)),
     )  # fmt: skip
 
 
 def write_effects(path: Path, structure: Structure, classes: tuple[str, ...], decisions: list[Decision]) -> None:
-    """`effects.safetensors`: count, mean, m2 (units, K) and xi (units,); units in group order, count 0 where untested."""
+    """`effects.safetensors`: count, mean, m2 (units, K) and xi (units,) of the walk; units in group order, count 0 where a
+    class was not asked. `score.count` and so on: the same of units that were scored for the buffer.
+    """
     first, total = _first_rows(structure)
-    tensors = {name: np.zeros((total, len(classes))) for name in _FIELDS} | {"xi": np.full(total, np.nan)}
-    for d in decisions:
-        if d.phase == "walk" and d.effects is not None:
+    tensors: dict[str, FloatArray] = {}
+    for phase in _TESTED:
+        own = [d for d in decisions if d.phase == phase and d.effects is not None]
+        before = "" if phase == "walk" else f"{phase}."
+        if own or phase == "walk":
+            tensors |= {before + name: np.zeros((total, len(classes))) for name in _FIELDS}
+            tensors[before + "xi"] = np.full(total, np.nan)
+        for d in own:
             row = first[d.group] + d.unit
             for name in _FIELDS:
-                tensors[name][row] = getattr(d.effects, name)
-            tensors["xi"][row] = d.xi
+                tensors[before + name][row] = getattr(d.effects, name)
+            tensors[before + "xi"][row] = np.nan if d.xi is None else d.xi
     where = json.dumps([[g.name, g.size] for g in structure])
     save_file(tensors, path, metadata={"groups": where, "classes": json.dumps(list(classes))})
 
@@ -241,21 +326,27 @@ def _first_rows(structure: Structure) -> tuple[dict[str, int], int]:
 
 def _read_effects(
     folder: Path, structure: Structure, classes: tuple[str, ...]
-) -> dict[tuple[str, int], Moments] | None:
+) -> dict[tuple[str, str, int], Moments] | None:
     path = folder / EFFECTS
     if not path.exists():
         return None
     first, total = _first_rows(structure)
+    found: dict[tuple[str, str, int], Moments] = {}
     try:
         with safe_open(path, framework="numpy") as stored:
-            count, mean, m2 = (stored.get_tensor(name) for name in _FIELDS)
+            for phase in _TESTED:
+                before = "" if phase == "walk" else f"{phase}."
+                if before + "count" not in stored.keys():  # noqa: SIM118 — not a dict
+                    continue
+                count, mean, m2 = (stored.get_tensor(before + name) for name in _FIELDS)
+                if not count.shape == mean.shape == m2.shape == (total, len(classes)):
+                    raise ArtifactError(f"{path}: expected tensors of shape {(total, len(classes))}, got {count.shape}")
+                found |= {
+                    (phase, g.name, n): Moments(count[r].astype(np.int64), mean[r], m2[r])
+                    for g in structure
+                    for n in range(g.size)
+                    for r in (first[g.name] + n,)
+                }
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read ({str(error).splitlines()[0][:120]})") from None
-    if not count.shape == mean.shape == m2.shape == (total, len(classes)):
-        raise ArtifactError(f"{path}: expected tensors of shape {(total, len(classes))}, got {count.shape}")
-    return {
-        (g.name, n): Moments(count[r].astype(np.int64), mean[r], m2[r])
-        for g in structure
-        for n in range(g.size)
-        for r in (first[g.name] + n,)
-    }
+    return found

@@ -72,7 +72,8 @@ def effect_stats(
     """Effects of one cut. sigma, cut: (M,) scores without and with it; targets: (M,) class numbers.
 
     With `sigma_class`, `cut_class` (M, K; NaN where a class is absent) class k is tested on its own column.
-    ξ = mean of d / max(σ, xi_floor) (method.md, "Effect of a unit").
+    ξ = mean of d / max(σ, xi_floor) (method.md, "Effect of a unit"). A sample whose cut score is NaN was not evaluated:
+    its class counts without it, and ξ is NaN.
     """
     d = floored(np.asarray(cut, dtype=np.float64) - sigma)
     if sigma_class is not None and cut_class is not None:

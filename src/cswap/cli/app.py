@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import sys
@@ -127,7 +128,15 @@ def prune(
         float, typer.Option("--min-effect", help="smaller significant differences do not count")
     ] = 0.0,
     xi_floor: Annotated[float, typer.Option("--xi-floor", help="least denominator of xi")] = 1e-3,
-    effects: Annotated[str, typer.Option("--effects", help="full: all classes tested and stored")] = "full",
+    effects: Annotated[
+        str,
+        typer.Option(
+            "--effects", help="full: all classes tested and stored; verdict: until one class needs the unit (faster)"
+        ),
+    ] = "full",
+    amp: Annotated[
+        bool, typer.Option("--amp", help="replay in bfloat16 where it is automatic: faster, and verdicts may differ")
+    ] = False,
     reference: Annotated[
         str, typer.Option("--reference", help="current or original (refuse removals that add up to a loss)")
     ] = "current",
@@ -168,7 +177,6 @@ def prune(
 ) -> None:
     """Path, surgery, check, evaluation, artifact: the main job."""
     for name, value, known in (
-        ("effects", effects, "full"),
         ("granularity", granularity, "unit"),
         ("recover", recover, "none"),
     ):
@@ -179,7 +187,8 @@ def prune(
     source = Source(ModelSpec.parse(model, parse_arguments(model_arg or [])), weights)
     options = Options(
         alpha=alpha, vote=vote, vote_score=vote_score, correction=correction, min_effect=min_effect, xi_floor=xi_floor,
-        reference=reference, order=order, buffer_order=buffer_order, max_drop=max_drop, scope=scope, norm=norm, seed=seed,
+        reference=reference, order=order, buffer_order=buffer_order, max_drop=max_drop, effects=effects, amp=amp, scope=scope,
+        norm=norm, seed=seed,
     )  # fmt: skip
     job = PruneJob(
         source=source,
@@ -192,12 +201,14 @@ def prune(
     )  # fmt: skip
     from cswap import pipeline
 
-    with ProgressLine(quiet) as watcher:
+    speaks = os.environ.get("RANK", "0") == "0"  # under torchrun the first process speaks for all
+    with ProgressLine(quiet or not speaks) as watcher:
         try:
             summary = pipeline.prune(job, watcher)
         except KeyboardInterrupt:
             _interrupted(out)
-    _print(as_json, summary, lambda s: render.summary(s, out))
+    if speaks:
+        _print(as_json, summary, lambda s: render.summary(s, out))
 
 
 def _resolved(data: str) -> str:

@@ -66,9 +66,10 @@ class ProgressLine(Watcher):
     def structure(self, structure: Structure, target: Target) -> None:
         self.total, self.target = structure.units, target
         left = f"; {len(structure.left_out)} left out" if structure.left_out else ""
-        self.line(
-            f"{len(structure)} groups, {structure.units} units{left}; plain engine: hooks and full forward passes"
-        )
+        self.line(f"{len(structure)} groups, {structure.units} units{left}")
+
+    def note(self, text: str) -> None:
+        self.line(text)
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
         self.done += 1

@@ -141,7 +141,13 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
         right=(1, 2, 3),
     )
     for e in s["effects"]:
-        table.add_row(escape(e["class"]), str(e["samples"]), f"{e['mean']:+.6f}", f"{e['p']:.3g}", e["says"])
+        table.add_row(
+            escape(e["class"]),
+            str(e["samples"]),
+            "" if e["mean"] is None else f"{e['mean']:+.6f}",
+            "" if e["p"] is None else f"{e['p']:.3g}",
+            e["says"],
+        )
     if s["effects"]:
         console.print(table)
 

@@ -56,6 +56,10 @@ class CalibrationSet:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def part(self, numbers: IntArray) -> CalibrationSet:
+        """The samples of these numbers alone, in the same classes."""
+        return CalibrationSet(self.dataset, self.indices[numbers], self.targets[numbers], self.classes)
+
     @property
     def counts(self) -> IntArray:
         """M_k, (K,)."""

@@ -13,6 +13,7 @@ _CHOICES = {
     "reference": ("current", "original"),
     "order": ("index", "reverse", "random"),
     "buffer_order": ("signed", "abs"),
+    "effects": ("full", "verdict"),
     "scope": ("layer", "global"),
     "norm": ("l1", "l2"),
 }
@@ -22,7 +23,8 @@ _CHOICES = {
 class Options:
     """alpha, vote, correction, min_effect: see VoteRule. xi_floor: least denominator of ξ. reference: whose scores
     decide that a removal is allowed. order: units within a group. buffer_order: largest signed ξ, or smallest |ξ|,
-    first. max_drop: stop when calibration quality fell by more. scope, norm: for `magnitude` and `random`.
+    first. max_drop: stop when calibration quality fell by more. effects: "verdict" leaves a critical unit as soon as one
+    class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). scope, norm: for `magnitude` and `random`.
     """
 
     alpha: float = 0.05
@@ -35,6 +37,8 @@ class Options:
     order: str = "index"
     buffer_order: str = "signed"
     max_drop: float | None = None
+    effects: str = "full"
+    amp: bool = False
     scope: str = "layer"
     norm: str = "l1"
     seed: int = 0
@@ -51,6 +55,11 @@ class Options:
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise InputError(f"max-drop: expected a fraction in [0, 1), got {self.max_drop}")
         _ = self.rule  # validates the rest
+        if self.effects == "verdict" and (self.vote, self.correction) != ("class", "none"):
+            raise InputError(
+                "effects: verdict goes with --vote class and --correction none (the others need every class), "
+                f"got --vote {self.vote} and --correction {self.correction}"
+            )
 
     @property
     def rule(self) -> VoteRule:

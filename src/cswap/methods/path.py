@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from cswap.causal.engine import Scores
 from cswap.causal.stats import EffectStats
 from cswap.errors import MismatchError, TargetError
 from cswap.structure.check import Agreement, agreement
 from cswap.structure.groups import Removed, Structure
 from cswap.structure.ledger import Ledger
 from cswap.structure.surgery import KeptIndices, kept_indices, pruned_copy
-from cswap.types import Cliff, Decision, Ratio, Target
+from cswap.types import Cliff, Decision, FloatArray, Ratio, Target
 
 
 class Sink(Protocol):
@@ -27,8 +28,39 @@ class Sink(Protocol):
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
         """One decision, with the statistics behind it where there are any."""
 
+    def keep(self, step: int, scores: Scores, watched: Watched) -> None:
+        """Decision `step`, told next, leaves the network with these scores, and the watch on quality in this state."""
+
     def cliff(self, cliff: Cliff) -> None:
         """Calibration quality fell early and fast."""
+
+    def note(self, text: str) -> None:
+        """Which engine is in use, and what it could not do."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What the watch on calibration quality remembers: (units gone, quality, quality by class), and cliffs told."""
+
+    seen: tuple[tuple[int, float, FloatArray], ...] = ()
+    cliffs: tuple[Cliff, ...] = ()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """State after decision `step` of an interrupted run."""
+
+    step: int
+    scores: Scores
+    watched: Watched
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an interrupted run left: its decisions, and the state after the last one that changed the scores."""
+
+    decisions: tuple[Decision, ...] = ()
+    kept: Kept | None = None
 
 
 class Silence:
@@ -37,7 +69,13 @@ class Silence:
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
         """Ignore it."""
 
+    def keep(self, step: int, scores: Scores, watched: Watched) -> None:
+        """Ignore it."""
+
     def cliff(self, cliff: Cliff) -> None:
+        """Ignore it."""
+
+    def note(self, text: str) -> None:
         """Ignore it."""
 
 
@@ -64,6 +102,8 @@ class PruningPath:
     decisions: list[Decision] = field(default_factory=list)
     cliffs: list[Cliff] = field(default_factory=list)
     ended: str = ""
+    engine: str = ""  # how effects were evaluated
+    notes: list[str] = field(default_factory=list)  # what the engine could not do its fast way, and why
     example: torch.Tensor | None = field(default=None, repr=False)  # real inputs, on which `apply` checks its work
 
     def __iter__(self) -> Iterator[Decision]:
@@ -104,7 +144,7 @@ class PruningPath:
                 )
         steps = 0
         for steps, d in enumerate(self.decisions, 1):
-            if target.kind == "noncritical" and d.phase == "buffer":
+            if target.kind == "noncritical" and d.phase != "walk":
                 return ledger.removed(), steps - 1, ledger.ratio()
             if d.removed:
                 ledger.remove(self.structure[d.group], d.unit)

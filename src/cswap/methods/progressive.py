@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from cswap.causal.cut import CutEngine, Scores, refuse_near_chance
+from cswap.causal.engine import Engine, Scores, refuse_near_chance
+from cswap.causal.evaluation import Evaluation, FirstCritical, Full
+from cswap.causal.replay import engine_for
 from cswap.causal.stats import EffectStats, effect_stats
 from cswap.causal.verdicts import class_tests, verdict_of
 from cswap.data.calibration import CalibrationSet
+from cswap.errors import ArtifactError
 from cswap.methods.options import Options
-from cswap.methods.path import PruningPath, Silence, Sink
+from cswap.methods.path import PruningPath, Silence, Sink, Start
 from cswap.methods.registry import register
 from cswap.methods.watch import QualityWatch
 from cswap.structure.groups import Group, Structure
@@ -21,6 +25,8 @@ from cswap.tasks.base import Task
 from cswap.types import Decision, Target, UnitEffects, Verdict
 
 LAST = "last of its group"
+SCORED = "scored for the buffer, on the network as the walk left it"
+KNIFE_EDGE = 1e-4
 _CHECKS_IN_BUFFER = 100  # looks at calibration quality over a whole buffer phase
 
 
@@ -37,24 +43,24 @@ def cswap(
     *,
     target: Target = Target("complete"),  # noqa: B008 — frozen
     options: Options = Options(),  # noqa: B008 — frozen
-    start: Sequence[Decision] = (),
+    start: Start = Start(),  # noqa: B008 — frozen
     sink: Sink | None = None,
     device: str = "cpu",
     memory: int = 4 << 30,
     units_per_batch: int | None = None,
+    engine: Callable[..., Engine] = engine_for,
 ) -> PruningPath:
     """Walk the groups from the output to the input, removing what is neutral or detrimental at once; then the buffer.
 
-    `start`: decisions of an interrupted run, which are replayed and not made again. Raises DataError for a network near
-    chance and TargetError for a target out of reach.
+    `start`: what an interrupted run decided, which is not decided again. `engine`: makes the engine, by default the
+    fastest that fits the model. Raises DataError for a network near chance and TargetError for a target out of reach.
     """
     check_reachable(units, target)
-    engine = CutEngine(
+    made = engine(
         model, units, calibration, task, device=device, memory=memory, units_per_batch=units_per_batch,
-        vote_score=options.vote_score,
+        vote_score=options.vote_score, amp=options.amp,
     )  # fmt: skip
-    walk = _Walk(engine, units, calibration, target, options, sink or Silence())
-    return walk.run(start)
+    return _Walk(made, units, calibration, target, options, sink or Silence()).run(start)
 
 
 class _Walk:
@@ -62,7 +68,7 @@ class _Walk:
 
     def __init__(
         self,
-        engine: CutEngine,
+        engine: Engine,
         units: Structure,
         calibration: CalibrationSet,
         target: Target,
@@ -71,42 +77,40 @@ class _Walk:
     ) -> None:
         self.engine, self.units, self.calibration = engine, units, calibration
         self.target, self.options, self.sink = target, options, sink
+        self.evaluation: Evaluation = (
+            FirstCritical(engine, options.rule) if options.effects == "verdict" else Full(engine)
+        )
         self.ledger = Ledger(units)
-        self.path = PruningPath(units, "cswap", options.as_dict(), calibration.classes)
+        self.path = PruningPath(units, "cswap", options.as_dict(), calibration.classes, engine=engine.name)
+        self._told = 0
+        sink.note(engine.name)
         self.original = engine.scores()
         refuse_near_chance(self.original, calibration, engine.task)
         self.current = self.original
+        self._caught_up = False
+        self.stale = False  # whether `current` is older than the last removal: only while a journal is read
         self.watch = QualityWatch(self.original, calibration.targets, calibration.classes, units.units, sink)
 
-    def run(self, start: Sequence[Decision]) -> PruningPath:
+    def run(self, start: Start) -> PruningPath:
+        self.start = start
         try:
-            self._replay(start)
-            self._check_target()
-            judged = {(d.group, d.unit) for d in start if d.phase == "walk"}
+            if not start.decisions:
+                self._check_target()
             for group in self.units:
-                todo = [n for n in self._order(group) if (group.name, n) not in judged]
-                self._walk_group(group, todo)
+                self._walk_group(group)
             if self.target.kind == "noncritical":
+                for d in start.decisions[len(self.path) :]:
+                    self._recall(d)
                 raise _Done("every unit was tested")
             self._buffer()
             self.path.ended = "nothing is left to remove"
         except _Done as reason:
             self.path.ended = str(reason)
-        self.path.cliffs = self.watch.cliffs
+        self.path.cliffs, self.path.notes = self.watch.cliffs, list(self.engine.notes)
         return self.path
 
-    def _replay(self, start: Sequence[Decision]) -> None:
-        gone: dict[str, list[int]] = {}
-        for d in start:
-            self.path.decisions.append(d)
-            if d.removed:
-                self.ledger.remove(self.units[d.group], d.unit)
-                gone.setdefault(d.group, []).append(d.unit)
-        for name, removed in gone.items():
-            self.engine.remove(name, removed)
-        if gone:
-            self.current = self.engine.scores()
-            self.watch.restart(sum(d.removed for d in start), self.current)
+    def _known(self, phase: str, group: str | None = None) -> list[Decision]:
+        return [d for d in self.start.decisions if d.phase == phase and group in (None, d.group)]
 
     def _order(self, group: Group) -> list[int]:
         if self.options.order == "reverse":
@@ -116,23 +120,70 @@ class _Walk:
             return np.random.default_rng([self.options.seed, place]).permutation(group.size).tolist()  # type: ignore[no-any-return]
         return list(range(group.size))
 
-    def _walk_group(self, group: Group, todo: list[int]) -> None:
+    def _enter(self, group: Group) -> None:
+        """Have the engine at this group; σ is measured anew by it, so that rounding is the same with and without a cut."""
+        self.engine.enter(group)
+        for note in self.engine.notes[self._told :]:
+            self.sink.note(note)
+        self._told = len(self.engine.notes)
+        self.evaluation.enter(group)
+        self.current, self.stale = self.engine.scores(group), False
+
+    def _walk_group(self, group: Group) -> None:
         """Judge units one after the other; a batch guesses that each goes the way of the one before.
 
         A guess costs nothing but time: scores made under a wrong guess are thrown away, so every unit is judged on the
-        network as pruned so far, whatever the batch.
+        network as pruned so far, whatever the batch. What comes next follows from the decisions alone, so a resumed run
+        makes the very same batches.
         """
+        todo, known = self._order(group), self._known("walk", group.name)
+        if len(known) == len(todo):
+            for d in known:
+                self._recall(d)
+            return
+        self._enter(group)
         size, removing, place = 1, False, 0
         while place < len(todo):
-            batch = todo[place : place + min(size, self.engine.units_per_batch)]
-            cuts = [batch[: i + 1] if removing else [n] for i, n in enumerate(batch)]
-            for i, scores in enumerate(self.engine.cut(group, cuts)):
-                guess = removing
-                removing = self._judge(group, batch[i], scores)
+            if self.engine.stale(group):
+                self._enter(group)
+            guess = removing and self.evaluation.nests
+            batch = todo[place : place + min(size, self.evaluation.together(group))]
+            scores = self.evaluation.batch(group, batch, guess, lambda: self.current)
+            for i, unit in enumerate(batch):
+                if place < len(known):
+                    removing = self._recall(known[place], unit)
+                else:
+                    self._catch_up(group)
+                    removing = self._judge(group, unit, scores[i]())
                 place += 1
                 if removing != guess:
                     break
             size = 2 * size if removing == guess else 1
+
+    def _recall(self, d: Decision, unit: int | None = None) -> bool:
+        """Take a decision from the journal; returns whether the unit went."""
+        if unit is not None and d.unit != unit:
+            raise ArtifactError(f"the journal does not fit: unit {unit} of group {d.group} comes next, it has {d.unit}")
+        self.path.decisions.append(d)
+        if d.removed:
+            self.ledger.remove(self.units[d.group], d.unit)
+            self.engine.remove(d.group, [d.unit])
+            self.stale = True
+        if len(self.path) == len(self.start.decisions):
+            self._check_target()
+        return d.removed
+
+    def _catch_up(self, group: Group | None) -> None:
+        """Before the first new decision: the watch on quality, and σ after the last removal, as the run left them."""
+        kept, gone = self.start.kept, [d.step for d in self.path if d.removed]
+        if not self._caught_up and kept is not None:
+            self.watch.restore(kept.watched)
+        elif not self._caught_up and gone:
+            self.watch.restart(len(gone), self.engine.scores())
+        self._caught_up = True
+        if self.stale and group is not None:
+            self.current = kept.scores if kept is not None and kept.step == gone[-1] else self.engine.scores(group)
+        self.stale = False
 
     def _stats(self, scores: Scores, base: Scores) -> EffectStats:
         return effect_stats(
@@ -140,20 +191,31 @@ class _Walk:
             xi_floor=self.options.xi_floor, sigma_class=base.by_class, cut_class=scores.by_class,
         )  # fmt: skip
 
+    def _effects(self, stats: EffectStats) -> tuple[UnitEffects, Verdict, bool]:
+        """Effects by class, the verdict, and whether a p-value lies on the knife's edge."""
+        rule, moments = self.options.rule, stats.by_class
+        p, pi = class_tests(stats, rule)
+        asked = moments.count > 0
+        effects = UnitEffects(
+            self.calibration.classes, moments.count, np.where(asked, moments.mean, np.nan),
+            np.where(asked, moments.m2, np.nan), np.where(asked, p, np.nan), pi,
+        )  # fmt: skip
+        return effects, verdict_of(pi, stats, rule), bool((np.abs(p[asked] - rule.alpha) < KNIFE_EDGE).any())
+
     def _judge(self, group: Group, unit: int, scores: Scores) -> bool:
         """One decision; returns whether the unit went."""
-        stats, rule = self._stats(scores, self.current), self.options.rule
-        p, pi = class_tests(stats, rule)
-        verdict = verdict_of(pi, stats, rule)
-        effects = UnitEffects(
-            self.calibration.classes, stats.by_class.count, stats.by_class.mean, stats.by_class.m2, p, pi
-        )
+        stats = self._stats(scores, self.current)
+        effects, verdict, edge = self._effects(stats)
         remove, reason = self._may_go(group, verdict, scores)
         if remove:
             self.ledger.remove(group, unit)
             self.engine.remove(group.name, [unit])
             self.current = scores
-        self._decide("walk", group.name, unit, remove, reason, verdict, float(stats.xi), effects, stats, scores)
+        xi = None if np.isnan(stats.xi) else float(stats.xi)
+        self._decide(
+            "walk", group.name, unit, remove, reason, verdict, xi, effects, stats, scores if remove else None, edge,
+            float(self.current.quality.mean()),
+        )  # fmt: skip
         if remove:
             self._check_target()
         return remove
@@ -171,46 +233,80 @@ class _Walk:
         return True, "no class needs it" if verdict is Verdict.NEUTRAL else "a class is better without it"
 
     def _decide(
-        self, phase: str, group: str, unit: int, removed: bool, reason: str, verdict: Verdict | None,
-        xi: float | None, effects: UnitEffects | None, stats: EffectStats | None, scores: Scores | None,
+        self, phase: str, group: str, unit: int, removed: bool, reason: str, verdict: Verdict | None, xi: float | None,
+        effects: UnitEffects | None, stats: EffectStats | None, scores: Scores | None, edge: bool = False,
+        quality: float | None = None,
     ) -> None:  # fmt: skip
-        quality = float(self.current.quality.mean()) if scores is not None else None
+        """Note a decision. `scores`: those of the network after it, where they are known and it changed."""
         decision = Decision(
             step=len(self.path.decisions) + 1, phase=phase, group=group, unit=unit, removed=removed, reason=reason,
-            verdict=verdict, xi=xi, score=xi, ratio=self.ledger.ratio(), quality=quality, effects=effects,
+            verdict=verdict, xi=xi, score=xi, ratio=self.ledger.ratio(), quality=quality, effects=effects, knife_edge=edge,
         )  # fmt: skip
         self.path.decisions.append(decision)
-        self.sink.decided(decision, stats)
         if removed and scores is not None:
             gone = round(decision.ratio.units * self.units.units)
             self.watch.saw(gone, decision.step, group, scores)
+            self.sink.keep(decision.step, scores, self.watch.state())
+        self.sink.decided(decision, stats)
 
     def _check_target(self) -> None:
         if self.target.reached(self.ledger.ratio()):
             raise _Done("target reached")
 
-    def _buffer(self) -> None:
-        """Critical units by largest signed ξ (or smallest |ξ|), as judged during the walk, until the target is met."""
-        gone = {(d.group, d.unit) for d in self.path.decisions if d.removed}
+    def _waiting(self) -> list[Decision]:
+        """The buffer, in order of removal: by the walk's ξ, or where it was skipped, by one made now."""
         waiting = [d for d in self.path.decisions if d.phase == "walk" and d.verdict is Verdict.CRITICAL]
-        key = (lambda d: -(d.xi or 0.0)) if self.options.buffer_order == "signed" else (lambda d: abs(d.xi or 0.0))
-        done = {(d.group, d.unit) for d in self.path.decisions if d.phase == "buffer"}
-        queue = [d for d in sorted(waiting, key=key) if (d.group, d.unit) not in gone | done]
-        every = 1 if self.options.max_drop is not None else max(1, len(waiting) // _CHECKS_IN_BUFFER)
+        if any(d.xi is None for d in waiting):
+            waiting = list(self._scored({(d.group, d.unit) for d in waiting}))
+        if self.options.buffer_order == "signed":
+            return sorted(waiting, key=lambda d: -(d.xi or 0.0))
+        return sorted(waiting, key=lambda d: abs(d.xi or 0.0))
+
+    def _scored(self, waiting: set[tuple[str, int]]) -> Iterator[Decision]:
+        """Effects of the buffer's units on all classes, on the network as the walk left it."""
+        for group in self.units:
+            todo = [n for n in self._order(group) if (group.name, n) in waiting]
+            known = self._known("score", group.name)
+            if len(known) < len(todo):
+                self._enter(group)
+            size = self.engine.units_together(group)
+            for first in range(0, len(todo), size):
+                batch = todo[first : first + size]
+                found = self.engine.cut(group, [[n] for n in batch]) if first + len(batch) > len(known) else []
+                for i, n in enumerate(batch):
+                    if first + i < len(known):
+                        self._recall(known[first + i], n)
+                    else:
+                        self._catch_up(None)
+                        stats = self._stats(found[i], self.current)
+                        effects, verdict, edge = self._effects(stats)
+                        why = f"{SCORED} ({verdict} there)"
+                        self._decide("score", group.name, n, False, why, Verdict.CRITICAL, float(stats.xi), effects, stats, None, edge)  # fmt: skip
+                    yield self.path.decisions[-1]
+
+    def _buffer(self) -> None:
+        """Critical units by largest signed ξ (or smallest |ξ|), until the target is met."""
+        queue = self._waiting()
+        self.engine.leave()
+        done = {(d.group, d.unit): d for d in self._known("buffer")}
+        every = 1 if self.options.max_drop is not None else max(1, len(queue) // _CHECKS_IN_BUFFER)
         for i, d in enumerate(queue):
             group = self.units[d.group]
+            if (d.group, d.unit) in done:
+                self._recall(done[d.group, d.unit])
+                continue
+            self._catch_up(None)
             last = self.ledger.kept(group) == 1
             scores = None
             if not last:
                 if (i + 1) % every == 0:
-                    scores = self.engine.cut(group, [[d.unit]])[0]
+                    scores = self.engine.once(group, [d.unit])
                     self._check_drop(scores)
                 self.ledger.remove(group, d.unit)
                 self.engine.remove(d.group, [d.unit])
             reason = LAST if last else "hurts least of the critical"
-            if scores is not None:
-                self.current = scores
-            self._decide("buffer", d.group, d.unit, not last, reason, d.verdict, d.xi, d.effects, None, scores)
+            quality = None if scores is None else float(scores.quality.mean())
+            self._decide("buffer", d.group, d.unit, not last, reason, d.verdict, d.xi, d.effects, None, scores, quality=quality)  # fmt: skip
             if not last:
                 self._check_target()
 
@@ -218,3 +314,10 @@ class _Walk:
         drop = float(self.original.quality.mean() - scores.quality.mean())
         if self.options.max_drop is not None and drop > self.options.max_drop + 1e-12:
             raise _Done(f"max-drop: removing the next unit would cost {drop:.4f} of calibration quality")
+
+
+def plain_engine(*args: Any, **settings: Any) -> Engine:
+    """For `cswap(…, engine=plain_engine)`: every cut by a full forward pass."""
+    from cswap.causal.cut import PlainEngine
+
+    return PlainEngine(*args, **settings)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from torch import nn
 
-from cswap.causal.cut import CutEngine, refuse_near_chance
+from cswap.causal.engine import refuse_near_chance
+from cswap.causal.replay import engine_for
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import TargetError
 from cswap.methods.options import Options
-from cswap.methods.path import PruningPath, Silence, Sink
+from cswap.methods.path import PruningPath, Silence, Sink, Start
 from cswap.methods.watch import QualityWatch
 from cswap.structure.groups import Structure
 from cswap.structure.ledger import Ledger, check_reachable
@@ -52,7 +53,7 @@ def ranking_path(
     method: str,
     target: Target = Target("complete"),  # noqa: B008 — frozen
     options: Options = Options(),  # noqa: B008 — frozen
-    start: Sequence[Decision] = (),
+    start: Start = Start(),  # noqa: B008 — frozen
     sink: Sink | None = None,
     device: str = "cpu",
     memory: int = 4 << 30,
@@ -66,13 +67,15 @@ def ranking_path(
         raise TargetError(f"target noncritical: {method} gives no verdicts; expected params=F, macs=F or units=F")
     check_reachable(units, target)
     sink = sink or Silence()
-    engine = CutEngine(model, units, calibration, task, device=device, memory=memory)
+    engine = engine_for(model, units, calibration, task, device=device, memory=memory)
     first = engine.scores()
     refuse_near_chance(first, calibration, task)
     watch = QualityWatch(first, calibration.targets, calibration.classes, units.units, sink)
-    path = PruningPath(units, method, options.as_dict(), calibration.classes, ended="nothing is left to remove")
+    path = PruningPath(
+        units, method, options.as_dict(), calibration.classes, ended="nothing is left to remove", engine=engine.name
+    )
     ledger, every = Ledger(units), 1 if options.max_drop is not None else max(1, units.units // _CHECKS)
-    known = {(d.group, d.unit): d for d in start}
+    known = {(d.group, d.unit): d for d in start.decisions}
     for i, (name, unit) in enumerate(removal_order(units, scores, options.scope)):
         if target.reached(ledger.ratio()):
             path.ended = "target reached"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cswap.causal.cut import Scores
-from cswap.methods.path import Sink, quality_by_class
+from cswap.causal.engine import Scores
+from cswap.methods.path import Sink, Watched, quality_by_class
 from cswap.types import Cliff, FloatArray, IntArray
 
 _FALL = 0.10  # of the unpruned quality, within the window
@@ -28,6 +28,14 @@ class QualityWatch:
     def restart(self, gone: int, scores: Scores) -> None:
         """Go on from the network as pruned so far: what fell before is no news."""
         self._seen = [(gone, float(scores.quality.mean()), self._classes(scores))]
+
+    def state(self) -> Watched:
+        """For the journal."""
+        return Watched(tuple(self._seen), tuple(self.cliffs))
+
+    def restore(self, watched: Watched) -> None:
+        """Go on as the run that was interrupted would have."""
+        self._seen, self.cliffs = list(watched.seen), list(watched.cliffs)
 
     def saw(self, gone: int, step: int, group: str, scores: Scores) -> float:
         """Note the quality after `gone` removals; returns how far it fell below the unpruned network's."""

@@ -10,6 +10,8 @@ from cswap.types import ClassEffect, Decision
 
 
 def _effect(e: ClassEffect) -> dict[str, Any]:
+    if e.p is None:
+        return {"class": e.name, "samples": 0, "mean": None, "p": None, "pi": None, "says": "not asked"}
     says = {-1: "needs it", 0: "no significant effect", 1: "is better without it"}[e.pi]
     return {"class": e.name, "samples": e.count, "mean": e.mean, "p": e.p, "pi": e.pi, "says": says}
 
@@ -17,12 +19,13 @@ def _effect(e: ClassEffect) -> dict[str, Any]:
 def _story(steps: list[Decision]) -> dict[str, Any]:
     """One unit: its verdict when it was tested, and what became of it."""
     first, last = steps[0], steps[-1]
-    effects = first.effects
+    scored = next((d for d in steps if d.phase == "score"), first)
+    effects = scored.effects
     return {
         "group": first.group,
         "unit": first.unit,
         "verdict": None if first.verdict is None else str(first.verdict),
-        "xi": first.xi,
+        "xi": scored.xi,
         "score": first.score,
         "removed": last.removed,
         "step": last.step,

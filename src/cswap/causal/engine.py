@@ -1,0 +1,261 @@
+"""What every engine has in common: jobs in, scores out, shared over processes. How a cut is evaluated is a subclass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cswap import distributed
+from cswap.data.calibration import CalibrationSet
+from cswap.errors import DataError, InputError, RunError
+from cswap.structure.groups import Group, Structure
+from cswap.tasks.base import Task
+from cswap.types import FloatArray
+
+WORKING_SET = 16 << 20  # bytes of a batch's largest tensor: larger ones cost fresh pages from the system each time
+MOST_ROWS = 65536
+
+Cut = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Units to cut together, and the samples start … stop − 1 to evaluate it on."""
+
+    cut: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """How many samples."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What one network says of n samples: σ (n,), quality (n,), and σ by class (n, K) where the task has it."""
+
+    sigma: FloatArray
+    quality: FloatArray
+    by_class: FloatArray | None = None
+
+    @classmethod
+    def unknown(cls, samples: int, classes: int | None) -> Scores:
+        """NaN everywhere."""
+        nan = float("nan")
+        return cls(
+            np.full(samples, nan), np.full(samples, nan), None if classes is None else np.full((samples, classes), nan)
+        )
+
+    def put(self, part: Scores, at: Any) -> None:
+        """Fill in the samples `at` (a slice or numbers)."""
+        self.sigma[at], self.quality[at] = part.sigma, part.quality
+        if self.by_class is not None and part.by_class is not None:
+            self.by_class[at] = part.by_class
+
+    def at(self, start: int, stop: int) -> Scores:
+        """Samples start … stop − 1."""
+        by_class = None if self.by_class is None else self.by_class[start:stop]
+        return Scores(self.sigma[start:stop], self.quality[start:stop], by_class)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """One after the other."""
+        by_class = None if parts[0].by_class is None else np.concatenate([p.by_class for p in parts])
+        return cls(np.concatenate([p.sigma for p in parts]), np.concatenate([p.quality for p in parts]), by_class)
+
+    def copy(self) -> Scores:
+        """Memory of its own."""
+        return Scores(self.sigma.copy(), self.quality.copy(), None if self.by_class is None else self.by_class.copy())
+
+
+class Engine:
+    """Scores of a network, as pruned so far, under sets of cut units. The user's model is copied, never touched."""
+
+    name = ""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        calibration: CalibrationSet,
+        task: Task,
+        *,
+        device: str = "cpu",
+        memory: int = 4 << 30,
+        units_per_batch: int | None = None,
+        vote_score: str = "class",
+        amp: bool = False,
+    ) -> None:
+        self.structure, self.calibration, self.task = structure, calibration, task
+        self.device, self.memory, self.amp = torch.device(device), memory, amp
+        self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        self.by_class = vote_score == "class" and hasattr(task, "class_scores")
+        self.most_units = units_per_batch
+        self.notes: list[str] = []
+        self._squeeze = 1  # rows are divided by it after a device ran out of memory
+        self.evaluated = 0  # samples × cut sets so far, in this process
+        world = distributed.world()
+        self._owners = [distributed.owned(calibration.targets, world, who) for who in range(world)]
+        self.mine = self._owners[distributed.rank()]
+        self.local = calibration if world == 1 else calibration.part(self.mine)
+
+    # What a subclass does.
+
+    def enter(self, group: Group) -> None:
+        """Make ready to cut units of `group` in the network as pruned so far."""
+
+    def remove(self, group: str, units: Sequence[int]) -> None:
+        """Cut units for good: from now on every score is that of the network without them."""
+
+    def rows(self, group: Group | None) -> int:
+        """Samples × cut sets a batch."""
+        raise NotImplementedError
+
+    def _evaluate(self, group: Group | None, jobs: list[Job]) -> list[Scores]:
+        """Scores of jobs on this process's own samples (`self.local`), each of at most `rows` samples."""
+        raise NotImplementedError
+
+    # What all share.
+
+    def scores(self, group: Group | None = None) -> Scores:
+        """The network as it stands."""
+        return self.cut(group, [()])[0]
+
+    def cut(self, group: Group | None, cuts: Sequence[Cut]) -> list[Scores]:
+        """One Scores (M,) for each set of units of `group`, cut together."""
+        m = len(self.calibration)
+        return self.run(group, [Job(tuple(int(n) for n in cut), 0, m) for cut in cuts])
+
+    def once(self, group: Group, cut: Cut) -> Scores:
+        """One cut set of a group that is not entered: by what needs no preparation."""
+        return self.cut(group, [cut])[0]
+
+    def leave(self) -> None:
+        """Let go of what was prepared for a group."""
+
+    def stale(self, group: Group) -> bool:
+        """Whether entering the group again would pay: so much of it was removed since."""
+        return False
+
+    def units_together(self, group: Group, samples: int | None = None) -> int:
+        """How many units fit one batch, on all samples or on `samples` of them."""
+        whole = self.rows(group) // max(1, (samples or len(self.calibration)) // len(self._owners))
+        return max(1, min(self.most_units or whole, 1024))
+
+    def run(self, group: Group | None, jobs: Sequence[Job]) -> list[Scores]:
+        """One Scores (rows,) for each job, in sample order whoever evaluated it."""
+        spans = [(int(a), int(b)) for a, b in (np.searchsorted(self.mine, (j.start, j.stop)) for j in jobs)]
+        size = self.rows(group)
+        parts: list[tuple[int, Job]] = []
+        for i, (job, (a, b)) in enumerate(zip(jobs, spans, strict=True)):
+            step = -(-(b - a) // -(-(b - a) // size)) if b > a else 1  # equal parts, none over `size`
+            parts += [(i, Job(job.cut, s, min(s + step, b))) for s in range(a, b, step)]
+        k = len(self.calibration.classes) if self.by_class else None
+        found = [Scores.unknown(b - a, k) for a, b in spans]
+        for batch in _packed(parts, size):
+            for (i, part), scores in zip(batch, self._fitting(group, [p for _, p in batch]), strict=True):
+                start = spans[i][0]
+                found[i].put(scores, slice(part.start - start, part.stop - start))
+        return found if len(self._owners) == 1 else self._share(jobs, found)
+
+    def _fitting(self, group: Group | None, jobs: list[Job]) -> list[Scores]:
+        """Evaluate; where a device runs out of memory, by halves, and with half the rows from then on."""
+        try:
+            return self._evaluate(group, jobs)
+        except torch.cuda.OutOfMemoryError:
+            if len(jobs) == 1 and jobs[0].rows == 1:
+                raise
+        torch.cuda.empty_cache()
+        self._squeeze *= 2
+        if len(jobs) > 1:
+            half = len(jobs) // 2
+            return self._fitting(group, jobs[:half]) + self._fitting(group, jobs[half:])
+        (job,) = jobs
+        middle = (job.start + job.stop) // 2
+        parts = [self._fitting(group, [Job(job.cut, a, b)])[0] for a, b in ((job.start, middle), (middle, job.stop))]
+        return [Scores.joined(parts)]
+
+    def _share(self, jobs: Sequence[Job], found: list[Scores]) -> list[Scores]:
+        """Put every process's samples together, in sample order."""
+        k = len(self.calibration.classes) if self.by_class else 0
+        places = [[o[np.searchsorted(o, j.start) : np.searchsorted(o, j.stop)] for j in jobs] for o in self._owners]
+        flat = [np.column_stack([s.sigma, s.quality, *([s.by_class] if k else [])]).ravel() for s in found]  # type: ignore[list-item]
+        sizes = [sum(len(p) for p in places_of) * (2 + k) for places_of in places]
+        whole = [Scores.unknown(j.rows, k or None) for j in jobs]
+        everyone = distributed.gathered(np.concatenate(flat) if flat else np.empty(0), sizes)
+        for places_of, values in zip(places, everyone, strict=True):
+            table, row = values.reshape(-1, 2 + k), 0
+            for job, place, scores in zip(jobs, places_of, whole, strict=True):
+                part = table[row : row + len(place)]
+                row += len(place)
+                scores.put(Scores(part[:, 0], part[:, 1], part[:, 2:] if k else None), place - job.start)
+        return whole
+
+    def _inputs(self, start: int, stop: int) -> torch.Tensor:
+        """Inputs of own samples, on the device, in the network's type and layout."""
+        return self._ready(self.local.inputs(start, stop))
+
+    def _ready(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.is_floating_point():
+            inputs = inputs.to(self.dtype)
+        inputs = inputs.to(self.device)
+        return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+
+    def _scored(self, outputs: Any, jobs: list[Job]) -> list[Scores]:
+        """Split the outputs of a batch into the scores of its jobs."""
+        labels = torch.from_numpy(np.concatenate([self.local.targets[j.start : j.stop] for j in jobs])).to(self.device)
+        sigma = self.task.score(outputs, labels).double().cpu().numpy()
+        if not np.isfinite(sigma).all():
+            first, last = jobs[0].start, jobs[-1].stop - 1
+            raise RunError(f"the score is not finite on calibration samples {first} to {last}: NaN or Inf inside")
+        quality = self.task.sample_quality(outputs, labels).double().cpu().numpy()
+        columns = self.task.class_scores(outputs, labels).double().cpu().numpy() if self.by_class else None  # type: ignore[attr-defined]
+        self.evaluated += len(labels)
+        ends = np.cumsum([j.rows for j in jobs])
+        whole = Scores(sigma, quality, columns)
+        return [whole.at(int(e) - j.rows, int(e)) for j, e in zip(jobs, ends, strict=True)]
+
+    def _rows_for(self, largest: int, live: int) -> int:
+        """Rows a batch, from the bytes of one sample's largest tensor and of all that live at once.
+
+        Raises InputError when one sample does not fit.
+        """
+        budget = self.memory // 4
+        if live > budget:
+            raise InputError(
+                f"memory: one sample needs about {live * 4 / 2**30:.2f} GiB, {self.memory / 2**30:.2f} given"
+            )
+        return max(1, min(MOST_ROWS, budget // max(1, live), WORKING_SET // max(1, largest)) // self._squeeze)
+
+
+def _packed(parts: list[tuple[int, Job]], size: int) -> list[list[tuple[int, Job]]]:
+    """Consecutive jobs in batches of at most `size` rows."""
+    batches: list[list[tuple[int, Job]]] = []
+    room = 0
+    for part in parts:
+        if part[1].rows > room or not batches:
+            batches.append([])
+            room = size
+        batches[-1].append(part)
+        room -= part[1].rows
+    return batches
+
+
+def refuse_near_chance(scores: Scores, calibration: CalibrationSet, task: Task) -> float:
+    """Mean calibration quality; raises DataError when it is that of a guess (method.md, "What goes wrong")."""
+    quality, m = float(scores.quality.mean()), len(calibration)
+    chance = task.chance(len(calibration.classes))
+    noise = (chance * (1 - chance) / m) ** 0.5
+    if quality <= chance + max(3 * noise, 0.05 * (1 - chance)):
+        raise DataError(
+            f"the unpruned network's calibration quality is {quality:.3f} and chance is {chance:.3f}: expected a trained "
+            "network; look for other weights, another normalisation, or labels in another order (--labels FILE)"
+        )
+    return quality

@@ -1,0 +1,438 @@
+"""The fast engine: only what a cut can change is run again, on the network as pruned so far, physically smaller."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from cswap.causal.cut import PlainEngine
+from cswap.causal.difference import by_difference, separable, subtract_
+from cswap.causal.engine import Engine, Job, Scores
+from cswap.causal.graph import Env, Graph, NotTraceable
+from cswap.structure.check import tensors_of
+from cswap.structure.groups import Group, Slot
+from cswap.structure.layers import channel_dim, rule_of
+from cswap.structure.surgery import kept_indices, masked_copy, pruned_copy
+from cswap.types import IntArray
+
+_CHECKED_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What the engine does to be fast. `benchmarks/effects_speed.py` switches these on one by one.
+
+    difference: a first consumer's output is changed by the cut channel's own contribution. shrink: what was removed leaves
+    the replayed network. fold: batch norms into weights, ReLU and residual adds in place. sized: batches sized to the
+    caches (else 128 samples, one unit).
+    """
+
+    difference: bool = True
+    shrink: bool = True
+    fold: bool = True
+    sized: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class _Consumer:
+    """One call of a layer that reads the group. `first`: its input does not change under a cut of the group."""
+
+    node: fx.Node
+    module: nn.Module
+    first: bool
+    positions: dict[int, IntArray]
+
+    def of(self, cut: Sequence[int]) -> torch.Tensor:
+        """Input positions the units own."""
+        parts = [self.positions[n] for n in cut if n in self.positions]
+        return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0, dtype=torch.int64)
+
+
+@dataclass(eq=False)
+class _Plan:
+    """How one group's cuts are replayed on one state of the network."""
+
+    group: Group
+    graph: Graph
+    consumers: list[_Consumer]
+    prefix: list[fx.Node] = field(default_factory=list)
+    tail: list[fx.Node] = field(default_factory=list)
+    frontier: list[fx.Node] = field(default_factory=list)
+    prefix_last: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    tail_last: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    shared: bool = True  # whether several cut sets can go through in one batch
+    cached: Env = field(default_factory=dict)
+    cached_rows: int = 0
+    removed: int = 0
+
+
+def _plan(group: Group, graph: Graph, consumers: list[_Consumer]) -> _Plan:
+    """Which nodes a cut changes (the tail), what they read besides (the frontier), and what leads there (the prefix)."""
+    plan = _Plan(group, graph, consumers)
+    calls = {c.node: c for c in consumers}
+    changed: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node in calls or any(i in changed for i in node.all_input_nodes):
+            changed.add(node)
+    plan.tail = [n for n in graph.nodes if n in changed]
+    wanted: dict[fx.Node, None] = {}
+    for node in plan.tail:
+        wanted.update({i: None for i in node.all_input_nodes if i not in changed})
+        if node in calls and calls[node].first:
+            wanted[node] = None  # its output without a cut
+    plan.frontier = list(wanted)
+    needed = set(plan.frontier)
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    plan.prefix = [n for n in graph.nodes if n in needed and n is not graph.input]
+    for node in plan.prefix:
+        plan.prefix_last.update({i: node for i in node.all_input_nodes if i not in wanted and i is not graph.input})
+    for node in plan.tail:
+        plan.tail_last.update({i: node for i in node.all_input_nodes if i in changed})
+    kinds = [graph.scales[n] for n in (*plan.frontier, graph.output)]
+    plan.shared = None not in kinds
+    return plan
+
+
+def _live(graph: Graph, nodes: list[fx.Node], last: dict[fx.Node, fx.Node]) -> tuple[int, int]:
+    """Bytes a sample: the largest value, and the most that lives at once."""
+    alive: dict[fx.Node, int] = {}
+    largest = most = 0
+    for node in nodes:
+        size = graph.row_bytes.get(node, 0)
+        alive[node] = size
+        largest, most = max(largest, size), max(most, sum(alive.values()))
+        for used in node.all_input_nodes:
+            if last.get(used) is node:
+                alive.pop(used, None)
+    return largest, most
+
+
+class ReplayEngine(Engine):
+    """See the module. Falls back on the plain engine, group by group, where the two do not agree on real samples."""
+
+    def __init__(self, model: nn.Module, *args: Any, tuning: Tuning = Tuning(), **settings: Any) -> None:
+        super().__init__(model, *args, **settings)
+        self.tuning = tuning
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.plain = PlainEngine(model, *args, **settings)
+        self.removed: dict[str, set[int]] = {}
+        self._planned: _Plan | None = None
+        self._whole: nn.Module | None = None
+        self._refused: set[str] = set()
+        self._few = self._samples()
+        graph = self._graph()  # raises NotTraceable at once
+        self.name = f"replay: a graph of {len(graph.nodes)} operations (torch.fx), only what a cut changes"
+
+    def _samples(self) -> torch.Tensor:
+        """A few inputs of different classes, on which every plan is compared with the plain engine."""
+        m = len(self.calibration)
+        numbers = sorted({round(i * (m - 1) / (_CHECKED_ROWS - 1)) for i in range(_CHECKED_ROWS)})
+        return self._ready(torch.cat([self.calibration.inputs(i, i + 1) for i in numbers]))
+
+    def _gone(self) -> dict[str, IntArray]:
+        return {g: np.asarray(sorted(u), dtype=np.int64) for g, u in self.removed.items() if u}
+
+    def _graph(self) -> Graph:
+        make = pruned_copy if self.tuning.shrink else masked_copy
+        net = make(self.model, self.structure, self._gone()).to(self.device)
+        if self._few.dim() == 4:
+            net = net.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            return Graph(net, self._few, fold=self.tuning.fold, in_place=self.tuning.fold)
+
+    def enter(self, group: Group) -> None:
+        self._planned = None
+        if group.name in self._refused:
+            return
+        try:
+            plan = self._make(group)
+        except NotTraceable as reason:
+            self._refused.add(group.name)
+            self.notes.append(f"group {group.name} by full forward passes: {reason}")
+            return
+        self._planned = plan
+
+    def _make(self, group: Group) -> _Plan:
+        graph = self._graph()
+        kept = kept_indices(self.structure, self._gone()) if self.tuning.shrink else {}
+        gone = self.removed.get(group.name, set())
+        consumers: list[_Consumer] = []
+        changed: set[fx.Node] = set()
+        slots = {s.module: s for s in group.consumers}
+        absent = [m for m in slots if m not in graph.calls]
+        if absent:
+            raise NotTraceable(f"{absent[0]} is called inside another layer")
+        for node in graph.nodes:
+            if node.op == "call_module" and str(node.target) in slots:
+                slot, module = slots[str(node.target)], graph.modules[node]
+                first = self.tuning.difference and separable(module, node) and node.args[0] not in changed
+                consumers.append(_Consumer(node, module, first, self._positions(slot, kept, gone)))
+                changed.add(node)
+            elif any(i in changed for i in node.all_input_nodes):
+                changed.add(node)
+        plan = _plan(group, graph, consumers)
+        self._verify(plan)
+        self._fill(plan)
+        return plan
+
+    def _positions(self, slot: Slot, kept: Any, gone: set[int]) -> dict[int, IntArray]:
+        """Where each unit that is left lies in the input of the smaller layer."""
+        (tensor, dim), *_ = self.structure.layers[slot.module].axes["in"]
+        left = kept.get(f"{slot.module}.{tensor}", {}).get(dim)
+        own = {n: p for n, p in slot.by_unit.items() if n not in gone}
+        return own if left is None else {n: np.searchsorted(left, p).astype(np.int64) for n, p in own.items()}
+
+    # The frontier.
+
+    def _frontier_of(self, plan: _Plan, inputs: torch.Tensor) -> Env:
+        """Values of the frontier on these inputs."""
+        env: Env = {plan.graph.input: inputs}
+        with torch.inference_mode():
+            plan.graph.run(plan.prefix, env, last_use=plan.prefix_last)
+        return {n: env[n] for n in plan.frontier}
+
+    def _fill(self, plan: _Plan) -> None:
+        """Keep the frontier of as many samples as half the memory holds; the others' is made again every time."""
+        graph, m = plan.graph, len(self.local)
+        a_row = max(1, sum(graph.row_bytes.get(n, 0) for n in plan.frontier if graph.scales[n]))
+        largest, live = _live(graph, plan.prefix, plan.prefix_last)
+        size = self._rows_for(max(1, largest), live + a_row)
+        keep = min(m, (self.memory // 2) // a_row) if all(graph.scales[n] is not None for n in plan.frontier) else 0
+        for start in range(0, keep, size):
+            stop = min(start + size, keep)
+            part = self._frontier_of(plan, self._inputs(start, stop))
+            for node, value in part.items():
+                if graph.scales[node] is not True or not isinstance(value, torch.Tensor):
+                    plan.cached[node] = value
+                    continue
+                if node not in plan.cached:
+                    share = value.shape[0] // (stop - start)
+                    like = torch.channels_last if _is_channels_last(value) else torch.contiguous_format
+                    plan.cached[node] = torch.empty((keep * share, *value.shape[1:]), dtype=value.dtype, device=value.device, memory_format=like)  # fmt: skip
+                whole = plan.cached[node]
+                share = whole.shape[0] // keep
+                whole[start * share : stop * share] = value
+        plan.cached_rows = keep
+
+    def _frontier(self, plan: _Plan, start: int, stop: int) -> Env:
+        if stop > plan.cached_rows:
+            return self._frontier_of(plan, self._inputs(start, stop))
+        found: Env = {}
+        for node, value in plan.cached.items():
+            if plan.graph.scales[node] is True and isinstance(value, torch.Tensor):
+                share = value.shape[0] // plan.cached_rows
+                found[node] = value[start * share : stop * share]
+            else:
+                found[node] = value
+        return found
+
+    # The tail.
+
+    def _outputs(self, plan: _Plan, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]) -> Any:
+        """The model's outputs for cut sets, one after the other in a batch, from the frontier of each (`shares` samples)."""
+
+        def fetch(node: fx.Node) -> Any:
+            values = [f[node] for f in frontiers]
+            if len(values) == 1 or plan.graph.scales[node] is False:
+                return values[0]
+            return _joined(values)
+
+        special = {c.node: self._handler(c, cuts, frontiers, shares) for c in plan.consumers}
+        amp = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
+        with torch.inference_mode(), amp:
+            return plan.graph.run(plan.tail, {}, last_use=plan.tail_last, special=special, fetch=fetch)
+
+    def _handler(self, c: _Consumer, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]) -> Any:
+        if c.first:
+            source = c.node.all_input_nodes[0]
+
+            def first(_env: Env) -> torch.Tensor:
+                with torch.autocast(self.device.type, enabled=False):
+                    before, inputs = [f[c.node] for f in frontiers], [f[source] for f in frontiers]
+                    return by_difference(c.module, before, inputs, [c.of(cut) for cut in cuts])
+
+            return first
+
+        def masked(env: Env) -> torch.Tensor:
+            node = c.node.all_input_nodes[0]
+            x = env[node] if node in env else _joined([f[node] for f in frontiers])
+            return _without(c.module, x, [c.of(cut) for cut in cuts], shares)
+
+        return masked
+
+    def rows(self, group: Group | None) -> int:
+        plan = self._of(group)
+        if plan is None:
+            return self.plain.rows(group)
+        largest, live = _live(plan.graph, plan.tail, plan.tail_last)
+        own = sum(plan.graph.row_bytes.get(n, 0) for n in plan.frontier)
+        rows = self._rows_for(max(1, largest), live + own)
+        return rows if self.tuning.sized else min(128, rows)
+
+    def units_together(self, group: Group, samples: int | None = None) -> int:
+        plan = self._of(group)
+        if plan is None:
+            return self.plain.units_together(group, samples)
+        return super().units_together(group, samples) if plan.shared and self.tuning.sized else 1
+
+    def leave(self) -> None:
+        self._planned = None
+
+    def once(self, group: Group, cut: Sequence[int]) -> Scores:
+        before = {g: set(u) for g, u in self.removed.items()}
+        self.removed.setdefault(group.name, set()).update(int(n) for n in cut)
+        self._whole = None
+        try:
+            return self.scores()
+        finally:
+            self.removed, self._whole = before, None
+
+    def _of(self, group: Group | None) -> _Plan | None:
+        if group is None:
+            return None
+        if group.name in self._refused:
+            return None
+        if self._planned is None or self._planned.group is not group:
+            self.enter(group)
+        return self._planned
+
+    def _evaluate(self, group: Group | None, jobs: list[Job]) -> list[Scores]:
+        plan = self._of(group)
+        if group is None:
+            return self._evaluate_whole(jobs)
+        if plan is None:
+            found = self.plain._evaluate(group, jobs)
+            self.evaluated += sum(j.rows for j in jobs)
+            return found
+        if not plan.shared and len(jobs) > 1:
+            return [s for j in jobs for s in self._evaluate(group, [j])]
+        spans: dict[tuple[int, int], Env] = {}
+        for j in jobs:
+            if (j.start, j.stop) not in spans:
+                spans[j.start, j.stop] = self._frontier(plan, j.start, j.stop)
+        outputs = self._outputs(
+            plan, [j.cut for j in jobs], [spans[j.start, j.stop] for j in jobs], [j.rows for j in jobs]
+        )
+        return self._scored(outputs, jobs)
+
+    def _evaluate_whole(self, jobs: list[Job]) -> list[Scores]:
+        """The network as it stands, by a forward pass of the smaller network."""
+        if self._whole is None:
+            make = pruned_copy if self.tuning.shrink else masked_copy
+            self._whole = make(self.model, self.structure, self._gone()).to(self.device)
+            if self._few.dim() == 4:
+                self._whole = self._whole.to(memory_format=torch.channels_last)
+        amp = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
+        with torch.inference_mode(), amp:
+            outputs = self._whole(torch.cat([self._inputs(j.start, j.stop) for j in jobs]))
+        return self._scored(outputs, jobs)
+
+    def remove(self, group: str, units: Sequence[int]) -> None:
+        self._whole = None
+        self.plain.remove(group, units)
+        self.removed.setdefault(group, set()).update(int(n) for n in units)
+        plan = self._planned
+        if plan is None or plan.group.name != group:
+            self._planned = None
+            return
+        with torch.inference_mode():
+            for c in plan.consumers:
+                index = c.of(units)
+                if c.first and plan.cached_rows:
+                    subtract_(c.module, plan.cached[c.node], plan.cached[c.node.all_input_nodes[0]], index)
+            for module, index in {id(c.module): (c.module, c.of(units)) for c in plan.consumers}.values():
+                _input_columns(module).index_fill_(_in_dim(module), index.to(self.device), 0.0)
+        plan.removed += len(units)
+
+    def stale(self, group: Group) -> bool:
+        """Whether so much of the group went since it was entered that a smaller network pays: something of it is replayed."""
+        plan = self._planned
+        if plan is None or plan.group is not group or not self.tuning.shrink:
+            return False
+        replayed = {str(n.target) for n in plan.tail if n.op == "call_module"} - {
+            str(c.node.target) for c in plan.consumers if c.first
+        }
+        left = group.size - len(self.removed.get(group.name, ()))
+        return plan.removed >= max(8, left // 8) and any(s.module in replayed for s in group.slots)
+
+    def _verify(self, plan: _Plan) -> None:
+        """Replayed and plainly cut networks must agree on real samples, with a cut that shows. Raises NotTraceable."""
+        left = [n for n in range(plan.group.size) if n not in self.removed.get(plan.group.name, set())]
+        cuts = [tuple(left[::2]), (left[0],)] if plan.shared else [tuple(left[::2])]
+        try:
+            frontier = self._frontier_of(plan, self._few)
+            shares = [len(self._few)] * len(cuts)
+            got = tensors_of(self._outputs(plan, cuts, [frontier] * len(cuts), shares))
+        except RuntimeError as error:
+            raise NotTraceable(f"its replay fails: {str(error).splitlines()[0][:160]}") from error
+        expected = tensors_of(self.plain.outputs(plan.group, cuts, torch.cat([self._few] * len(cuts))))
+        tolerance = 5e-2 if self.amp else 1e-9 if self.dtype == torch.float64 else 1e-4
+        for a, b in zip(got, expected, strict=True):
+            if a.shape != b.shape:
+                raise NotTraceable(f"its replay gives shape {tuple(a.shape)}, not {tuple(b.shape)}")
+            off, allowed = float((a - b).abs().max()), tolerance * max(1.0, float(b.abs().max()))
+            if not off <= allowed:
+                raise NotTraceable(f"replayed and plain outputs differ by {off:.2g} ({allowed:.2g} allowed)")
+
+
+def _is_channels_last(value: torch.Tensor) -> bool:
+    return value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+
+
+def _joined(values: list[Any]) -> Any:
+    if len(values) == 1:
+        return values[0]
+    if isinstance(values[0], torch.Tensor):
+        return torch.cat(values)
+    if isinstance(values[0], list | tuple):
+        return type(values[0])(_joined(list(v)) for v in zip(*values, strict=True))
+    return values[0]
+
+
+def _in_dim(module: nn.Module) -> int:
+    rule = rule_of(module)
+    assert rule is not None
+    return rule.inn[0][1]
+
+
+def _input_columns(module: nn.Module) -> torch.Tensor:
+    weight: torch.Tensor = module.get_parameter("weight").data
+    return weight
+
+
+def _without(module: nn.Module, x: torch.Tensor, positions: list[torch.Tensor], shares: list[int]) -> torch.Tensor:
+    """The layer on inputs of cut sets, one after the other, of `shares` samples each: a set's own positions count as zero."""
+    if len(positions) == 1:
+        weight, dim, index = _input_columns(module), _in_dim(module), positions[0].to(x.device)
+        held = weight.index_select(dim, index)
+        weight.index_fill_(dim, index, 0.0)
+        try:
+            result: torch.Tensor = module(x)
+        finally:
+            weight.index_copy_(dim, index, held)
+        return result
+    x = x.clone()
+    each, start = x.shape[0] // sum(shares), 0
+    for index, share in zip(positions, shares, strict=True):
+        x[start : start + share * each].index_fill_(channel_dim(module), index.to(x.device), 0.0)
+        start += share * each
+    masked: torch.Tensor = module(x)
+    return masked
+
+
+def engine_for(model: nn.Module, *args: Any, **settings: Any) -> Engine:
+    """The replay engine where the model can be had as a graph, the plain one elsewhere, with the reason in `notes`."""
+    try:
+        return ReplayEngine(model, *args, **settings)
+    except NotTraceable as reason:
+        plain = PlainEngine(model, *args, **settings)
+        plain.notes.append(f"no replay: {reason}")
+        return plain

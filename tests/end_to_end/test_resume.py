@@ -1,0 +1,179 @@
+"""A run killed at any moment resumes to the very same path; several processes decide what one decides."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from cswap.artifacts.journal import read_state
+
+SPAWN = multiprocessing.get_context("forkserver")
+SPAWN.set_forkserver_preload(["cswap.cli.app", "cswap.demo", "cswap.pipeline", "torchvision", "sklearn.datasets"])
+
+
+def _command(arguments: list[str]) -> None:
+    """In a process of its own, which the caller may kill."""
+    import torch
+
+    from cswap.cli.app import main
+
+    torch.set_num_threads(1)
+    sys.exit(main(arguments))
+
+
+def _run(arguments: list[str], out: Path, kill_after: float | None = None) -> int:
+    """Exit status; killed so many seconds after its journal is open (or was, when it resumes)."""
+    process = SPAWN.Process(target=_command, args=([*arguments, "--out", str(out)],))
+    process.start()
+    while kill_after is not None and process.is_alive() and not (out / "run.json").exists():
+        time.sleep(0.001)
+    process.join(kill_after)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def job(digits_case, tmp_path_factory):
+    """Arguments of a job of a few seconds, less --out and --effects."""
+    root = tmp_path_factory.mktemp("job")
+    save_file(digits_case[0].state_dict(), root / "digits.safetensors")
+    (root / "data.py").write_text("from cswap.demo import digits\n\n\ndef data():\n    return digits()\n")
+    return root, [
+        "prune", "--model", "cswap.demo:digits_resnet", "--model-arg", "width=16", "--weights", str(root / "digits.safetensors"),
+        "--data", f"{root / 'data.py'}:data", "--per-class", "48", "--target", "params=0.55", "--alpha", "0.005", "--quiet",
+        "--eval-samples", "20",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["full", "verdict"])
+def test_kill_9_at_random_moments_and_resume_to_the_same_bytes(job, mode):
+    root, arguments = job
+    arguments = [*arguments, "--effects", mode]
+    out = root / f"whole-{mode}"
+    assert _run(arguments, out) == 0
+    lasts = json.loads((out / "summary.json").read_text())["seconds"]["analysis"]
+    whole = (out / "path.jsonl").read_bytes()
+    phases = [json.loads(line)["phase"] for line in whole.splitlines()]
+    assert {"walk", "buffer"} <= set(phases)
+    assert any(json.loads(line)["removed"] for line in whole.splitlines() if b'"walk"' in line)
+    moments, interrupted = random.Random(mode), 0
+    for i in range(10):
+        out = root / f"killed-{mode}-{i}"
+        kills, status = 0, -1
+        while status != 0:
+            after = lasts * moments.random() if kills < 1 + i % 3 else None
+            resume = ["--resume"] if (out / "run.json").exists() else []
+            status = _run([*arguments, *resume], out, after)
+            assert status in (0, -signal.SIGKILL)
+            kills += 1
+            interrupted += status != 0 and (out / "path.jsonl").exists()
+        assert (out / "path.jsonl").read_bytes() == whole, f"after {kills - 1} kills"
+        assert (out / "manifest.json").exists()
+        assert not list(out.glob("state*"))
+    assert interrupted >= 5  # most kills hit a journal
+
+
+def test_the_state_follows_the_journal(job):
+    root, arguments = job
+    out = root / "stopped"
+    process = SPAWN.Process(target=_command, args=([*arguments, "--out", str(out)],))
+    process.start()
+    while process.is_alive() and not (
+        (out / "path.jsonl").exists() and b'"removed": true' in (out / "path.jsonl").read_bytes()
+    ):
+        time.sleep(0.002)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    lines = [json.loads(x) for x in (out / "path.jsonl").read_bytes().split(b"\n")[:-1]]
+    kept = read_state(out, len(lines))
+    gone = [x for x in lines if x["removed"]]
+    assert kept is not None
+    assert kept.step == gone[-1]["step"]
+    assert kept.scores.quality.mean() == pytest.approx(gone[-1]["quality"], abs=1e-12)
+    assert read_state(out, gone[0]["step"] - 1) is None
+    run = json.loads((out / "run.json").read_text())
+    assert run["pinned"]["threads"] == 1
+    assert run["pinned"]["batch_bytes"] > 0
+
+
+def _torchrun(arguments: list[str], **more: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "cswap",
+        *arguments,
+    ]
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **more},
+    )
+
+
+def _decisions(folder: Path) -> tuple[list[list[object]], np.ndarray]:
+    lines = [json.loads(x) for x in (folder / "path.jsonl").read_text().splitlines()]
+    keys = ("step", "phase", "group", "unit", "verdict", "removed", "reason", "ratio")
+    numbers = [[np.nan if x["xi"] is None else x["xi"], *(c["mean"] for c in x.get("classes", ()))] for x in lines]
+    return [[x[k] for k in keys] for x in lines], np.array(
+        [np.pad(n, (0, 4 - len(n)), constant_values=np.nan) for n in numbers]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["full", "verdict"])
+def test_two_processes_decide_as_one(job, mode):
+    root, arguments = job
+    arguments = [*arguments, "--effects", mode, "--json"]
+    assert _run(arguments, root / f"one-{mode}") == 0
+    process = _torchrun([*arguments, "--out", str(root / f"two-{mode}")])
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out)["pruned"]["params"] > 0  # one JSON document: the first process alone speaks
+    one, two = _decisions(root / f"one-{mode}"), _decisions(root / f"two-{mode}")
+    assert one[0] == two[0]
+    np.testing.assert_allclose(one[1], two[1], atol=1e-6)
+    assert json.loads((root / f"two-{mode}" / "manifest.json").read_text())["run"]["pinned"]["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others_and_the_journal_resumes(job):
+    root, arguments = job
+    out = root / "dying"
+    process = _torchrun([*arguments, "--out", str(out)])
+    while process.poll() is None and not ((out / "path.jsonl").exists() and (out / "path.jsonl").stat().st_size > 4000):
+        time.sleep(0.01)
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    mine = [int(x.split()[0]) for x in listed.splitlines() if x.split()[1] == str(process.pid) and "cswap" in x]
+    assert len(mine) == 2
+    os.kill(max(mine), signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "--resume" in err
+    assert not (out / "manifest.json").exists()
+    assert _run([*arguments, "--resume"], out) == 0
+    assert _run(arguments, root / "alone") == 0
+    one, two = _decisions(root / "alone"), _decisions(out)
+    assert one[0] == two[0]
+    np.testing.assert_allclose(one[1], two[1], atol=1e-6)
