@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,19 @@ from cswap.causal.cut import PlainEngine
 from cswap.causal.difference import by_difference, separable, subtract_
 from cswap.causal.engine import Engine, Job, Scores
 from cswap.causal.graph import Env, Graph, NotTraceable
+from cswap.causal.plan import (
+    Consumer,
+    Plan,
+    input_dim,
+    is_channels_last,
+    joined,
+    live_bytes,
+    plan_of,
+    weight_of,
+    without,
+)
 from cswap.structure.check import tensors_of
 from cswap.structure.groups import Group, Slot
-from cswap.structure.layers import channel_dim, rule_of
 from cswap.structure.surgery import kept_indices, masked_copy, pruned_copy
 from cswap.types import IntArray
 
@@ -39,82 +49,6 @@ class Tuning:
     sized: bool = True
 
 
-@dataclass(frozen=True, eq=False)
-class _Consumer:
-    """One call of a layer that reads the group. `first`: its input does not change under a cut of the group."""
-
-    node: fx.Node
-    module: nn.Module
-    first: bool
-    positions: dict[int, IntArray]
-
-    def of(self, cut: Sequence[int]) -> torch.Tensor:
-        """Input positions the units own."""
-        parts = [self.positions[n] for n in cut if n in self.positions]
-        return torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0, dtype=torch.int64)
-
-
-@dataclass(eq=False)
-class _Plan:
-    """How one group's cuts are replayed on one state of the network."""
-
-    group: Group
-    graph: Graph
-    consumers: list[_Consumer]
-    prefix: list[fx.Node] = field(default_factory=list)
-    tail: list[fx.Node] = field(default_factory=list)
-    frontier: list[fx.Node] = field(default_factory=list)
-    prefix_last: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    tail_last: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    shared: bool = True  # whether several cut sets can go through in one batch
-    cached: Env = field(default_factory=dict)
-    cached_rows: int = 0
-    removed: int = 0
-
-
-def _plan(group: Group, graph: Graph, consumers: list[_Consumer]) -> _Plan:
-    """Which nodes a cut changes (the tail), what they read besides (the frontier), and what leads there (the prefix)."""
-    plan = _Plan(group, graph, consumers)
-    calls = {c.node: c for c in consumers}
-    changed: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node in calls or any(i in changed for i in node.all_input_nodes):
-            changed.add(node)
-    plan.tail = [n for n in graph.nodes if n in changed]
-    wanted: dict[fx.Node, None] = {}
-    for node in plan.tail:
-        wanted.update({i: None for i in node.all_input_nodes if i not in changed})
-        if node in calls and calls[node].first:
-            wanted[node] = None  # its output without a cut
-    plan.frontier = list(wanted)
-    needed = set(plan.frontier)
-    for node in reversed(graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-    plan.prefix = [n for n in graph.nodes if n in needed and n is not graph.input]
-    for node in plan.prefix:
-        plan.prefix_last.update({i: node for i in node.all_input_nodes if i not in wanted and i is not graph.input})
-    for node in plan.tail:
-        plan.tail_last.update({i: node for i in node.all_input_nodes if i in changed})
-    kinds = [graph.scales[n] for n in (*plan.frontier, graph.output)]
-    plan.shared = None not in kinds
-    return plan
-
-
-def _live(graph: Graph, nodes: list[fx.Node], last: dict[fx.Node, fx.Node]) -> tuple[int, int]:
-    """Bytes a sample: the largest value, and the most that lives at once."""
-    alive: dict[fx.Node, int] = {}
-    largest = most = 0
-    for node in nodes:
-        size = graph.row_bytes.get(node, 0)
-        alive[node] = size
-        largest, most = max(largest, size), max(most, sum(alive.values()))
-        for used in node.all_input_nodes:
-            if last.get(used) is node:
-                alive.pop(used, None)
-    return largest, most
-
-
 class ReplayEngine(Engine):
     """See the module. Falls back on the plain engine, group by group, where the two do not agree on real samples."""
 
@@ -124,7 +58,7 @@ class ReplayEngine(Engine):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.plain = PlainEngine(model, *args, **settings)
         self.removed: dict[str, set[int]] = {}
-        self._planned: _Plan | None = None
+        self._planned: Plan | None = None
         self._whole: nn.Module | None = None
         self._refused: set[str] = set()
         self._few = self._samples()
@@ -145,8 +79,11 @@ class ReplayEngine(Engine):
         net = make(self.model, self.structure, self._gone()).to(self.device)
         if self._few.dim() == 4:
             net = net.to(memory_format=torch.channels_last)
-        with torch.no_grad():
-            return Graph(net, self._few, fold=self.tuning.fold, in_place=self.tuning.fold)
+        try:
+            with torch.no_grad():
+                return Graph(net, self._few, fold=self.tuning.fold, in_place=self.tuning.fold)
+        except RuntimeError as error:
+            raise NotTraceable(f"the smaller network does not run: {str(error).splitlines()[0][:160]}") from error
 
     def enter(self, group: Group) -> None:
         self._planned = None
@@ -160,11 +97,11 @@ class ReplayEngine(Engine):
             return
         self._planned = plan
 
-    def _make(self, group: Group) -> _Plan:
+    def _make(self, group: Group) -> Plan:
         graph = self._graph()
         kept = kept_indices(self.structure, self._gone()) if self.tuning.shrink else {}
         gone = self.removed.get(group.name, set())
-        consumers: list[_Consumer] = []
+        consumers: list[Consumer] = []
         changed: set[fx.Node] = set()
         slots = {s.module: s for s in group.consumers}
         absent = [m for m in slots if m not in graph.calls]
@@ -174,11 +111,11 @@ class ReplayEngine(Engine):
             if node.op == "call_module" and str(node.target) in slots:
                 slot, module = slots[str(node.target)], graph.modules[node]
                 first = self.tuning.difference and separable(module, node) and node.args[0] not in changed
-                consumers.append(_Consumer(node, module, first, self._positions(slot, kept, gone)))
+                consumers.append(Consumer(node, module, first, self._positions(slot, kept, gone)))
                 changed.add(node)
             elif any(i in changed for i in node.all_input_nodes):
                 changed.add(node)
-        plan = _plan(group, graph, consumers)
+        plan = plan_of(group, graph, consumers)
         self._verify(plan)
         self._fill(plan)
         return plan
@@ -192,18 +129,18 @@ class ReplayEngine(Engine):
 
     # The frontier.
 
-    def _frontier_of(self, plan: _Plan, inputs: torch.Tensor) -> Env:
+    def _frontier_of(self, plan: Plan, inputs: torch.Tensor) -> Env:
         """Values of the frontier on these inputs."""
         env: Env = {plan.graph.input: inputs}
         with torch.inference_mode():
             plan.graph.run(plan.prefix, env, last_use=plan.prefix_last)
         return {n: env[n] for n in plan.frontier}
 
-    def _fill(self, plan: _Plan) -> None:
+    def _fill(self, plan: Plan) -> None:
         """Keep the frontier of as many samples as half the memory holds; the others' is made again every time."""
         graph, m = plan.graph, len(self.local)
         a_row = max(1, sum(graph.row_bytes.get(n, 0) for n in plan.frontier if graph.scales[n]))
-        largest, live = _live(graph, plan.prefix, plan.prefix_last)
+        largest, live = live_bytes(graph, plan.prefix, plan.prefix_last)
         size = self._rows_for(max(1, largest), live + a_row)
         keep = min(m, (self.memory // 2) // a_row) if all(graph.scales[n] is not None for n in plan.frontier) else 0
         for start in range(0, keep, size):
@@ -215,14 +152,14 @@ class ReplayEngine(Engine):
                     continue
                 if node not in plan.cached:
                     share = value.shape[0] // (stop - start)
-                    like = torch.channels_last if _is_channels_last(value) else torch.contiguous_format
+                    like = torch.channels_last if is_channels_last(value) else torch.contiguous_format
                     plan.cached[node] = torch.empty((keep * share, *value.shape[1:]), dtype=value.dtype, device=value.device, memory_format=like)  # fmt: skip
                 whole = plan.cached[node]
                 share = whole.shape[0] // keep
                 whole[start * share : stop * share] = value
         plan.cached_rows = keep
 
-    def _frontier(self, plan: _Plan, start: int, stop: int) -> Env:
+    def _frontier(self, plan: Plan, start: int, stop: int) -> Env:
         if stop > plan.cached_rows:
             return self._frontier_of(plan, self._inputs(start, stop))
         found: Env = {}
@@ -236,21 +173,21 @@ class ReplayEngine(Engine):
 
     # The tail.
 
-    def _outputs(self, plan: _Plan, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]) -> Any:
+    def _outputs(self, plan: Plan, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]) -> Any:
         """The model's outputs for cut sets, one after the other in a batch, from the frontier of each (`shares` samples)."""
 
         def fetch(node: fx.Node) -> Any:
             values = [f[node] for f in frontiers]
             if len(values) == 1 or plan.graph.scales[node] is False:
                 return values[0]
-            return _joined(values)
+            return joined(values)
 
         special = {c.node: self._handler(c, cuts, frontiers, shares) for c in plan.consumers}
         amp = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
         with torch.inference_mode(), amp:
             return plan.graph.run(plan.tail, {}, last_use=plan.tail_last, special=special, fetch=fetch)
 
-    def _handler(self, c: _Consumer, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]) -> Any:
+    def _handler(self, c: Consumer, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]) -> Any:
         if c.first:
             source = c.node.all_input_nodes[0]
 
@@ -263,8 +200,8 @@ class ReplayEngine(Engine):
 
         def masked(env: Env) -> torch.Tensor:
             node = c.node.all_input_nodes[0]
-            x = env[node] if node in env else _joined([f[node] for f in frontiers])
-            return _without(c.module, x, [c.of(cut) for cut in cuts], shares)
+            x = env[node] if node in env else joined([f[node] for f in frontiers])
+            return without(c.module, x, [c.of(cut) for cut in cuts], shares)
 
         return masked
 
@@ -272,7 +209,7 @@ class ReplayEngine(Engine):
         plan = self._of(group)
         if plan is None:
             return self.plain.rows(group)
-        largest, live = _live(plan.graph, plan.tail, plan.tail_last)
+        largest, live = live_bytes(plan.graph, plan.tail, plan.tail_last)
         own = sum(plan.graph.row_bytes.get(n, 0) for n in plan.frontier)
         rows = self._rows_for(max(1, largest), live + own)
         return rows if self.tuning.sized else min(128, rows)
@@ -295,7 +232,7 @@ class ReplayEngine(Engine):
         finally:
             self.removed, self._whole = before, None
 
-    def _of(self, group: Group | None) -> _Plan | None:
+    def _of(self, group: Group | None) -> Plan | None:
         if group is None:
             return None
         if group.name in self._refused:
@@ -349,7 +286,7 @@ class ReplayEngine(Engine):
                 if c.first and plan.cached_rows:
                     subtract_(c.module, plan.cached[c.node], plan.cached[c.node.all_input_nodes[0]], index)
             for module, index in {id(c.module): (c.module, c.of(units)) for c in plan.consumers}.values():
-                _input_columns(module).index_fill_(_in_dim(module), index.to(self.device), 0.0)
+                weight_of(module).index_fill_(input_dim(module), index.to(self.device), 0.0)
         plan.removed += len(units)
 
     def stale(self, group: Group) -> bool:
@@ -363,7 +300,7 @@ class ReplayEngine(Engine):
         left = group.size - len(self.removed.get(group.name, ()))
         return plan.removed >= max(8, left // 8) and any(s.module in replayed for s in group.slots)
 
-    def _verify(self, plan: _Plan) -> None:
+    def _verify(self, plan: Plan) -> None:
         """Replayed and plainly cut networks must agree on real samples, with a cut that shows. Raises NotTraceable."""
         left = [n for n in range(plan.group.size) if n not in self.removed.get(plan.group.name, set())]
         cuts = [tuple(left[::2]), (left[0],)] if plan.shared else [tuple(left[::2])]
@@ -381,51 +318,6 @@ class ReplayEngine(Engine):
             off, allowed = float((a - b).abs().max()), tolerance * max(1.0, float(b.abs().max()))
             if not off <= allowed:
                 raise NotTraceable(f"replayed and plain outputs differ by {off:.2g} ({allowed:.2g} allowed)")
-
-
-def _is_channels_last(value: torch.Tensor) -> bool:
-    return value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
-
-
-def _joined(values: list[Any]) -> Any:
-    if len(values) == 1:
-        return values[0]
-    if isinstance(values[0], torch.Tensor):
-        return torch.cat(values)
-    if isinstance(values[0], list | tuple):
-        return type(values[0])(_joined(list(v)) for v in zip(*values, strict=True))
-    return values[0]
-
-
-def _in_dim(module: nn.Module) -> int:
-    rule = rule_of(module)
-    assert rule is not None
-    return rule.inn[0][1]
-
-
-def _input_columns(module: nn.Module) -> torch.Tensor:
-    weight: torch.Tensor = module.get_parameter("weight").data
-    return weight
-
-
-def _without(module: nn.Module, x: torch.Tensor, positions: list[torch.Tensor], shares: list[int]) -> torch.Tensor:
-    """The layer on inputs of cut sets, one after the other, of `shares` samples each: a set's own positions count as zero."""
-    if len(positions) == 1:
-        weight, dim, index = _input_columns(module), _in_dim(module), positions[0].to(x.device)
-        held = weight.index_select(dim, index)
-        weight.index_fill_(dim, index, 0.0)
-        try:
-            result: torch.Tensor = module(x)
-        finally:
-            weight.index_copy_(dim, index, held)
-        return result
-    x = x.clone()
-    each, start = x.shape[0] // sum(shares), 0
-    for index, share in zip(positions, shares, strict=True):
-        x[start : start + share * each].index_fill_(channel_dim(module), index.to(x.device), 0.0)
-        start += share * each
-    masked: torch.Tensor = module(x)
-    return masked
 
 
 def engine_for(model: nn.Module, *args: Any, **settings: Any) -> Engine:
