@@ -35,6 +35,9 @@ fix: setup
 
 bench: setup
 	$(BIN)/python benchmarks/prune_resnet18.py
+	$(BIN)/python benchmarks/effects_path.py
+	$(BIN)/python benchmarks/effects_growth.py
+	$(BIN)/python benchmarks/effects_speed.py
 
 clean:
 	rm -rf $(VENV) cswap-demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -29,10 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from _machine import RESULTS, machine, write_result
 from _real import Case, case, cifar
-from cswap.causal.engine import Engine
+from cswap.causal.engine import Engine, Scores
 from cswap.causal.evaluation import FirstCritical
 from cswap.causal.replay import ReplayEngine, Tuning
-from cswap.causal.verdicts import VoteRule
+from cswap.causal.stats import effect_stats
+from cswap.causal.verdicts import VoteRule, class_tests, verdict_of
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
 from cswap.structure.surgery import zero_cut_
@@ -45,6 +46,7 @@ STAGES: dict[str, tuple[str, Tuning | None]] = {
     "shrink": ("3 shrinking as it goes", Tuning(fold=False, sized=False)),
     "sized": ("5 batches, layouts, folding (`--effects full`)", Tuning()),
     "verdict": ("4 `--effects verdict`", Tuning()),
+    "amp": ("`--effects full --amp` (bfloat16; verdicts may differ)", Tuning()),
 }
 TRAINED = ("resnet18", "resnet20")
 
@@ -112,6 +114,12 @@ def brute(c: Case, structure: Structure, units: int, rng: np.random.Generator) -
     }
 
 
+def judged(base: Scores, scores: Scores, c: Case) -> str:
+    """The first letter of a verdict."""
+    stats = effect_stats(base.sigma, scores.sigma, c.calibration.targets, len(c.calibration.classes))
+    return str(verdict_of(class_tests(stats, VoteRule())[1], stats, VoteRule()))[0]
+
+
 def timed(
     c: Case,
     structure: Structure,
@@ -125,7 +133,9 @@ def timed(
     assert tuning is not None
     groups, total, macs, notes = [], 0.0, 0.0, []
     for group in structure:
-        engine: Engine = ReplayEngine(c.model, structure, c.calibration, Classification(), tuning=tuning)
+        engine: Engine = ReplayEngine(
+            c.model, structure, c.calibration, Classification(), tuning=tuning, amp=stage == "amp"
+        )
         if tuning.shrink:
             for name, units in before[group.name].items():
                 engine.remove(name, units)
@@ -143,11 +153,13 @@ def timed(
         if judge is None:
             with work:
                 engine.cut(group, [chosen[:1]])
+        verdicts: list[str] = []
         start, rows = time.perf_counter(), engine.evaluated
         for first in range(0, len(chosen), size):
             part = chosen[first : first + size]
             if judge is None:
-                engine.cut(group, [[n] for n in part])
+                found = engine.cut(group, [[n] for n in part])
+                verdicts += [judged(base, scores, c) for scores in found]
             else:
                 for give in judge.batch(group, part, False, lambda base=base: base):  # type: ignore[misc]
                     give()
@@ -156,7 +168,7 @@ def timed(
         unit_macs = work.get_total_flops() // 2
         groups.append({
             "group": group.name, "units": group.size, "timed": len(chosen), "enter_seconds": entered, "unit_seconds": unit,
-            "unit_macs": unit_macs, "samples_asked": asked, "together": size, "rows": engine.rows(group),
+            "unit_macs": unit_macs, "verdicts": "".join(verdicts), "samples_asked": asked, "together": size, "rows": engine.rows(group),
         })  # fmt: skip
         total += entered + unit * group.size
         macs += unit_macs * group.size
@@ -207,7 +219,7 @@ def main() -> None:
         for name in given.networks.split(","):
             found = data["networks"].setdefault(name, {})
             for stage in STAGES:
-                if name not in TRAINED and stage in ("shrink", "verdict"):
+                if name not in TRAINED and stage in ("shrink", "verdict", "amp"):
                     continue
                 command = [
                     sys.executable, __file__, "--network", name, "--stage", stage, "--per-class", str(given.per_class),
@@ -218,6 +230,16 @@ def main() -> None:
                     raise SystemExit(f"{name}, {stage}: {done.stderr[-2000:]}")
                 found[stage] = json.loads(done.stdout.splitlines()[-1])
                 speed = found["brute"]["seconds"] / found[stage]["seconds"]
+                if stage == "amp":
+                    pairs = [
+                        (a, b)
+                        for x, y in zip(found["sized"]["groups"], found["amp"]["groups"], strict=True)
+                        for a, b in zip(x["verdicts"], y["verdicts"], strict=False)
+                    ]
+                    found["amp"]["verdicts_compared"], found["amp"]["verdicts_alike"] = (
+                        len(pairs),
+                        sum(a == b for a, b in pairs),
+                    )
                 print(f"{name:14} {stage:11} {found[stage]['seconds']:9.0f} s  {speed:6.1f}x", flush=True)
     again = f"python benchmarks/effects_speed.py --per-class {given.per_class} --units {given.units} --networks {given.networks}"
     write_result(
