@@ -18,6 +18,8 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 RATIO_KINDS = ("params", "macs", "units")
+TESTS = ("walk", "test")
+"""Phases in which a unit gets its verdict: while the walk prunes, or on the original network."""
 
 
 class Verdict(StrEnum):

@@ -21,10 +21,11 @@ from cswap.causal.verdicts import VoteRule, class_tests
 from cswap.errors import ArtifactError, InputError
 from cswap.methods.path import Kept, Watched
 from cswap.structure.groups import Structure
-from cswap.types import Cliff, Decision, FloatArray, Ratio, UnitEffects, Verdict
+from cswap.types import TESTS, Cliff, Decision, FloatArray, Ratio, UnitEffects, Verdict
 
 _FIELDS = ("count", "mean", "m2")
-_TESTED = ("walk", "score")  # phases whose decisions have statistics of their own
+_TESTED = (*TESTS, "score", "pick")  # phases whose decisions have statistics of their own
+_PARTS = {"": TESTS, "score.": ("score",), "pick.": ("pick",)}  # tensors of effects.safetensors, by what their names begin with
 PINNED = "pinned"
 
 
@@ -244,7 +245,7 @@ def read_journal(folder: Path, structure: Structure, classes: tuple[str, ...], r
                     moments = artifact[data["phase"], data["group"], data["unit"]]
                 tested += 1
                 latest[data["group"], data["unit"]] = moments
-            elif data["phase"] == "buffer":
+            else:
                 moments = latest.get((data["group"], data["unit"]))
             decisions.append(_decision(data, moments, classes, rule))
             if structure[data["group"]].size <= data["unit"] or data["step"] != number:
@@ -301,10 +302,9 @@ def write_effects(path: Path, structure: Structure, classes: tuple[str, ...], de
     """
     first, total = _first_rows(structure)
     tensors: dict[str, FloatArray] = {}
-    for phase in _TESTED:
-        own = [d for d in decisions if d.phase == phase and d.effects is not None]
-        before = "" if phase == "walk" else f"{phase}."
-        if own or phase == "walk":
+    for before, phases in _PARTS.items():
+        own = [d for d in decisions if d.phase in phases and d.effects is not None]
+        if own or not before:
             tensors |= {before + name: np.zeros((total, len(classes))) for name in _FIELDS}
             tensors[before + "xi"] = np.full(total, np.nan)
         for d in own:
@@ -334,8 +334,7 @@ def _read_effects(
     found: dict[tuple[str, str, int], Moments] = {}
     try:
         with safe_open(path, framework="numpy") as stored:
-            for phase in _TESTED:
-                before = "" if phase == "walk" else f"{phase}."
+            for before, phases in _PARTS.items():
                 if before + "count" not in stored.keys():  # noqa: SIM118 — not a dict
                     continue
                 count, mean, m2 = (stored.get_tensor(before + name) for name in _FIELDS)
@@ -343,6 +342,7 @@ def _read_effects(
                     raise ArtifactError(f"{path}: expected tensors of shape {(total, len(classes))}, got {count.shape}")
                 found |= {
                     (phase, g.name, n): Moments(count[r].astype(np.int64), mean[r], m2[r])
+                    for phase in phases
                     for g in structure
                     for n in range(g.size)
                     for r in (first[g.name] + n,)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from cswap.causal.stats import EffectStats
 from cswap.pipeline import Watcher
 from cswap.structure.groups import Structure
-from cswap.types import Cliff, Decision, Target
+from cswap.types import TESTS, Cliff, Decision, Target
 
 _EVERY = 15.0  # seconds between plain lines
 _PHASES = {
@@ -73,7 +73,7 @@ class ProgressLine(Watcher):
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
         self.done += 1
-        if decision.phase == "walk" and decision.verdict is not None:
+        if decision.phase in TESTS and decision.verdict is not None:
             self.counts[str(decision.verdict)] += 1
         text = self._state(decision)
         if self.live:

@@ -19,7 +19,7 @@ from cswap.structure.check import Agreement, agreement
 from cswap.structure.groups import Removed, Structure
 from cswap.structure.ledger import Ledger
 from cswap.structure.surgery import KeptIndices, kept_indices, pruned_copy
-from cswap.types import Cliff, Decision, FloatArray, Ratio, Target
+from cswap.types import TESTS, Cliff, Decision, FloatArray, Ratio, Target, Verdict
 
 
 class Sink(Protocol):
@@ -136,7 +136,7 @@ class PruningPath:
         if target.value == 0:
             return {}, 0, Ratio()
         if target.kind == "noncritical":
-            tested = sum(d.phase == "walk" for d in self.decisions)
+            tested = sum(d.phase in TESTS for d in self.decisions)
             if tested < self.structure.units:
                 raise TargetError(
                     f"target noncritical: the path tested {tested} of {self.structure.units} units ({self.ended or 'partial'})"
@@ -144,7 +144,7 @@ class PruningPath:
                 )
         steps = 0
         for steps, d in enumerate(self.decisions, 1):
-            if target.kind == "noncritical" and d.phase != "walk":
+            if target.kind == "noncritical" and d.phase not in TESTS and d.verdict is Verdict.CRITICAL:
                 return ledger.removed(), steps - 1, ledger.ratio()
             if d.removed:
                 ledger.remove(self.structure[d.group], d.unit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ from torch import nn
 
 from cswap.causal.engine import Engine, Scores, refuse_near_chance
 from cswap.causal.evaluation import Evaluation, FirstCritical, Full
+from cswap.causal.judge import Judge, Judgement
 from cswap.causal.replay import engine_for
-from cswap.causal.stats import EffectStats, effect_stats
-from cswap.causal.verdicts import class_tests, verdict_of
+from cswap.causal.stats import EffectStats
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import ArtifactError
 from cswap.methods.options import Options
@@ -22,11 +23,10 @@ from cswap.methods.watch import QualityWatch
 from cswap.structure.groups import Group, Structure
 from cswap.structure.ledger import Ledger, check_reachable
 from cswap.tasks.base import Task
-from cswap.types import Decision, Target, UnitEffects, Verdict
+from cswap.types import Decision, Target, Verdict
 
 LAST = "last of its group"
 SCORED = "scored for the buffer, on the network as the walk left it"
-KNIFE_EDGE = 1e-4
 _CHECKS_IN_BUFFER = 100  # looks at calibration quality over a whole buffer phase
 
 
@@ -80,6 +80,7 @@ class _Walk:
         self.evaluation: Evaluation = (
             FirstCritical(engine, options.rule) if options.effects == "verdict" else Full(engine)
         )
+        self.judge = Judge(calibration, options.rule, options.xi_floor)
         self.ledger = Ledger(units)
         self.path = PruningPath(units, "cswap", options.as_dict(), calibration.classes, engine=engine.name)
         self._told = 0
@@ -185,37 +186,16 @@ class _Walk:
             self.current = kept.scores if kept is not None and kept.step == gone[-1] else self.engine.scores(group)
         self.stale = False
 
-    def _stats(self, scores: Scores, base: Scores) -> EffectStats:
-        return effect_stats(
-            base.sigma, scores.sigma, self.calibration.targets, len(self.calibration.classes),
-            xi_floor=self.options.xi_floor, sigma_class=base.by_class, cut_class=scores.by_class,
-        )  # fmt: skip
-
-    def _effects(self, stats: EffectStats) -> tuple[UnitEffects, Verdict, bool]:
-        """Effects by class, the verdict, and whether a p-value lies on the knife's edge."""
-        rule, moments = self.options.rule, stats.by_class
-        p, pi = class_tests(stats, rule)
-        asked = moments.count > 0
-        effects = UnitEffects(
-            self.calibration.classes, moments.count, np.where(asked, moments.mean, np.nan),
-            np.where(asked, moments.m2, np.nan), np.where(asked, p, np.nan), pi,
-        )  # fmt: skip
-        return effects, verdict_of(pi, stats, rule), bool((np.abs(p[asked] - rule.alpha) < KNIFE_EDGE).any())
-
     def _judge(self, group: Group, unit: int, scores: Scores) -> bool:
         """One decision; returns whether the unit went."""
-        stats = self._stats(scores, self.current)
-        effects, verdict, edge = self._effects(stats)
-        remove, reason = self._may_go(group, verdict, scores)
+        found = self.judge.judge(scores, self.current)
+        remove, reason = self._may_go(group, found.verdict, scores)
         if remove:
             self.ledger.remove(group, unit)
             self.engine.remove(group.name, [unit])
             self.current = scores
-        xi = None if np.isnan(stats.xi) else float(stats.xi)
-        self._decide(
-            "walk", group.name, unit, remove, reason, verdict, xi, effects, stats, scores if remove else None, edge,
-            float(self.current.quality.mean()),
-        )  # fmt: skip
+        quality = float(self.current.quality.mean())
+        self._decide("walk", group.name, unit, remove, reason, found, scores if remove else None, quality)
         if remove:
             self._check_target()
         return remove
@@ -225,27 +205,29 @@ class _Walk:
             return False, "a class needs it"
         if self.ledger.kept(group) == 1:
             return False, LAST
-        if self.options.reference == "original":
-            drift = self._stats(scores, self.original)
-            if verdict_of(class_tests(drift, self.options.rule)[1], drift, self.options.rule) is Verdict.CRITICAL:
-                return False, "drift"
+        drifts = self.options.reference == "original" and self.judge.verdict(scores, self.original) is Verdict.CRITICAL
+        if drifts:
+            return False, "drift"
         self._check_drop(scores)
         return True, "no class needs it" if verdict is Verdict.NEUTRAL else "a class is better without it"
 
     def _decide(
-        self, phase: str, group: str, unit: int, removed: bool, reason: str, verdict: Verdict | None, xi: float | None,
-        effects: UnitEffects | None, stats: EffectStats | None, scores: Scores | None, edge: bool = False,
-        quality: float | None = None,
+        self, phase: str, group: str, unit: int, removed: bool, reason: str, found: Judgement, scores: Scores | None,
+        quality: float | None,
     ) -> None:  # fmt: skip
         """Note a decision. `scores`: those of the network after it, where they are known and it changed."""
         decision = Decision(
             step=len(self.path.decisions) + 1, phase=phase, group=group, unit=unit, removed=removed, reason=reason,
-            verdict=verdict, xi=xi, score=xi, ratio=self.ledger.ratio(), quality=quality, effects=effects, knife_edge=edge,
+            verdict=found.verdict, xi=found.xi, score=found.xi, ratio=self.ledger.ratio(), quality=quality,
+            effects=found.effects, knife_edge=found.knife_edge,
         )  # fmt: skip
+        self._note(decision, found.stats, scores)
+
+    def _note(self, decision: Decision, stats: EffectStats | None, scores: Scores | None) -> None:
         self.path.decisions.append(decision)
-        if removed and scores is not None:
+        if decision.removed and scores is not None:
             gone = round(decision.ratio.units * self.units.units)
-            self.watch.saw(gone, decision.step, group, scores)
+            self.watch.saw(gone, decision.step, decision.group, scores)
             self.sink.keep(decision.step, scores, self.watch.state())
         self.sink.decided(decision, stats)
 
@@ -278,10 +260,10 @@ class _Walk:
                         self._recall(known[first + i], n)
                     else:
                         self._catch_up(None)
-                        stats = self._stats(found[i], self.current)
-                        effects, verdict, edge = self._effects(stats)
-                        why = f"{SCORED} ({verdict} there)"
-                        self._decide("score", group.name, n, False, why, Verdict.CRITICAL, float(stats.xi), effects, stats, None, edge)  # fmt: skip
+                        now = self.judge.judge(found[i], self.current)
+                        why = f"{SCORED} ({now.verdict} there)"
+                        walked = replace(now, verdict=Verdict.CRITICAL)  # its verdict is the walk's
+                        self._decide("score", group.name, n, False, why, walked, None, None)
                     yield self.path.decisions[-1]
 
     def _buffer(self) -> None:
@@ -304,9 +286,12 @@ class _Walk:
                     self._check_drop(scores)
                 self.ledger.remove(group, d.unit)
                 self.engine.remove(d.group, [d.unit])
-            reason = LAST if last else "hurts least of the critical"
-            quality = None if scores is None else float(scores.quality.mean())
-            self._decide("buffer", d.group, d.unit, not last, reason, d.verdict, d.xi, d.effects, None, scores, quality=quality)  # fmt: skip
+            went = replace(
+                d, step=len(self.path) + 1, phase="buffer", removed=not last, ratio=self.ledger.ratio(), knife_edge=False,
+                reason=LAST if last else "hurts least of the critical",
+                quality=None if scores is None else float(scores.quality.mean()),
+            )  # fmt: skip
+            self._note(went, None, scores)
             if not last:
                 self._check_target()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from cswap.causal.engine import refuse_near_chance
+from cswap.causal.engine import Engine, refuse_near_chance
 from cswap.causal.replay import engine_for
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import TargetError
@@ -17,7 +18,7 @@ from cswap.methods.watch import QualityWatch
 from cswap.structure.groups import Structure
 from cswap.structure.ledger import Ledger, check_reachable
 from cswap.tasks.base import Task
-from cswap.types import Decision, FloatArray, Target
+from cswap.types import Decision, FloatArray, Target, UnitEffects, Verdict
 
 _CHECKS = 50  # looks at calibration quality over a complete path
 
@@ -41,6 +42,19 @@ def removal_order(units: Structure, scores: Mapping[str, FloatArray], scope: str
             key = own / own.mean() if own.mean() else own
         keyed += [(float(key[n]), place, n, group.name) for n in range(group.size)]
     return [(name, n) for _, _, n, name in sorted(keyed)]
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """One unit in its place of a ranking, with what is known of it."""
+
+    group: str
+    unit: int
+    reason: str
+    score: float
+    verdict: Verdict | None = None
+    xi: float | None = None
+    effects: UnitEffects | None = None
 
 
 def ranking_path(
@@ -68,37 +82,54 @@ def ranking_path(
     check_reachable(units, target)
     sink = sink or Silence()
     engine = engine_for(model, units, calibration, task, device=device, memory=memory)
+    path = PruningPath(units, method, options.as_dict(), calibration.classes, engine=engine.name)
+    order = [
+        Ranked(name, n, f"lowest {method} score", float(scores[name][n]))
+        for name, n in removal_order(units, scores, options.scope)
+    ]
+    return remove_in_order(engine, path, order, target, options, start, sink)
+
+
+def remove_in_order(
+    engine: Engine, path: PruningPath, order: Sequence[Ranked], target: Target, options: Options, start: Start, sink: Sink
+) -> PruningPath:  # fmt: skip
+    """Remove units one after the other, each group keeping one, up to the target; `path` is extended and returned.
+
+    Calibration quality is looked at now and then (with `max_drop`, after every unit). Decisions that `start` has are not
+    told to the sink again.
+    """
+    units, calibration = engine.structure, engine.calibration
     first = engine.scores()
-    refuse_near_chance(first, calibration, task)
+    refuse_near_chance(first, calibration, engine.task)
     watch = QualityWatch(first, calibration.targets, calibration.classes, units.units, sink)
-    path = PruningPath(
-        units, method, options.as_dict(), calibration.classes, ended="nothing is left to remove", engine=engine.name
-    )
     ledger, every = Ledger(units), 1 if options.max_drop is not None else max(1, units.units // _CHECKS)
-    known = {(d.group, d.unit): d for d in start.decisions}
-    for i, (name, unit) in enumerate(removal_order(units, scores, options.scope)):
+    path.ended = "nothing is left to remove"
+    for i, r in enumerate(order):
         if target.reached(ledger.ratio()):
             path.ended = "target reached"
             break
-        group = units[name]
+        group = units[r.group]
         if ledger.kept(group) == 1:
             continue
-        engine.remove(name, [unit])
+        engine.remove(r.group, [r.unit])
         quality = None
         if (i + 1) % every == 0:
             now = engine.scores()
-            drop = watch.saw(i + 1, len(path) + 1, name, now)
+            drop = watch.saw(i + 1, len(path) + 1, r.group, now)
             quality = float(now.quality.mean())
             if options.max_drop is not None and drop > options.max_drop + 1e-12:
                 path.ended = f"max-drop: removing the next unit would cost {drop:.4f} of calibration quality"
                 break
-        ledger.remove(group, unit)
+        ledger.remove(group, r.unit)
         decision = Decision(
-            step=len(path) + 1, phase="rank", group=name, unit=unit, removed=True, reason=f"lowest {method} score",
-            score=float(scores[name][unit]), ratio=ledger.ratio(), quality=quality,
+            step=len(path) + 1, phase="rank", group=r.group, unit=r.unit, removed=True, reason=r.reason, score=r.score,
+            verdict=r.verdict, xi=r.xi, effects=r.effects, ratio=ledger.ratio(), quality=quality,
         )  # fmt: skip
         path.decisions.append(decision)
-        if (name, unit) not in known:
+        if decision.step > len(start.decisions):
             sink.decided(decision, None)
-    path.cliffs = watch.cliffs
+    else:
+        if target.reached(ledger.ratio()):
+            path.ended = "target reached"
+    path.cliffs, path.notes = watch.cliffs, list(engine.notes)
     return path

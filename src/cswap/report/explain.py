@@ -6,7 +6,7 @@ from typing import Any
 
 from cswap.errors import InputError
 from cswap.methods.path import PruningPath
-from cswap.types import ClassEffect, Decision
+from cswap.types import TESTS, ClassEffect, Decision
 
 
 def _effect(e: ClassEffect) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def explanation(
 
 def _group_line(path: PruningPath, name: str, size: int) -> dict[str, Any]:
     own = [d for d in path if d.group == name]
-    tested = [d for d in own if d.phase == "walk"]
+    tested = [d for d in own if d.phase in TESTS]
     return {
         "group": name, "units": size, "tested": len(tested), "removed": sum(d.removed for d in own),
         **{v: sum(d.verdict == v for d in tested) for v in ("critical", "neutral", "detrimental")},

@@ -1,0 +1,92 @@
+"""The ideal greedy: score every unit again after each removal, remove the best. O(m·N): for small networks (method.md)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from cswap.causal.engine import refuse_near_chance
+from cswap.causal.judge import Judge, Judgement
+from cswap.causal.replay import engine_for
+from cswap.data.calibration import CalibrationSet
+from cswap.errors import TargetError
+from cswap.methods.options import Options
+from cswap.methods.path import PruningPath, Silence, Sink, Start
+from cswap.methods.registry import register
+from cswap.methods.watch import QualityWatch
+from cswap.structure.groups import Structure
+from cswap.structure.ledger import Ledger, check_reachable
+from cswap.tasks.base import Task
+from cswap.types import Decision, Target
+
+
+@register("greedy")
+def greedy(
+    model: nn.Module,
+    units: Structure,
+    calibration: CalibrationSet,
+    task: Task,
+    *,
+    target: Target = Target("complete"),  # noqa: B008 — frozen
+    options: Options = Options(),  # noqa: B008 — frozen
+    start: Start = Start(),  # noqa: B008 — frozen
+    sink: Sink | None = None,
+    device: str = "cpu",
+    memory: int = 4 << 30,
+) -> PruningPath:
+    """Remove, one after the other, the unit whose cut leaves the calibration set the best on the network as it stands.
+
+    Best: least loss of the summed score a parameter that goes, so that what is reached at a given size is what is sought (ours);
+    a unit whose cut loses nothing goes before any that does, the largest gain first. Ties by group and index. Raises DataError,
+    TargetError (`noncritical`: verdicts change with every removal).
+    """
+    if target.kind == "noncritical":
+        raise TargetError("target noncritical: greedy has no fixed verdicts; expected params=F, macs=F or units=F")
+    check_reachable(units, target)
+    sink = sink or Silence()
+    engine = engine_for(
+        model, units, calibration, task, device=device, memory=memory, vote_score=options.vote_score, amp=options.amp
+    )
+    path = PruningPath(
+        units, "greedy", options.as_dict(), calibration.classes, engine=engine.name, ended="nothing is left to remove"
+    )
+    sink.note(engine.name)
+    original = engine.scores()
+    refuse_near_chance(original, calibration, task)
+    watch = QualityWatch(original, calibration.targets, calibration.classes, units.units, sink)
+    ledger, judge = Ledger(units), Judge(calibration, options.rule, options.xi_floor)
+    for d in start.decisions:
+        path.decisions.append(d)
+        ledger.remove(units[d.group], d.unit)
+        engine.remove(d.group, [d.unit])
+    while not target.reached(ledger.ratio()):
+        best: tuple[tuple[bool, float], str, int, Judgement, float] | None = None
+        for group in units:
+            if ledger.kept(group) == 1:
+                continue
+            left = [n for n in range(group.size) if n not in ledger.gone(group.name)]
+            engine.enter(group)
+            base = engine.scores(group)
+            params = ledger.params_of(group)
+            for n, scores in zip(left, engine.cut(group, [[n] for n in left]), strict=True):
+                change = float((scores.sigma - base.sigma).sum())
+                key = (change < 0, change / params if change < 0 else change)
+                if best is None or (key[0], -key[1]) < (best[0][0], -best[0][1]):
+                    best = key, group.name, n, judge.judge(scores, base), float(scores.quality.mean())
+        if best is None:
+            return path
+        _, name, n, found, quality = best
+        drop = watch.base - quality
+        if options.max_drop is not None and drop > options.max_drop + 1e-12:
+            path.ended = f"max-drop: removing the next unit would cost {drop:.4f} of calibration quality"
+            return path
+        ledger.remove(units[name], n)
+        engine.remove(name, [n])
+        decision = Decision(
+            step=len(path) + 1, phase="pick", group=name, unit=n, removed=True, reason="best of all that were left",
+            verdict=found.verdict, xi=found.xi, score=found.xi, effects=found.effects, ratio=ledger.ratio(), quality=quality,
+            knife_edge=found.knife_edge,
+        )  # fmt: skip
+        path.decisions.append(decision)
+        sink.decided(decision, found.stats)
+    path.ended = "target reached"
+    return path
