@@ -147,7 +147,7 @@ class Watcher(Silence):
 
 
 @dataclass(frozen=True)
-class _Both:
+class Both:
     """Two sinks as one."""
 
     first: Sink
@@ -316,7 +316,7 @@ class _Analysis:
             self.watcher.phase("analysis")
             journal = Journal(out, classes)
             try:
-                return self._call(start, _Both(journal, self.watcher), run[PINNED])
+                return self._call(start, Both(journal, self.watcher), run[PINNED])
             finally:
                 journal.close()
                 forget_if_empty(out)

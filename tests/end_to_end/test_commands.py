@@ -297,6 +297,45 @@ def test_resume_goes_on_and_a_changed_run_is_refused(place, capsys):
     assert _same_path(whole, (place.root / "grown" / "path.jsonl").read_text())
 
 
+def test_verdict_mode_grows_from_an_artifact_and_explains_itself(place, capsys):
+    verdict = ["--effects", "verdict"]
+    assert _main(capsys, *place.prune("v-once", *verdict, target="params=0.5"))[0] == 0
+    whole = (place.root / "v-once" / "path.jsonl").read_text()
+    assert _main(capsys, *place.prune("v-grown", *verdict, target="noncritical"))[0] == 0
+    _refused(capsys, place.prune("v-grown", "--resume", target="params=0.5"), "options.effects", "verdict", "full")
+    assert _main(capsys, *place.prune("v-grown", "--resume", *verdict, target="params=0.5"))[0] == 0
+    grown = (place.root / "v-grown" / "path.jsonl").read_text()
+    keys = ("step", "phase", "group", "unit", "verdict", "removed", "reason")
+    a, b = ([[json.loads(x)[k] for k in keys] for x in text.splitlines()] for text in (whole, grown))
+    assert a == b
+    lines = [json.loads(x) for x in whole.splitlines()]
+    assert {"walk", "score", "buffer"} == {x["phase"] for x in lines}
+    early = next(x for x in lines if x["phase"] == "walk" and x["xi"] is None)
+    assert early["verdict"] == "critical"
+    assert 1 <= len(early["classes"]) < 3
+    asked = _main(
+        capsys, "explain", str(place.root / "v-once"), "--group", early["group"], "--unit", str(early["unit"]), "--json"
+    )
+    story = json.loads(asked[1])["units"][0]
+    assert [e["p"] is not None for e in story["effects"]] == [
+        True
+    ] * 3  # the buffer's scores fill in what the walk skipped
+    assert (
+        _main(
+            capsys,
+            "apply",
+            str(place.root / "v-once"),
+            "--target",
+            "units=0.1",
+            "--out",
+            str(place.root / "v-less"),
+            "--trust",
+            "--quiet",
+        )[0]
+        == 0
+    )
+
+
 def _same_path(a: str, b: str) -> bool:
     la, lb = [json.loads(x) for x in a.splitlines()], [json.loads(x) for x in b.splitlines()]
     keys = ("step", "phase", "group", "unit", "verdict", "removed", "reason")

@@ -25,7 +25,11 @@ from cswap.types import TESTS, Cliff, Decision, FloatArray, Ratio, UnitEffects, 
 
 _FIELDS = ("count", "mean", "m2")
 _TESTED = (*TESTS, "score", "pick")  # phases whose decisions have statistics of their own
-_PARTS = {"": TESTS, "score.": ("score",), "pick.": ("pick",)}  # tensors of effects.safetensors, by what their names begin with
+_PARTS = {
+    "": TESTS,
+    "score.": ("score",),
+    "pick.": ("pick",),
+}  # tensors of effects.safetensors, by what their names begin with
 PINNED = "pinned"
 
 

@@ -152,7 +152,7 @@ class Engine:
     def run(self, group: Group | None, jobs: Sequence[Job]) -> list[Scores]:
         """One Scores (rows,) for each job, in sample order whoever evaluated it."""
         spans = [(int(a), int(b)) for a, b in (np.searchsorted(self.mine, (j.start, j.stop)) for j in jobs)]
-        size = self.rows(group)
+        size = max(1, self.rows(group) // self._squeeze)
         parts: list[tuple[int, Job]] = []
         for i, (job, (a, b)) in enumerate(zip(jobs, spans, strict=True)):
             step = -(-(b - a) // -(-(b - a) // size)) if b > a else 1  # equal parts, none over `size`
@@ -232,7 +232,7 @@ class Engine:
             raise InputError(
                 f"memory: one sample needs about {live * 4 / 2**30:.2f} GiB, {self.memory / 2**30:.2f} given"
             )
-        return max(1, min(MOST_ROWS, budget // max(1, live), WORKING_SET // max(1, largest)) // self._squeeze)
+        return max(1, min(MOST_ROWS, budget // max(1, live), WORKING_SET // max(1, largest)))
 
 
 def _packed(parts: list[tuple[int, Job]], size: int) -> list[list[tuple[int, Job]]]:

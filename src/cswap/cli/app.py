@@ -255,6 +255,98 @@ def apply(
     _print(as_json, summary, lambda s: render.summary(s, out))
 
 
+@app.command()
+def compare(
+    model: ModelOption,
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="folder for curves, figures and paths")],
+    methods: Annotated[
+        str,
+        typer.Option("--methods", help="names separated by commas; NAME:global or NAME:layer for a ranking's scope"),
+    ] = "cswap,cbp,magnitude,random",
+    weights: Weights = None,
+    model_arg: ModelArgs = None,
+    ratios: Annotated[str, typer.Option("--ratios", help="fractions removed")] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8",
+    ratio_in: Annotated[
+        str, typer.Option("--ratio-in", help="what they count: params, macs, units")
+    ] = "params,macs,units",
+    seeds: Annotated[str, typer.Option("--seeds", help="calibration sets to draw, e.g. 0,1,2")] = "0",
+    per_class: Annotated[int, typer.Option("--per-class", help="calibration samples a class")] = 128,
+    alpha: Annotated[float, typer.Option("--alpha", help="significance level of the paired t-tests")] = 0.05,
+    vote: Annotated[str, typer.Option("--vote", help="class or pooled (general inference)")] = "class",
+    correction: Annotated[str, typer.Option("--correction", help="over classes: none, holm, bh")] = "none",
+    min_effect: Annotated[
+        float, typer.Option("--min-effect", help="smaller significant differences do not count")
+    ] = 0.0,
+    effects: Annotated[str, typer.Option("--effects", help="cswap: full or verdict")] = "full",
+    scope: Annotated[str, typer.Option("--scope", help="rankings: layer or global")] = "layer",
+    recover: Annotated[
+        str, typer.Option("--recover", help="none; bn: also with all batch norms estimated again")
+    ] = "none",
+    image_size: Annotated[int | None, typer.Option("--image-size", help="side of the square input")] = None,
+    mean: Annotated[str | None, typer.Option("--mean", help="by channel, separated by commas")] = None,
+    std: Annotated[str | None, typer.Option("--std", help="by channel, separated by commas")] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="JSON {class: output}, or class names in output order")
+    ] = None,
+    calibration_split: Annotated[
+        str | None, typer.Option("--calibration-split", help="folder to calibrate from (train)")
+    ] = None,
+    eval_split: Annotated[str | None, typer.Option("--eval-split", help="folder to measure quality on")] = None,
+    eval_samples: Annotated[
+        int | None, typer.Option("--eval-samples", help="measure quality on at most this many")
+    ] = None,
+    allow_imbalance: Annotated[bool, typer.Option("--allow-imbalance", help="take what a small class has")] = False,
+    device: DeviceOption = "auto",
+    memory: Memory = "4GiB",
+    resume: Annotated[bool, typer.Option("--resume", help="go on with what --out holds")] = False,
+    force: Force = False,
+    as_json: JsonFlag = False,
+    quiet: Quiet = False,
+) -> None:
+    """Curves, areas and cost of several methods in one run: a table, JSON and plots."""
+    from cswap.compare import CompareJob
+    from cswap.compare import compare as run_compare
+    from cswap.report.figures import compare_page
+
+    if resume and force:
+        raise InputError("--resume goes on with what is there and --force replaces it: expected one of them, got both")
+    source = Source(ModelSpec.parse(model, parse_arguments(model_arg or [])), weights)
+    drawn = tuple(int(v) for v in _numbers("seeds", seeds))
+    job = CompareJob(
+        source=source,
+        data=DataChoice(
+            _resolved(data), image_size, mean, std, per_class, allow_imbalance,
+            labels.resolve() if labels else None, calibration_split, eval_split, eval_samples,
+        ),
+        out=out, methods=tuple(m.strip() for m in methods.split(",") if m.strip()), ratios=tuple(sorted(set(_numbers("ratios", ratios)))),
+        kinds=tuple(k.strip() for k in ratio_in.split(",") if k.strip()), seeds=drawn,
+        options=Options(
+            alpha=alpha, vote=vote, correction=correction, min_effect=min_effect, effects=effects, scope=scope, seed=drawn[0],
+        ),
+        recover=recover, machine=Machine(device, bytes_of(memory)), resume=resume, force=force,
+    )  # fmt: skip
+    with ProgressLine(quiet) as watcher:
+        try:
+            result = run_compare(job, watcher)
+        except KeyboardInterrupt:
+            say_error(f"interrupted; what was done is kept in {out}: the same command with --resume goes on")
+            raise typer.Exit(130) from None
+    compare_page(result, out / "compare.html", title=f"{model}: {result['headline']}, one shot, no fine-tuning")
+    _print(as_json, result, lambda d: render.comparison(d, out))
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    """Numbers separated by commas; raises InputError."""
+    try:
+        found = [float(v) for v in text.split(",") if v.strip()]
+    except ValueError:
+        found = []
+    if not found:
+        raise InputError(f"{name}: expected numbers separated by commas, got {text!r}")
+    return found
+
+
 @app.command(name="eval")
 def evaluate(
     folder: ArtifactDir,

@@ -200,3 +200,32 @@ def demo(data: dict[str, Any]) -> None:
     console.print(
         f"curve: {escape(data['out'])}/curve.html   artifact: {escape(data['out'])}/artifact   ({data['seconds']['total']:.0f} s in all)"
     )
+
+
+def comparison(data: dict[str, Any], out: Path) -> None:
+    """What `compare` ends with: a table by kind of ratio, quality at each, and what it cost."""
+    console, headline = _console(), data["headline"]
+    for kind in data["kinds"]:
+        table = _table(
+            f"{headline} on {data['held_out_samples']:,} held-out samples, by fraction of {kind} removed",
+            "method", *(f"{r:g}" for r in data["ratios"]), *(["SAUCE"] if kind == "params" else []), "seconds",
+            right=tuple(range(1, len(data["ratios"]) + 3)),
+        )  # fmt: skip
+        for name, method in data["methods"].items():
+            by = {r["asked"]: r for r in method["curves"].get(kind, [])}
+            for quality, label in (("quality", name), ("quality_bn", f"{name} + BN again")):
+                if not any(quality in r for r in by.values()):
+                    continue
+                cells = [_mean(by[r][quality]) if r in by else "–" for r in data["ratios"]]
+                area = (
+                    [_mean(method["sauce"][quality]) if quality in method["sauce"] else "–"] if kind == "params" else []
+                )
+                table.add_row(escape(label), *cells, *area, f"{method['seconds']:.1f}")
+        console.print(table)
+    console.print(f"{data['per_class']} calibration samples a class; seeds {', '.join(str(s) for s in data['seeds'])}")
+    console.print(f"curves: {escape(str(out))}/compare.html   figures: {escape(str(out))}/compare.json")
+
+
+def _mean(value: dict[str, Any]) -> str:
+    spread = f" ±{value['std']:.3f}" if value["std"] is not None else ""
+    return f"{value['mean']:.3f}{spread}"

@@ -39,3 +39,56 @@ def curve_page(
     figure.update_xaxes(title=f"{what} removed", tickformat=".0%", range=[-0.02, 0.85])
     figure.update_yaxes(title=f"{headline} on held-out data", tickformat=".0%", range=[0, 1.02])
     figure.write_html(str(path), include_plotlyjs=True, full_html=True)
+
+
+_MORE = ("#c2356b", "#4d4d4d", "#00838f", "#9e6b2f", "#6a8f00", "#5c5ccf", "#b03a2e", "#117a65")
+_KINDS = {"params": "parameters removed", "macs": "MACs removed", "units": "units removed"}
+
+
+def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
+    """Every method of a comparison: quality against what was removed, in each kind, and against latency, one HTML file.
+
+    A line is the mean over seeds, a band its standard deviation; hollow markers are with batch norms estimated again.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    headline = result["headline"]
+    panels = [k for k in _KINDS if any(k in m["curves"] for m in result["methods"].values())]
+    figure = make_subplots(
+        rows=2, cols=2, horizontal_spacing=0.09, vertical_spacing=0.13,
+        subplot_titles=[*(f"against {_KINDS[k]}" for k in panels), "against latency, batch 64"],
+    )  # fmt: skip
+    colours = (*_COLOURS, *_MORE)
+    for i, (name, method) in enumerate(result["methods"].items()):
+        line = {"color": colours[i % len(colours)], "dash": _DASHES[i % len(_DASHES)], "width": 3.5 if i == 0 else 2}
+        for place, kind in enumerate([*panels, "ms_64"]):
+            rows = method["curves"].get(kind if kind in _KINDS else "params", [])
+            for quality in ("quality", "quality_bn"):
+                points = sorted((r[kind]["mean"], r[quality]["mean"], r[quality]["std"]) for r in rows if quality in r)
+                if not points:
+                    continue
+                x, y = [p[0] for p in points], [p[1] for p in points]
+                again = quality == "quality_bn"
+                figure.add_trace(
+                    go.Scatter(
+                        x=x, y=y, name=name + (" + BN again" if again else ""), legendgroup=name, showlegend=place == 0,
+                        mode="lines+markers", line={**line, "width": 1.2 if again else line["width"]},
+                        marker={"symbol": _SYMBOLS[i % len(_SYMBOLS)] + ("-open" if again else ""), "size": 8},
+                        error_y={"array": [p[2] or 0.0 for p in points], "visible": any(p[2] for p in points), "thickness": 1},
+                        hovertemplate=f"{name}<br>%{{x:.3g}}<br>{headline} %{{y:.1%}}<extra></extra>",
+                    ),
+                    row=place // 2 + 1, col=place % 2 + 1,
+                )  # fmt: skip
+    for place, kind in enumerate([*panels, "ms_64"]):
+        where = {"row": place // 2 + 1, "col": place % 2 + 1}
+        if kind in _KINDS:
+            figure.update_xaxes(title=_KINDS[kind], tickformat=".0%", range=[-0.02, 0.85], **where)
+        else:
+            figure.update_xaxes(title="milliseconds, faster to the left", rangemode="tozero", **where)
+        figure.update_yaxes(title=f"{headline}, held out", tickformat=".0%", range=[0, 1.02], **where)
+    figure.update_layout(
+        title=title, template="plotly_white", font={"size": 14}, height=900, hovermode="closest",
+        legend={"title": "method", "font": {"size": 13}}, margin={"l": 70, "r": 30, "t": 90, "b": 60},
+    )  # fmt: skip
+    figure.write_html(str(path), include_plotlyjs=True, full_html=True)

@@ -1,0 +1,1 @@
+"""Giving back what can be given back, without fine-tuning."""
