@@ -312,7 +312,7 @@ def test_verdict_mode_grows_from_an_artifact_and_explains_itself(place, capsys):
     assert {"walk", "score", "buffer"} == {x["phase"] for x in lines}
     early = next(x for x in lines if x["phase"] == "walk" and x["xi"] is None)
     assert early["verdict"] == "critical"
-    assert 1 <= len(early["classes"]) < 3
+    assert [c["p"] is None for c in early["classes"]].count(True) in (1, 2)  # null: not asked
     asked = _main(
         capsys, "explain", str(place.root / "v-once"), "--group", early["group"], "--unit", str(early["unit"]), "--json"
     )

@@ -1,0 +1,106 @@
+"""`cswap compare`: table, JSON and page; resumed; refused in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import cswap
+from cswap.cli.app import main
+from cswap.evaluate.curve import sauce
+from cswap.recovery.batchnorm import reestimated
+
+
+def _arguments(place, *more: str) -> list[str]:
+    return [
+        "compare", "--model", f"{place.factory}:colours", "--weights", str(place.weights), "--data", str(place.data), "--image-size",
+        "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--per-class", "6", "--out", str(place.root / "c"), "--quiet", *more,
+    ]  # fmt: skip
+
+
+METHODS = "cswap,cbp,greedy,magnitude,magnitude:global,random"
+
+
+def test_every_method_on_one_curve(place, capsys):
+    status = main(
+        _arguments(
+            place, "--methods", METHODS, "--ratios", "0,0.2,0.5,0.8", "--seeds", "0,1", "--recover", "bn", "--json"
+        )
+    )
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    result = json.loads(out)
+    assert result == json.loads((place.root / "c" / "compare.json").read_text())
+    assert list(result["methods"]) == METHODS.split(",")
+    for name, method in result["methods"].items():
+        assert list(method["by_seed"]) == ["0", "1"]
+        for run in method["by_seed"].values():
+            points = run["points"]
+            assert points[0]["quality"] == result["unpruned"]["quality"]
+            for kind in ("params", "macs", "units"):
+                asked = [(p["asked"][kind], p["ratio"][kind]) for p in points if kind in p["asked"]]
+                assert [a for a, _ in asked][:3] == [0, 0.2, 0.5], name
+                assert all(r >= a - 1e-9 for a, r in asked)
+            assert all(len(p["quality"]["by_class"]) == 3 and p["latency_ms"]["64"] > 0 for p in points)
+            curve = [(p["ratio"]["params"], p["quality"]["accuracy"]) for p in points if "params" in p["asked"]]
+            expected = sauce([x for x, _ in curve], [y for _, y in curve], points[0]["quality"]["accuracy"])
+            assert run["sauce"]["quality"] == pytest.approx(expected)
+            assert run["seconds"] > 0
+        rows = method["curves"]["params"]
+        assert [r["seeds"] for r in rows] == [2] * len(rows)
+        assert rows[0]["quality"]["std"] == 0
+    params = [p["params"] for p in result["methods"]["cswap"]["by_seed"]["0"]["points"]]
+    assert params == sorted(params, reverse=True)
+    page = (place.root / "c" / "compare.html").read_text()
+    assert "cbp" in page
+    assert "https://" not in page.split("<body>")[0]
+
+
+def test_it_goes_on_and_refuses_another_comparison(place, capsys):
+    few = ["--ratios", "0,0.5", "--ratio-in", "params"]
+    assert main(_arguments(place, "--methods", "cswap,magnitude", *few)) == 0
+    first = json.loads((place.root / "c" / "compare.json").read_text())
+    (place.root / "c" / "magnitude.0.json").unlink()  # as a run interrupted between the two leaves it
+    capsys.readouterr()
+    assert main(_arguments(place, "--methods", "cswap,magnitude,random", "--resume", *few)) == 0
+    again = json.loads((place.root / "c" / "compare.json").read_text())
+    assert again["methods"]["cswap"] == first["methods"]["cswap"]
+    assert [p["quality"] for p in again["methods"]["magnitude"]["by_seed"]["0"]["points"]] == [
+        p["quality"] for p in first["methods"]["magnitude"]["by_seed"]["0"]["points"]
+    ]
+    assert "random" in again["methods"]
+    for more, words in (
+        (["--methods", "cswap", *few], "--resume goes on"),
+        (["--methods", "cswap", "--resume", "--alpha", "0.1", *few], "resume: options was"),
+        (["--methods", "cswap,nosuch", *few], "nosuch"),
+        (["--methods", "magnitude:wide", *few], "NAME:layer"),
+        (["--methods", "cswap", "--ratios", "0,2"], "fractions"),
+        (["--methods", "cswap", "--ratios", "x"], "numbers separated by commas"),
+        (["--methods", "cswap", "--ratio-in", "weight"], "ratio-in"),
+        (["--methods", "cswap", "--recover", "lstsq"], "recover"),
+    ):
+        capsys.readouterr()
+        assert main(_arguments(place, *more)) == 2
+        err = capsys.readouterr().err
+        assert words in err
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_batch_norms_are_estimated_again_as_by_hand():
+    g = torch.Generator().manual_seed(0)
+    net = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).double().eval()
+    )
+    data = TensorDataset(torch.randn(40, 3, 8, 8, generator=g).double() * 3 + 1, torch.arange(2).repeat(20))
+    calibration = cswap.calibration_set(data, 20)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    again = reestimated(net, calibration)
+    seen = net[0](calibration.inputs(0, 40))
+    assert torch.allclose(again[1].running_mean, seen.mean((0, 2, 3)))
+    assert torch.allclose(again[1].running_var, seen.var((0, 2, 3), unbiased=True))
+    assert (again[1].momentum, again.training, again[1].training) == (0.1, False, False)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
