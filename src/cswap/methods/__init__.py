@@ -1,8 +1,10 @@
 """Pruning methods: each returns a path. Add your own with `register`."""
 
-from cswap.methods import magnitude, progressive, random
+from cswap.methods import deeplift, lrp, magnitude, progressive, random, taylor
 from cswap.methods.path import PruningPath
 from cswap.methods.ranking import ranking_path
 from cswap.methods.registry import METHODS, register
 
-__all__ = ["METHODS", "PruningPath", "magnitude", "progressive", "random", "ranking_path", "register"]
+__all__ = [
+    "METHODS", "PruningPath", "deeplift", "lrp", "magnitude", "progressive", "random", "ranking_path", "register", "taylor",
+]  # fmt: skip
