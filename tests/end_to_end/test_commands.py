@@ -229,7 +229,7 @@ def test_bad_input_is_one_line_and_status_2(place, capsys):
         (["--order", "x"], ["order"]),
         (["--max-drop", "2"], ["max-drop"]),
         (["--xi-floor", "0"], ["xi-floor"]),
-        (["--method", "x"], ["cswap, magnitude, random"]),
+        (["--method", "x"], ["cswap, deeplift, lrp, magnitude, random, taylor, taylor2"]),
         (["--task", "x"], ["classification"]),
         (["--only", "zzz"], ["matches no group"]),
         (["--exclude", "*"], ["no group to prune"]),

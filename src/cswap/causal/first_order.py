@@ -6,7 +6,8 @@ Source: Molchanov et al. (2017, arXiv 1611.06440), the Taylor expansion at a = 0
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,38 @@ import torch
 from torch import nn
 
 from cswap.causal.cut import PlainEngine
-from cswap.structure.groups import Group
+from cswap.structure.groups import Group, Slot
 from cswap.structure.layers import channel_dim
 from cswap.types import FloatArray, IntArray
 
 _SAMPLES = 16  # a class: enough to put the classes in order
 
 
+@dataclass(eq=False)
+class Read:
+    """What a layer read in one call, and what came back to it; `grad` is None where nothing did."""
+
+    name: str
+    value: torch.Tensor
+    grad: torch.Tensor | None = None
+
+    def _keep(self, grad: torch.Tensor) -> None:
+        self.grad = grad.detach()
+
+
 @contextlib.contextmanager
-def _read_inputs(net: nn.Module, modules: list[str]) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Every consumer's input, as a tensor of its own that keeps its gradient."""
-    seen: list[tuple[str, torch.Tensor]] = []
+def read_inputs(net: nn.Module, modules: Iterable[str]) -> Iterator[list[Read]]:
+    """Every input of these layers, in the order of the calls, with its gradient after a backward pass."""
+    seen: list[Read] = []
     handles = []
     for name in modules:
 
         def hook(_m: nn.Module, args: tuple[Any, ...], name: str = name) -> tuple[Any, ...]:
+            # a tensor of its own: the gradient that comes back through this layer, and through no other reader
             x = args[0].view_as(args[0]) if args[0].requires_grad else args[0].detach().clone().requires_grad_()
-            x.retain_grad()
-            seen.append((name, x))
+            read = Read(name, x.detach())
+            x.register_hook(read._keep)
+            seen.append(read)
             return (x, *args[1:])
 
         handles.append(net.get_submodule(name).register_forward_pre_hook(hook))
@@ -42,32 +57,80 @@ def _read_inputs(net: nn.Module, modules: list[str]) -> Iterator[list[tuple[str,
             handle.remove()
 
 
-def first_order(engine: PlainEngine, group: Group, numbers: IntArray) -> FloatArray:
-    """Estimated d of samples `numbers` under the cut of each unit: (N, size) float64, on the network as pruned so far.
+def unit_sums(
+    net: nn.Module, groups: Sequence[Group], values: Iterable[tuple[str, torch.Tensor]], rows: int
+) -> dict[str, FloatArray]:
+    """Sums over space and consumers of what lies at the units' places, by group (rows, size) float64.
 
-    Zeros where the score has no gradient.
+    values: (name of a consumer in `net`, a tensor laid out like its input, of `rows` samples).
     """
-    slots = {s.module: s for s in group.consumers}
-    estimates = np.zeros((len(numbers), group.size))
-    size = max(1, min(len(numbers), engine.memory // 4 // max(1, 3 * engine.all_bytes)))
+    slots: dict[str, list[tuple[str, Slot]]] = {}
+    for group in groups:
+        for slot in group.consumers:
+            slots.setdefault(slot.module, []).append((group.name, slot))
+    sums = {g.name: np.zeros((rows, g.size)) for g in groups}
+    for name, value in values:
+        at = value.movedim(channel_dim(net.get_submodule(name)), -1)
+        by_position = at.reshape(rows, -1, at.shape[-1]).double().sum(1).cpu().numpy()
+        for owner, slot in slots[name]:
+            np.add.at(sums[owner].T, slot.owner, by_position[:, slot.positions].T)
+    return sums
+
+
+def consumers_of(groups: Iterable[Group]) -> list[str]:
+    """Names of all layers that read a unit, each once."""
+    return list(dict.fromkeys(s.module for g in groups for s in g.consumers))
+
+
+def batches(
+    engine: PlainEngine, numbers: IntArray, passes: int = 1
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Samples `numbers` in batches: their place among the numbers, inputs (n, …) ready for the network, targets (n,).
+
+    passes: how many forward and backward passes' memory a batch takes.
+    """
+    size = max(1, min(len(numbers), engine.memory // 4 // max(1, 3 * passes * engine.all_bytes)))
     calibration = engine.calibration
     for start in range(0, len(numbers), size):
         part = numbers[start : start + size]
-        inputs = engine._ready(torch.cat([calibration.inputs(int(i), int(i) + 1) for i in part]))
+        inputs = torch.cat([calibration.inputs(int(i), int(i) + 1) for i in part])
         targets = torch.from_numpy(calibration.targets[part]).to(engine.device)
-        with torch.enable_grad(), _read_inputs(engine.net, list(slots)) as seen:
+        yield slice(start, start + len(part)), engine._ready(inputs), targets
+
+
+def first_order_batches(
+    engine: PlainEngine, groups: Sequence[Group], numbers: IntArray
+) -> Iterator[tuple[slice, dict[str, FloatArray]]]:
+    """Estimated d of samples `numbers` under the cut of each unit, by batch and group: (n, size) float64.
+
+    One forward and backward pass serves all groups, on the network as pruned so far. Ends early where the score has no
+    gradient.
+    """
+    for place, inputs, targets in batches(engine, numbers):
+        with torch.enable_grad(), read_inputs(engine.net, consumers_of(groups)) as seen:
             score = engine.task.score(engine.net(inputs), targets)
             if not score.requires_grad:
-                return estimates
+                return
             score.sum().backward()  # type: ignore[no-untyped-call]
-        for name, x in seen:
-            assert x.grad is not None
-            change = -(x.detach() * x.grad).movedim(channel_dim(engine.net.get_submodule(name)), -1)
-            by_position = change.reshape(len(part), -1, change.shape[-1]).double().sum(1).cpu().numpy()
-            slot = slots[name]
-            for column, unit in zip(slot.positions.tolist(), slot.owner.tolist(), strict=True):
-                estimates[start : start + size, unit] += by_position[:, column]
+        changes = ((r.name, -(r.value * r.grad)) for r in seen if r.grad is not None)
+        yield place, unit_sums(engine.net, groups, changes, len(targets))
+
+
+def first_order_all(engine: PlainEngine, groups: Sequence[Group], numbers: IntArray) -> dict[str, FloatArray]:
+    """Estimated d of samples `numbers` under the cut of each unit, by group: (N, size) float64.
+
+    Zeros where the score has no gradient.
+    """
+    estimates = {g.name: np.zeros((len(numbers), g.size)) for g in groups}
+    for place, changes in first_order_batches(engine, groups, numbers):
+        for name, change in changes.items():
+            estimates[name][place] = change
     return estimates
+
+
+def first_order(engine: PlainEngine, group: Group, numbers: IntArray) -> FloatArray:
+    """`first_order_all` of one group: (N, size) float64."""
+    return first_order_all(engine, [group], numbers)[group.name]
 
 
 def classes_in_order(engine: PlainEngine, group: Group) -> IntArray:

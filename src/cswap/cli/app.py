@@ -117,7 +117,9 @@ def prune(
     out: Out,
     weights: Weights = None,
     model_arg: ModelArgs = None,
-    method: Annotated[str, typer.Option("--method", help="cswap, magnitude, random")] = "cswap",
+    method: Annotated[
+        str, typer.Option("--method", help="cswap, magnitude, taylor, taylor2, deeplift, lrp, random")
+    ] = "cswap",
     task: Annotated[str, typer.Option("--task", help="classification")] = "classification",
     per_class: Annotated[int, typer.Option("--per-class", help="calibration samples a class")] = 128,
     alpha: Annotated[float, typer.Option("--alpha", help="significance level of the paired t-tests")] = 0.05,

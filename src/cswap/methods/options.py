@@ -24,7 +24,7 @@ class Options:
     """alpha, vote, correction, min_effect: see VoteRule. xi_floor: least denominator of ξ. reference: whose scores
     decide that a removal is allowed. order: units within a group. buffer_order: largest signed ξ, or smallest |ξ|,
     first. max_drop: stop when calibration quality fell by more. effects: "verdict" leaves a critical unit as soon as one
-    class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). scope, norm: for `magnitude` and `random`.
+    class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). scope: for rankings. norm: for `magnitude`.
     """
 
     alpha: float = 0.05
