@@ -265,7 +265,7 @@ def compare(
     methods: Annotated[
         str,
         typer.Option("--methods", help="names separated by commas; NAME:global or NAME:layer for a ranking's scope"),
-    ] = "cswap,cbp,magnitude,random",
+    ] = "cswap,cbp,magnitude,taylor,random",
     weights: Weights = None,
     model_arg: ModelArgs = None,
     ratios: Annotated[str, typer.Option("--ratios", help="fractions removed")] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8",
