@@ -4,7 +4,8 @@
 
 A few units of every group are timed and the whole network's time is projected from them: groups' sizes times the mean of
 their sample, and the time to enter each group. Brute force copies the network, cuts, and runs it whole. Networks without
-trained weights are timed up to `sized`: what a verdict needs, and what a walk removes, means nothing there. Every stage is a
+trained weights are timed up to `sized`, on at most 32 samples a class: what a verdict needs, and what a walk removes, means
+nothing there. Every stage is a
 process of its own, so that its peak memory is its own. Writes benchmarks/results/effects_speed.json.
 """
 
@@ -49,6 +50,7 @@ STAGES: dict[str, tuple[str, Tuning | None]] = {
     "amp": ("`--effects full --amp` (bfloat16; verdicts may differ)", Tuning()),
 }
 TRAINED = ("resnet18", "resnet20")
+UNTRAINED_SAMPLES = 32  # a class, at most: cost is linear in them (effects_growth.py)
 
 
 def peaks() -> dict[str, float]:
@@ -180,6 +182,8 @@ def timed(
 def one(given: argparse.Namespace) -> None:
     """One stage of one network, in this process; JSON on standard output."""
     torch.manual_seed(0)
+    if given.network not in TRAINED:
+        given.per_class = min(given.per_class, UNTRAINED_SAMPLES)
     c = case(given.network, given.cifar, given.per_class, given.seed)
     structure = discover(c.model, c.calibration.inputs(0, 2))
     c.calibration.inputs(0, 1)

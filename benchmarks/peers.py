@@ -35,7 +35,6 @@ import torch
 import torch_pruning as tp
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset, TensorDataset
 
 from _machine import ROOT, machine, write_result
@@ -43,6 +42,7 @@ from cswap import CalibrationSet, Classification, calibration_set
 from cswap.data.models import ModelSpec, load_weights, one_line, sha256_of
 from cswap.data.sources import ImageFormat, limited, open_data
 from cswap.evaluate.quality import measure_quality
+from cswap.recovery.batchnorm import reestimated
 from cswap.structure.discover import count_params, macs_of
 
 SHARED = Path(os.environ.get("CSWAP_SHARED", ROOT.parent / "shared"))
@@ -208,23 +208,6 @@ class Search:
         return high
 
 
-def reestimate_batch_norms(model: nn.Module, inputs: torch.Tensor, batch: int = BATCH) -> nn.Module:
-    """Estimate the running statistics of all batch norms again: the average over batches. Returns `model`, in eval mode."""
-    norms = [m for m in model.eval().modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    momenta = [m.momentum for m in norms]
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None
-        m.train()
-    with torch.no_grad():
-        # batches count the same in the average, so none may be much smaller than the others
-        for part in inputs.tensor_split(-(-len(inputs) // batch)):
-            model(part.contiguous(memory_format=torch.channels_last))
-    for m, momentum in zip(norms, momenta, strict=True):
-        m.momentum = momentum
-    return model.eval()
-
-
 def decoded(dataset: Dataset[Any]) -> TensorDataset:
     """All images in memory, so that they are decoded once for all networks."""
     items = [dataset[i] for i in range(len(dataset))]
@@ -233,7 +216,7 @@ def decoded(dataset: Dataset[Any]) -> TensorDataset:
 
 def qualities(small: nn.Module, calibration: CalibrationSet, held_out: TensorDataset) -> dict[str, dict[str, Any]]:
     """Accuracy and accuracy by class, as pruned and with batch norms estimated again."""
-    again = reestimate_batch_norms(copy.deepcopy(small), calibration.inputs(0, len(calibration)))
+    again = reestimated(small, calibration, batch=BATCH)
     models = {name: m.to(memory_format=torch.channels_last) for name, m in (("plain", small), ("bn", again))}
     measured = measure_quality(models, held_out, Classification(), len(calibration.classes), batch=BATCH)
     return {name: {k: q[k] for k in ("accuracy", "by_class")} for name, q in measured.items()}

@@ -8,7 +8,6 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
@@ -115,32 +114,6 @@ def test_search_finds_the_first_crossing_of_a_curve_that_falls_again(peers):
         assert target <= search.at(found) < target + peers.FINEST
     with pytest.raises(peers.UnreachedError, match="most: 0.6922"):
         search.ratio(0.75)
-
-
-def test_batch_norms_are_estimated_as_by_hand(peers):
-    net = randomise_(
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)), seed=2
-    ).double()
-    x = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(4)).double() * 3 + 1
-    reference = copy.deepcopy(net)
-    first, second = [], []
-    for part in (x[:4], x[4:8], x[8:]):
-        a = reference[0](part).detach()
-        first.append((a.mean((0, 2, 3)), a.var((0, 2, 3), unbiased=True)))
-        shape = (1, -1, 1, 1)
-        scaled = (a - first[-1][0].view(shape)) / (a.var((0, 2, 3), unbiased=False).view(shape) + net[1].eps).sqrt()
-        b = reference[3](torch.relu(scaled * net[1].weight.view(shape) + net[1].bias.view(shape))).detach()
-        second.append((b.mean((0, 2, 3)), b.var((0, 2, 3), unbiased=True)))
-    old = net[1].running_mean.clone()
-    peers.reestimate_batch_norms(net, x, batch=5)
-    for norm, seen in ((net[1], first), (net[4], second)):
-        means, variances = zip(*seen, strict=True)
-        np.testing.assert_allclose(norm.running_mean, torch.stack(means).mean(0), rtol=1e-12, atol=1e-13)
-        np.testing.assert_allclose(norm.running_var, torch.stack(variances).mean(0), rtol=1e-12)
-        assert norm.momentum == 0.1
-    assert not torch.allclose(net[1].running_mean, old)
-    assert not any(m.training for m in net.modules())
-    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), reference.parameters(), strict=True))
 
 
 def test_mended_hessian_is_the_mean_of_squared_gradients_and_the_released_one_is_the_last(peers, tiny, calibration):

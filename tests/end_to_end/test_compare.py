@@ -5,14 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
 
-import cswap
 from cswap.cli.app import main
 from cswap.evaluate.curve import sauce
-from cswap.recovery.batchnorm import reestimated
 
 
 def _arguments(place, *more: str) -> list[str]:
@@ -88,19 +83,3 @@ def test_it_goes_on_and_refuses_another_comparison(place, capsys):
         err = capsys.readouterr().err
         assert words in err
         assert len(err.strip().splitlines()) == 1
-
-
-def test_batch_norms_are_estimated_again_as_by_hand():
-    g = torch.Generator().manual_seed(0)
-    net = (
-        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).double().eval()
-    )
-    data = TensorDataset(torch.randn(40, 3, 8, 8, generator=g).double() * 3 + 1, torch.arange(2).repeat(20))
-    calibration = cswap.calibration_set(data, 20)
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    again = reestimated(net, calibration)
-    seen = net[0](calibration.inputs(0, 40))
-    assert torch.allclose(again[1].running_mean, seen.mean((0, 2, 3)))
-    assert torch.allclose(again[1].running_var, seen.var((0, 2, 3), unbiased=True))
-    assert (again[1].momentum, again.training, again[1].training) == (0.1, False, False)
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

@@ -1,0 +1,60 @@
+"""Recovery without fine-tuning, each against a computation by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import cswap
+from cswap.recovery.batchnorm import reestimated
+from cswap.structure.check import randomise_
+
+
+def test_batch_norms_are_estimated_again_as_by_hand():
+    g = torch.Generator().manual_seed(0)
+    net = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).double().eval()
+    )
+    data = TensorDataset(torch.randn(40, 3, 8, 8, generator=g).double() * 3 + 1, torch.arange(2).repeat(20))
+    calibration = cswap.calibration_set(data, 20)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    again = reestimated(net, calibration)
+    seen = net[0](calibration.inputs(0, 40))
+    assert torch.allclose(again[1].running_mean, seen.mean((0, 2, 3)))
+    assert torch.allclose(again[1].running_var, seen.var((0, 2, 3), unbiased=True))
+    assert (again[1].momentum, again.training, again[1].training) == (0.1, False, False)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_batch_norms_one_behind_the_other_are_estimated_as_by_hand():
+    net = randomise_(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)), seed=2
+    ).double()
+    images = torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(4)).double() * 3 + 1
+    calibration = cswap.calibration_set(TensorDataset(images, torch.arange(2).repeat(6)), 6)
+    # classes are mixed: in class order each batch would have the statistics of one class
+    x = calibration.inputs(0, 12)[torch.randperm(12, generator=torch.Generator().manual_seed(0))]
+    reference = copy.deepcopy(net)
+    first, second = [], []
+    for part in (x[:4], x[4:8], x[8:]):
+        a = reference[0](part).detach()
+        first.append((a.mean((0, 2, 3)), a.var((0, 2, 3), unbiased=True)))
+        shape = (1, -1, 1, 1)
+        scaled = (a - first[-1][0].view(shape)) / (a.var((0, 2, 3), unbiased=False).view(shape) + net[1].eps).sqrt()
+        b = reference[3](torch.relu(scaled * net[1].weight.view(shape) + net[1].bias.view(shape))).detach()
+        second.append((b.mean((0, 2, 3)), b.var((0, 2, 3), unbiased=True)))
+    again = reestimated(net, calibration, batch=5)
+    for norm, seen in ((again[1], first), (again[4], second)):
+        means, variances = zip(*seen, strict=True)
+        np.testing.assert_allclose(norm.running_mean, torch.stack(means).mean(0), rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(norm.running_var, torch.stack(variances).mean(0), rtol=1e-12)
+        assert norm.momentum == 0.1
+    assert not torch.allclose(again[1].running_mean, net[1].running_mean)
+    assert not any(m.training for m in again.modules())
+    assert all(
+        torch.equal(p, q) for p, q in zip(net.state_dict().values(), reference.state_dict().values(), strict=True)
+    )
