@@ -78,7 +78,7 @@ def _speed(data: dict[str, Any]) -> list[str]:
     p = data["peaks_gmac_s"]
     lines = [
         "## What each part of the engine is worth", "", _origin(data),
-        f"Whole networks at {data['per_class']} samples a class, projected from a few units of every group; parts are added in "
+        "Whole networks projected from a few units of every group; parts are added in "
         f"turn. Measured peaks: convolution {2 * p['conv']:.0f} GFLOP/s, matrix product {2 * p['matmul']:.0f} GFLOP/s.", "",
     ]  # fmt: skip
     for network, found in data["networks"].items():
