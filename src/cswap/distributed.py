@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ import torch.distributed as dist
 
 from cswap.errors import InputError, RunError
 from cswap.types import FloatArray, IntArray
+
+_PATIENCE = datetime.timedelta(minutes=20)  # how long a process waits for the others
 
 
 def world() -> int:
@@ -35,11 +38,11 @@ def joined(device: str) -> Iterator[str]:
         yield device
         return
     cuda = device.startswith("cuda")
-    if cuda:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        if cuda:
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"torchrun: the {count} processes cannot meet ({str(error).splitlines()[0][:160]})") from error
     try:
@@ -67,7 +70,13 @@ def gathered(local: FloatArray, sizes: list[int]) -> list[FloatArray]:
     everyone = [torch.empty_like(mine, device=device) for _ in sizes]
     with _others_alive():
         dist.all_gather(everyone, mine.to(device))
-    return [t.cpu().numpy()[:n] for t, n in zip(everyone, sizes, strict=True)]
+        held = [t.cpu().numpy() for t in everyone]  # on CUDA this is where one waits for the others
+    return [t[:n] for t, n in zip(held, sizes, strict=True)]
+
+
+def all_agree(here: bool) -> bool:
+    """Whether it holds in every process."""
+    return here if world() == 1 else all(bool(t[0]) for t in gathered(np.array([float(here)]), [1] * world()))
 
 
 def from_first(data: bytes | None) -> bytes:
@@ -82,7 +91,7 @@ def from_first(data: bytes | None) -> bytes:
         if rank() == 0 and data:
             content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         dist.broadcast(content, 0)
-    return content.cpu().numpy().tobytes()
+        return content.cpu().numpy().tobytes()
 
 
 @contextmanager

@@ -223,6 +223,7 @@ class PruneJob:
             "model": {"spec": self.source.spec.text, "arguments": self.source.spec.arguments},
             "weights": state_hash(model),
             "data": calibration.fingerprint(),
+            "per_class": self.data.per_class,
             "method": self.method,
             "task": self.task,
             "options": self.options.as_dict(),
@@ -300,7 +301,7 @@ class _Analysis:
         out, classes = self.job.out, self.calibration.classes
         run[PINNED] = {
             "threads": torch.get_num_threads(), "processes": distributed.world(), "memory": self.job.machine.memory,
-            "batch_bytes": WORKING_SET, "batch_rows": MOST_ROWS,
+            "batch_bytes": WORKING_SET, "batch_rows": MOST_ROWS, "device": self.device.partition(":")[0],
         }  # fmt: skip
         try:
             going_on = open_folder(out, run, resume=self.job.resume, force=self.job.force)

@@ -229,7 +229,7 @@ def test_bad_input_is_one_line_and_status_2(place, capsys):
         (["--order", "x"], ["order"]),
         (["--max-drop", "2"], ["max-drop"]),
         (["--xi-floor", "0"], ["xi-floor"]),
-        (["--method", "x"], ["cswap, deeplift, lrp, magnitude, random, taylor, taylor2"]),
+        (["--method", "x"], ["cbp, cswap, deeplift, greedy, lrp, magnitude, random, taylor, taylor2"]),
         (["--task", "x"], ["classification"]),
         (["--only", "zzz"], ["matches no group"]),
         (["--exclude", "*"], ["no group to prune"]),
@@ -289,7 +289,7 @@ def test_resume_goes_on_and_a_changed_run_is_refused(place, capsys):
     assert _main(capsys, *place.prune("once", target="params=0.5"))[0] == 0
     whole = (place.root / "once" / "path.jsonl").read_text()
     assert _main(capsys, *place.prune("grown", target="params=0.1"))[0] == 0
-    _refused(capsys, place.prune("grown", "--resume", "--seed", "1", target="params=0.5"), "resume", "was", "is")
+    _refused(capsys, place.prune("grown", "--resume", "--seed", "1", target="params=0.5"), "options.seed was 0", "is 1")
     _refused(
         capsys, place.prune("grown", "--resume", "--alpha", "0.1", target="params=0.5"), "options.alpha", "0.05", "0.1"
     )

@@ -11,6 +11,7 @@ from cswap.errors import ArtifactError
 
 MANIFEST, WEIGHTS, PATH, EFFECTS = "manifest.json", "model.safetensors", "path.jsonl", "effects.safetensors"
 SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY = "summary.json", "curve.json", "run.json", "effects.part", "factory.py"
+WRITING = ".writing"  # where a new artifact is put together
 STATES = ("state.0.safetensors", "state.1.safetensors")
 OURS = (*STATES, MANIFEST, WEIGHTS, PATH, EFFECTS, SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY)
 

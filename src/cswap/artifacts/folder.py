@@ -23,6 +23,7 @@ from cswap.artifacts.files import (
     PATH,
     SUMMARY,
     WEIGHTS,
+    WRITING,
     inside,
     read_json,
     write_json,
@@ -81,7 +82,7 @@ def save(
         raise InputError(f"save: {folder} holds other files; name a new folder")
     spec = ModelSpec.parse(factory, arguments) if isinstance(factory, str) else factory
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / ".writing"
+    fresh = folder / WRITING
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     try:

@@ -14,7 +14,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save, save_file
 
-from cswap.artifacts.files import EFFECTS, EFFECTS_PART, MANIFEST, OURS, PATH, RUN, STATES, read_json, write_json
+from cswap.artifacts.files import (
+    EFFECTS,
+    EFFECTS_PART,
+    MANIFEST,
+    OURS,
+    PATH,
+    RUN,
+    STATES,
+    WRITING,
+    read_json,
+    write_json,
+)
 from cswap.causal.engine import Scores
 from cswap.causal.stats import EffectStats, Moments
 from cswap.causal.verdicts import VoteRule, class_tests
@@ -31,6 +42,7 @@ _PARTS = {
     "pick.": ("pick",),
 }  # tensors of effects.safetensors, by what their names begin with
 PINNED = "pinned"
+TAKEN_OVER = ("threads", "processes", "memory")  # pins that a resumed run goes by; the others must be the same
 
 
 def line_of(decision: Decision) -> str:
@@ -134,7 +146,7 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out: expected a folder, {folder} is a file")
-    held = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    held = sorted(p.name for p in folder.iterdir() if p.name != WRITING) if folder.exists() else []
     mine = is_ours(folder)
     if held and not mine:
         raise InputError(f"out: {folder} holds other files (first {held[0]}); name a new folder")
@@ -147,8 +159,11 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
         if resume and (folder / PATH).exists():
             if old is None:
                 raise InputError(f"resume: {folder} does not say what run its path came from; nothing was changed")
+            was, now = old.get(PINNED) or {}, run.get(PINNED) or {}
             _same_run({**old, PINNED: None}, {**run, PINNED: None})
-            run[PINNED] = old.get(PINNED) or run.get(PINNED)
+            fixed = [{k: v for k, v in pins.items() if k not in TAKEN_OVER} for pins in (was or now, now)]
+            _same_run(fixed[0], fixed[1], f"{PINNED}.")
+            run[PINNED] = was or now
         write_json(folder / RUN, run)
     except OSError as error:
         raise InputError(f"out: {folder} cannot be written ({error.strerror})") from None
@@ -186,7 +201,9 @@ def is_ours(folder: Path) -> bool:
             return str(read_json(folder / MANIFEST).get("schema", "")).startswith("cswap-artifact/")
         except ArtifactError:
             return (folder / PATH).exists()
-    return (folder / RUN).exists() and not {p.name for p in folder.iterdir() if not p.name.endswith(".tmp")} - set(OURS)
+    return (folder / RUN).exists() and not (
+        {p.name for p in folder.iterdir() if not p.name.endswith(".tmp")} - {*OURS, WRITING}
+    )
 
 
 def forget_if_empty(folder: Path) -> None:
@@ -209,7 +226,10 @@ def _recorded_run(folder: Path) -> dict[str, Any] | None:
 
 
 def _same_run(old: dict[str, Any], new: dict[str, Any], where: str = "") -> None:
-    for key in sorted(old.keys() | new.keys()):
+    # hashes last: a changed option changes what was drawn, and is what the user wants to hear of
+    for key in sorted(
+        old.keys() | new.keys(), key=lambda k: (isinstance(new.get(k), str) and len(str(new.get(k))) == 64, k)
+    ):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             _same_run(a, b, f"{where}{key}.")
@@ -287,9 +307,15 @@ def _records(folder: Path, k: int) -> FloatArray | None:
 def _decision(data: dict[str, Any], moments: Moments | None, classes: tuple[str, ...], rule: VoteRule) -> Decision:
     effects = None
     if moments is not None:
+        asked = moments.count > 0
         p, pi = class_tests(EffectStats(moments, moments, np.asarray(0.0)), rule)
         effects = UnitEffects(
-            classes, moments.count, moments.mean, moments.m2, np.where(moments.count > 0, p, np.nan), pi
+            classes,
+            moments.count,
+            np.where(asked, moments.mean, np.nan),
+            np.where(asked, moments.m2, np.nan),
+            np.where(asked, p, np.nan),
+            pi,
         )
     return Decision(
         step=int(data["step"]), phase=str(data["phase"]), group=str(data["group"]), unit=int(data["unit"]),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,21 @@ WORKING_SET = 16 << 20  # bytes of a batch's largest tensor: larger ones cost fr
 MOST_ROWS = 65536
 
 Cut = Sequence[int]
+
+
+@contextmanager
+def exact(device: torch.device, amp: bool) -> Iterator[None]:
+    """float32 is float32 on CUDA too: TF32 would round away what the tests look at. `amp` says that speed is wanted."""
+    if device.type != "cuda" or amp:
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @dataclass(frozen=True)
@@ -160,7 +176,9 @@ class Engine:
         k = len(self.calibration.classes) if self.by_class else None
         found = [Scores.unknown(b - a, k) for a, b in spans]
         for batch in _packed(parts, size):
-            for (i, part), scores in zip(batch, self._fitting(group, [p for _, p in batch]), strict=True):
+            with exact(self.device, self.amp):
+                evaluated = self._fitting(group, [p for _, p in batch])
+            for (i, part), scores in zip(batch, evaluated, strict=True):
                 start = spans[i][0]
                 found[i].put(scores, slice(part.start - start, part.stop - start))
         return found if len(self._owners) == 1 else self._share(jobs, found)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from cswap import distributed
 from cswap.causal.cut import PlainEngine
 from cswap.causal.engine import Engine, Job, Scores
 from cswap.causal.first_order import classes_in_order
@@ -87,7 +88,9 @@ class FirstCritical:
     def enter(self, group: Group) -> None:
         plain = self.engine.plain if isinstance(self.engine, ReplayEngine) else self.engine
         assert isinstance(plain, PlainEngine)
-        self.order = classes_in_order(plain, group)
+        order = classes_in_order(plain, group)
+        # the first process's, so that a rounding difference between machines changes no one's questions
+        self.order = np.frombuffer(distributed.from_first(order.tobytes()), dtype=np.int64).reshape(order.shape)
 
     def together(self, group: Group) -> int:
         return self.engine.units_together(group, max(b - a for a, b in self.spans))

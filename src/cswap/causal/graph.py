@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from cswap.structure.check import tensors_of
@@ -27,6 +27,7 @@ _FRESH_FUNCTIONS = {
     nn.functional.silu, nn.functional.hardswish,
 }  # fmt: skip
 _FRESH_MODULES = (_ConvNd, nn.Linear, _BatchNorm, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
+_FOLDED = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _RELU_FUNCTIONS = (torch.relu, nn.functional.relu)
 
 
@@ -242,10 +243,14 @@ def _fold_batch_norms(net: nn.Module, nodes: list[fx.Node]) -> None:
             or "weight" not in dict(layer.named_parameters())
         ):
             continue
-        if isinstance(layer, _ConvNd) and not isinstance(layer, _ConvTransposeNd):
+        if (
+            isinstance(layer, _FOLDED)
+            and type(layer) in _FOLDED
+            and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        ):
             folded: nn.Module = fuse_conv_bn_eval(layer, norm)
-        elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
-            folded = fuse_linear_bn_eval(layer, norm)
+        elif type(layer) is nn.Linear and type(norm) is nn.BatchNorm1d and layer.out_features == norm.num_features:
+            folded = fuse_linear_bn_eval(layer, norm)  # on (N, L, C) the norm is over L: the check finds it
         else:
             continue
         net.set_submodule(str(before.target), folded.requires_grad_(False))

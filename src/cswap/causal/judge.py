@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cswap.causal.engine import Scores
-from cswap.causal.stats import EffectStats, effect_stats
+from cswap.causal.stats import EffectStats, effect_stats, paired_t
 from cswap.causal.verdicts import VoteRule, class_tests, verdict_of
 from cswap.data.calibration import CalibrationSet
 from cswap.types import UnitEffects, Verdict
@@ -60,5 +60,6 @@ def judgement(stats: EffectStats, rule: VoteRule, classes: tuple[str, ...]) -> J
         classes, moments.count, np.where(asked, moments.mean, np.nan), np.where(asked, moments.m2, np.nan),
         np.where(asked, p, np.nan), pi,
     )  # fmt: skip
-    edge = bool((np.abs(p[asked] - rule.alpha) < KNIFE_EDGE).any())
+    deciding = paired_t(stats.pooled)[1] if rule.vote == "pooled" else p[asked]
+    edge = bool((np.abs(deciding - rule.alpha) < KNIFE_EDGE).any())
     return Judgement(stats, effects, verdict_of(pi, stats, rule), None if np.isnan(stats.xi) else float(stats.xi), edge)

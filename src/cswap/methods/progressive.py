@@ -107,6 +107,8 @@ class _Walk:
             self.path.ended = "nothing is left to remove"
         except _Done as reason:
             self.path.ended = str(reason)
+        if not self._caught_up and start.kept is not None:
+            self.watch.restore(start.kept.watched)  # nothing new was decided
         self.path.cliffs, self.path.notes = self.watch.cliffs, list(self.engine.notes)
         return self.path
 
@@ -150,6 +152,8 @@ class _Walk:
             guess = removing and self.evaluation.nests
             batch = todo[place : place + min(size, self.evaluation.together(group))]
             scores = self.evaluation.batch(group, batch, guess, lambda: self.current)
+            if guess and place < len(known) < place + len(batch):
+                scores[0]()  # as the run did: before anything of this batch is removed
             for i, unit in enumerate(batch):
                 if place < len(known):
                     removing = self._recall(known[place], unit)
