@@ -170,7 +170,7 @@ def timed(
         unit_macs = work.get_total_flops() // 2
         groups.append({
             "group": group.name, "units": group.size, "timed": len(chosen), "enter_seconds": entered, "unit_seconds": unit,
-            "unit_macs": unit_macs, "verdicts": "".join(verdicts), "samples_asked": asked, "together": size, "rows": engine.rows(group),
+            "unit_macs": unit_macs, "peak_gmac_s": peaks()["conv"] if stage == "sized" else None, "verdicts": "".join(verdicts), "samples_asked": asked, "together": size, "rows": engine.rows(group),
         })  # fmt: skip
         total += entered + unit * group.size
         macs += unit_macs * group.size
@@ -211,6 +211,8 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=2, help="units timed in every group, at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
+    parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--result", default="effects_speed", help="name of the JSON")
     parser.add_argument("--network", help=argparse.SUPPRESS)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -222,7 +224,7 @@ def main() -> None:
         data: dict[str, Any] = {"peaks_gmac_s": peaks(), "stages": {k: v[0] for k, v in STAGES.items()}, "networks": {}}
         for name in given.networks.split(","):
             found = data["networks"].setdefault(name, {})
-            for stage in STAGES:
+            for stage in given.stages.split(","):
                 if name not in TRAINED and stage in ("shrink", "verdict", "amp"):
                     continue
                 command = [
@@ -233,7 +235,7 @@ def main() -> None:
                 if done.returncode:
                     raise SystemExit(f"{name}, {stage}: {done.stderr[-2000:]}")
                 found[stage] = json.loads(done.stdout.splitlines()[-1])
-                speed = found["brute"]["seconds"] / found[stage]["seconds"]
+                speed = found["brute"]["seconds"] / found[stage]["seconds"] if "brute" in found else float("nan")
                 if stage == "amp":
                     pairs = [
                         (a, b)

@@ -100,6 +100,30 @@ def _speed(data: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _peak(data: dict[str, Any]) -> list[str]:
+    lines = [
+        "## The replay beside the convolution peak",
+        "",
+        _origin(data),
+        "The speed of a shared machine drifts, so the peak is measured anew after each group.",
+        "",
+    ]
+    for network, found in data["networks"].items():
+        groups = found["sized"]["groups"]
+        spent = [g["unit_seconds"] * g["units"] for g in groups]
+        could = [g["unit_macs"] * g["units"] / g["peak_gmac_s"] / 1e9 for g in groups]
+        rows = [
+            [g["group"], str(g["units"]), f"{1e3 * g['unit_seconds']:.0f}", f"{2 * g['unit_macs'] / g['unit_seconds'] / 1e9:.0f}",
+             f"{2 * g['peak_gmac_s']:.0f}", f"{100 * c / s:.0f} %", f"{s:.0f}"]
+            for g, s, c in zip(groups, spent, could, strict=True)
+        ]  # fmt: skip
+        lines += [f"{network}: {100 * sum(could) / sum(spent):.0f} % of the peak over the whole analysis.", ""]
+        lines += _table(
+            ["group", "units", "ms a unit", "GFLOP/s", "conv peak then", "of it", "seconds of the group"], rows
+        )
+    return lines
+
+
 def _path(data: dict[str, Any]) -> list[str]:
     rows, curves = [], []
     for network, n in data["networks"].items():
@@ -145,6 +169,7 @@ def _growth(data: dict[str, Any]) -> list[str]:
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "prune_resnet18": _prune,
     "effects_speed": _speed,
+    "effects_peak": _peak,
     "effects_path": _path,
     "effects_growth": _growth,
 }
