@@ -248,8 +248,10 @@ def main() -> None:
                     )
                 print(f"{name:14} {stage:11} {found[stage]['seconds']:9.0f} s  {speed:6.1f}x", flush=True)
     again = f"python benchmarks/effects_speed.py --per-class {given.per_class} --units {given.units} --networks {given.networks}"
+    if given.stages != ",".join(STAGES):
+        again += f" --stages {given.stages} --result {given.result}"
     write_result(
-        "effects_speed", {"command": again, **machine(), "seed": given.seed, "per_class": given.per_class, **data}
+        given.result, {"command": again, **machine(), "seed": given.seed, "per_class": given.per_class, **data}
     )
 
 

@@ -265,3 +265,24 @@ def test_bfloat16_replay_runs_and_mostly_agrees(digits_case):
     )
     same = np.mean([a.verdict == b.verdict for a, b in zip(sharp, coarse, strict=True)])
     assert 0.5 < same <= 1.0
+
+
+def test_a_wide_group_shrinks_to_widths_that_convolutions_like():
+    net = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 4)
+    ).eval()
+    calibration = _data()
+    structure = cswap.discover(randomise_(net, 3), calibration.inputs(0, 2))
+    fast = ReplayEngine(net, structure, calibration, Classification())
+    plain = PlainEngine(net, structure, calibration, Classification())
+    wide = next(g for g in structure if g.size == 64)
+    for count, width in ((5, 64), (20, 48), (60, 16)):
+        for engine in (fast, plain):
+            engine.remove(
+                wide.name, [n for n in range(count) if n not in fast.removed.get(wide.name, ()) or engine is plain]
+            )
+        fast.enter(wide)
+        assert fast._planned.graph.net.get_submodule(wide.name).out_channels == width
+        _agree(fast, plain, wide, [[61], [62, 63]], 1e-5)
+        np.testing.assert_allclose(fast.scores().sigma, plain.scores().sigma, atol=1e-5)
+    assert not fast.notes
