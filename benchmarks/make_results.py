@@ -125,7 +125,7 @@ def _peak(data: dict[str, Any]) -> list[str]:
 
 
 def _path(data: dict[str, Any]) -> list[str]:
-    rows, curves = [], []
+    rows, curves, notes = [], [], []
     for network, n in data["networks"].items():
         b, s = n["brute_force"], n["summaries"]
         v = s["full"]["verdicts"]
@@ -136,6 +136,11 @@ def _path(data: dict[str, Any]) -> list[str]:
             f"{b['xi_relative_max']:.1e} / {b['xi_relative_median']:.1e}",
             f"{b['in_float64']['replay_relative_max']:.1e} / {b['in_float64']['brute_relative_max']:.1e} ({b['in_float64']['units']})",
         ])  # fmt: skip
+        notes.append(
+            f"* {network}: ξ is within {b['xi_absolute_max']:.1e} of brute force's everywhere; {b['xi_over_1e-4_relative']} of {b['units']} "
+            f"units are further off than 1e-4 of ξ itself, all with |ξ| below {b['xi_absolute_max'] / 1e-4:.1e}, where float32 brute force "
+            f"is as far from float64."
+        )
         points = [f"{p['ratio']['params']:.3f}: {100 * p['quality']['accuracy']:.2f} %" for p in n["curve"]]
         curves.append(f"* {network}, accuracy on 10,000 test images by params removed: {', '.join(points)}.")
     return [
@@ -148,7 +153,7 @@ def _path(data: dict[str, Any]) -> list[str]:
              "ξ against float64: replay / brute force in float32, max (units)"],
             rows,
         ),
-        *curves, "",
+        *notes, *curves, "",
     ]  # fmt: skip
 
 
