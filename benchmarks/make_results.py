@@ -138,8 +138,9 @@ def _path(data: dict[str, Any]) -> list[str]:
         ])  # fmt: skip
         notes.append(
             f"* {network}: ξ is within {b['xi_absolute_max']:.1e} of brute force's everywhere; {b['xi_over_1e-4_relative']} of {b['units']} "
-            f"units are further off than 1e-4 of ξ itself, all with |ξ| below {b['xi_absolute_max'] / 1e-4:.1e}, where float32 brute force "
-            f"is as far from float64."
+            f"units are further off than 1e-4 of ξ itself, all with |ξ| below {b['xi_absolute_max'] / 1e-4:.1e}, where float32 rounds: "
+            f"against float64 brute force is up to {b['in_float64']['brute_relative_max']:.1e} off and the replay "
+            f"{b['in_float64']['replay_relative_max']:.1e}."
         )
         points = [f"{p['ratio']['params']:.3f}: {100 * p['quality']['accuracy']:.2f} %" for p in n["curve"]]
         curves.append(f"* {network}, accuracy on 10,000 test images by params removed: {', '.join(points)}.")
