@@ -78,8 +78,7 @@ class PlainEngine(Engine):
     ) -> Any:
         """The model's outputs; `shares`: how many of the inputs, in order, each cut set is for (by default equally many)."""
         shares = shares or [len(inputs) // len(cuts)] * len(cuts)
-        amp = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
-        with torch.inference_mode(), amp, self._hooked(group, cuts, shares):
+        with torch.inference_mode(), self._precision(), self._hooked(group, cuts, shares):
             return self.net(inputs)
 
     @contextmanager

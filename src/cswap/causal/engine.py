@@ -86,10 +86,6 @@ class Scores:
         by_class = None if parts[0].by_class is None else np.concatenate([p.by_class for p in parts])
         return cls(np.concatenate([p.sigma for p in parts]), np.concatenate([p.quality for p in parts]), by_class)
 
-    def copy(self) -> Scores:
-        """Memory of its own."""
-        return Scores(self.sigma.copy(), self.quality.copy(), None if self.by_class is None else self.by_class.copy())
-
 
 class Engine:
     """Scores of a network, as pruned so far, under sets of cut units. The user's model is copied, never touched."""
@@ -160,6 +156,17 @@ class Engine:
         """Whether entering the group again would pay: so much of it was removed since."""
         return False
 
+    def one_by_one(self, group: Group, units: Sequence[int]) -> Iterator[tuple[int, Scores, Scores]]:
+        """Enter a group and cut each of these units alone, batch by batch: (unit, scores with the cut, scores without)."""
+        if not units:
+            return
+        self.enter(group)
+        base, size = self.scores(group), self.units_together(group)
+        for first in range(0, len(units), size):
+            batch = units[first : first + size]
+            for n, scores in zip(batch, self.cut(group, [[n] for n in batch]), strict=True):
+                yield n, scores, base
+
     def units_together(self, group: Group, samples: int | None = None) -> int:
         """How many units fit one batch, on all samples or on `samples` of them."""
         whole = self.rows(group) // max(1, (samples or len(self.calibration)) // len(self._owners))
@@ -215,6 +222,10 @@ class Engine:
                 row += len(place)
                 scores.put(Scores(part[:, 0], part[:, 1], part[:, 2:] if k else None), place - job.start)
         return whole
+
+    def _precision(self) -> torch.autocast:
+        """bfloat16 where it is automatic, when that was asked for."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
 
     def _inputs(self, start: int, stop: int) -> torch.Tensor:
         """Inputs of own samples, on the device, in the network's type and layout."""

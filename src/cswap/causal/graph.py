@@ -107,8 +107,8 @@ class Graph:
         """The graph must give the model's own outputs; sizes are noted at two batch sizes on the way."""
         many, few = inputs, inputs[: len(inputs) - 1]
         try:
-            self.env: Env = {}
-            whole = self.run(self.nodes, {self.input: many}, keep=self.env)
+            seen: Env = {}
+            whole = self.run(self.nodes, {self.input: many}, keep=seen)
             fewer: Env = {}
             self.run(self.nodes, {self.input: few}, keep=fewer)
         except Exception as error:
@@ -123,10 +123,9 @@ class Graph:
         )
         if not same:
             raise NotTraceable("its graph gives other outputs than the model")
-        self.scales = {n: _scaling(self.env.get(n), fewer.get(n), len(many), len(few)) for n in self.nodes}
-        self.row_bytes = {n: _bytes(v) // len(many) for n, v in self.env.items()}
-        self.row_shape = {n: tuple(v.shape[1:]) for n, v in self.env.items() if isinstance(v, torch.Tensor) and v.dim()}
-        self.env = {}
+        self.scales = {n: _scaling(seen.get(n), fewer.get(n), len(many), len(few)) for n in self.nodes}
+        self.row_bytes = {n: _bytes(v) // len(many) for n, v in seen.items()}
+        self.row_shape = {n: tuple(v.shape[1:]) for n, v in seen.items() if isinstance(v, torch.Tensor) and v.dim()}
 
     def run(
         self,

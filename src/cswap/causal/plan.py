@@ -49,14 +49,10 @@ class Plan:
     removed: int = 0
 
 
-def plan_of(group: Group, graph: Graph, consumers: list[Consumer]) -> Plan:
-    """Which nodes a cut changes (the tail), what they read besides (the frontier), and what leads there (the prefix)."""
+def plan_of(group: Group, graph: Graph, consumers: list[Consumer], changed: set[fx.Node]) -> Plan:
+    """The nodes a cut changes (`changed`: the tail), what they read besides (the frontier), and what leads there (the prefix)."""
     plan = Plan(group, graph, consumers)
     calls = {c.node: c for c in consumers}
-    changed: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node in calls or any(i in changed for i in node.all_input_nodes):
-            changed.add(node)
     plan.tail = [n for n in graph.nodes if n in changed]
     wanted: dict[fx.Node, None] = {}
     for node in plan.tail:

@@ -137,7 +137,7 @@ class ReplayEngine(Engine):
                 changed.add(node)
             elif any(i in changed for i in node.all_input_nodes):
                 changed.add(node)
-        plan = plan_of(group, graph, consumers)
+        plan = plan_of(group, graph, consumers, changed)
         self._rows_of(plan)  # refuses what the budget does not hold
         self._verify(plan)
         self._fill(plan)
@@ -207,8 +207,7 @@ class ReplayEngine(Engine):
             return joined(values)
 
         special = {c.node: self._handler(c, cuts, frontiers, shares) for c in plan.consumers}
-        amp = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
-        with torch.inference_mode(), amp:
+        with torch.inference_mode(), self._precision():
             return plan.graph.run(plan.tail, {}, last_use=plan.tail_last, special=special, fetch=fetch)
 
     def _handler(self, c: Consumer, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]) -> Any:
@@ -291,8 +290,7 @@ class ReplayEngine(Engine):
         """The network as it stands, by a forward pass of the smaller network."""
         if self._whole is None:
             self._whole = self._network()
-        amp = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp)
-        with torch.inference_mode(), amp:
+        with torch.inference_mode(), self._precision():
             outputs = self._whole(torch.cat([self._inputs(j.start, j.stop) for j in jobs]))
         return self._scored(outputs, jobs)
 
@@ -345,13 +343,8 @@ class ReplayEngine(Engine):
             plain = tensors_of(self.plain.outputs(plan.group, batch, torch.cat([self._few] * len(batch))))
             if [t.shape for t in outputs] != [t.shape for t in plain]:
                 raise NotTraceable("its replay gives outputs of other shapes")
-            got += [
-                [t[i * len(t) // len(batch) : (i + 1) * len(t) // len(batch)] for t in outputs]
-                for i in range(len(batch))
-            ]
-            expected += [
-                [t[i * len(t) // len(batch) : (i + 1) * len(t) // len(batch)] for t in plain] for i in range(len(batch))
-            ]
+            got += _split(outputs, len(batch))
+            expected += _split(plain, len(batch))
         tolerance = 5e-2 if self.amp else 1e-9 if self.dtype == torch.float64 else 1e-4
         for place, uncut in enumerate(expected[0]):
             scale = max(1.0, float(uncut.abs().max()))
@@ -362,6 +355,11 @@ class ReplayEngine(Engine):
                 allowed = min(tolerance * scale, max(moved / 100, 10 * rounding, tolerance * scale / 100))
                 if not off <= (tolerance * scale if self.amp else allowed):
                     raise NotTraceable(f"replayed and plain outputs differ by {off:.2g} ({allowed:.2g} allowed)")
+
+
+def _split(tensors: list[torch.Tensor], parts: int) -> list[list[torch.Tensor]]:
+    """Outputs of a batch of equally large cut sets, by set."""
+    return [[t[i * len(t) // parts : (i + 1) * len(t) // parts] for t in tensors] for i in range(parts)]
 
 
 def _width_step(size: int) -> int:

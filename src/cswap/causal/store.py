@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
-from cswap.causal.engine import Engine
 from cswap.causal.judge import Judgement, judgement
 from cswap.causal.replay import engine_for
 from cswap.causal.stats import EffectStats, effect_stats
 from cswap.causal.verdicts import VoteRule
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import ArtifactError, InputError
-from cswap.structure.groups import Group, Structure
+from cswap.structure.groups import Structure
 from cswap.tasks.base import Task
 from cswap.types import FloatArray, IntArray
 
@@ -111,18 +110,6 @@ def source_of(model: nn.Module, structure: Structure, calibration: CalibrationSe
     return digest.hexdigest()
 
 
-def group_differences(engine: Engine, group: Group, units: Sequence[int]) -> npt.NDArray[np.float32]:
-    """d of some units of a group on the network as it stands, (U, M) float32."""
-    engine.enter(group)
-    base, size = engine.scores(group).sigma, engine.units_together(group)
-    found = np.empty((len(units), len(base)), dtype=np.float32)
-    for first in range(0, len(units), size):
-        batch = units[first : first + size]
-        for i, scores in enumerate(engine.cut(group, [[n] for n in batch])):
-            found[first + i] = scores.sigma - base
-    return found
-
-
 def measure_differences(
     model: nn.Module,
     structure: Structure,
@@ -155,7 +142,12 @@ def measure_differences(
         if kept is not None and kept.source == source:
             found[group.name] = kept.differences[group.name]
             continue
-        found[group.name] = group_differences(engine, group, range(group.size))
+        found[group.name] = np.stack(
+            [
+                (cut.sigma - base.sigma).astype(np.float32)
+                for _, cut, base in engine.one_by_one(group, range(group.size))
+            ]
+        )
         tell(f"differences of {group.name}: {i + 1} of {len(structure)} groups")
         if part is not None:
             DifferenceStore(

@@ -76,14 +76,8 @@ def _judged(
     if store is not None:
         yield from ((n, store.judge(group.name, n, judge.rule, xi_floor=judge.xi_floor)) for n in todo)
         return
-    if not todo:
-        return
-    engine.enter(group)
-    base, size = engine.scores(group), engine.units_together(group)
-    for first in range(0, len(todo), size):
-        batch = todo[first : first + size]
-        for n, scores in zip(batch, engine.cut(group, [[n] for n in batch]), strict=True):
-            yield n, judge.judge(scores, base)
+    for n, scores, base in engine.one_by_one(group, todo):
+        yield n, judge.judge(scores, base)
 
 
 def _rank(d: Decision, order: str) -> tuple[bool, float]:
