@@ -7,12 +7,13 @@ from cswap.errors import CswapError
 from cswap.methods import PruningPath, ranking_path, register
 from cswap.methods.options import Options
 from cswap.pipeline import prune_path
+from cswap.recovery import Recovery, recover, recovered
 from cswap.structure.discover import discover
 from cswap.tasks import Classification, Task
 from cswap.types import Decision, Ratio, Target, Verdict
 
 __all__ = [
-    "CalibrationSet", "Classification", "CswapError", "Decision", "Options", "PruningPath", "Ratio", "Target", "Task",
+    "CalibrationSet", "Classification", "CswapError", "Decision", "Options", "PruningPath", "Ratio", "Recovery", "Target", "Task",
     "Verdict", "__version__", "calibration_set", "discover", "load", "open_artifact", "prune_path", "ranking_path",
-    "register", "save",
+    "recover", "recovered", "register", "save",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import time
@@ -17,20 +18,22 @@ from cswap.artifacts.files import RUN, read_json, write_json
 from cswap.artifacts.journal import Journal, open_folder, read_journal, read_state, rewrite_journal
 from cswap.causal.store import DifferenceStore, measure_differences
 from cswap.data.calibration import CalibrationSet, calibration_set
-from cswap.data.sources import limited
+from cswap.data.sources import in_memory, limited
 from cswap.errors import InputError, StructureError, TargetError
 from cswap.evaluate.cost import latency_ms
 from cswap.evaluate.curve import sauce
 from cswap.evaluate.quality import measure_quality
+from cswap.evaluate.significance import mcnemar
 from cswap.methods import registry
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Start
 from cswap.pipeline import Both, DataChoice, Machine, Source, Watcher, check_fits, state_hash, task_named
-from cswap.recovery.batchnorm import reestimated
-from cswap.structure.discover import discover
+from cswap.recovery import recovered
+from cswap.recovery.base import steps_of
+from cswap.structure.discover import count_params, discover
 from cswap.structure.groups import Structure
 from cswap.tasks import Task
-from cswap.types import RATIO_KINDS, Target
+from cswap.types import RATIO_KINDS, BoolArray, Target
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 RESULT = "compare.json"
@@ -38,7 +41,10 @@ RESULT = "compare.json"
 
 @dataclass(frozen=True)
 class CompareJob:
-    """All that `cswap compare` needs. `methods`: names, `NAME:global` or `NAME:layer` for a ranking's scope."""
+    """All that `cswap compare` needs. `methods`: names, with `:layer` or `:global` for a ranking's scope and `:params` or
+    `:macs` behind `:global` for the score a parameter or MAC. `recover`: what is given back, each beside the plain network.
+    `recover_per_class`: calibration samples a class for that (None: those of the analysis). `eval_amp`: quality in bfloat16.
+    """
 
     source: Source
     data: DataChoice
@@ -49,30 +55,44 @@ class CompareJob:
     seeds: tuple[int, ...] = (0,)
     task: str = "classification"
     options: Options = Options()
-    recover: str = "none"
+    recover: tuple[str, ...] = ("none",)
+    recover_per_class: int | None = None
+    eval_amp: bool = False
+    latency: bool = True
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     machine: Machine = Machine()
     resume: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            method, _, scope = name.partition(":")
-            registry.find(method)
-            if scope not in ("", "layer", "global"):
-                raise InputError(f"methods: expected NAME, NAME:layer or NAME:global, got {name!r}")
+            self.settings(name, 0)
         if not self.methods or len(set(self.methods)) != len(self.methods):
             raise InputError(f"methods: expected different names, got {','.join(self.methods)!r}")
         if not self.ratios or any(not 0 <= r < 1 for r in self.ratios):
             raise InputError(f"ratios: expected fractions in [0, 1), got {self.ratios}")
         if not self.kinds or any(k not in RATIO_KINDS for k in self.kinds):
             raise InputError(f"ratio-in: expected some of {', '.join(RATIO_KINDS)}, got {','.join(self.kinds)!r}")
-        if self.recover not in ("none", "bn"):
-            raise InputError(f"recover: compare has 'none' and 'bn', got {self.recover!r}")
+        for how in self.recover:
+            steps_of(how)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The plain network first, then every recovery, once each."""
+        return tuple(dict.fromkeys(("none", *self.recover)))
 
     def settings(self, name: str, seed: int) -> tuple[str, Options]:
-        """The method and the options a name stands for."""
-        method, _, scope = name.partition(":")
-        return method, replace(self.options, seed=seed, scope=scope or self.options.scope)
+        """The method and the options a name stands for. Raises InputError."""
+        method, *more = name.split(":")
+        registry.find(method)
+        scope, per = (*more, "", "")[:2]
+        if len(more) > 2 or scope not in ("", "layer", "global") or per not in ("", "params", "macs"):
+            raise InputError(
+                f"methods: expected NAME, NAME:layer, NAME:global or NAME:global:params (or :macs), got {name!r}"
+            )
+        chosen: dict[str, Any] = {"scope": scope or self.options.scope, "per": per or self.options.per}
+        return method, replace(self.options, seed=seed, **chosen)
 
 
 @dataclass(eq=False)
@@ -91,15 +111,12 @@ class _Run:
     stores: dict[int, DifferenceStore] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def calibration(self, seed: int) -> CalibrationSet:
-        """The samples of one seed."""
+    def calibration(self, seed: int, per_class: int | None = None) -> CalibrationSet:
+        """The samples of one seed; those of a larger draw hold those of a smaller one."""
         return calibration_set(
-            self.train,
-            self.job.data.per_class,
-            seed,
-            classes=self.classes,
+            self.train, per_class or self.job.data.per_class, seed, classes=self.classes,
             allow_imbalance=self.job.data.allow_imbalance,
-        )
+        )  # fmt: skip
 
     def store(self, seed: int, calibration: CalibrationSet) -> DifferenceStore:
         """Differences of one seed's samples, measured once and kept in the folder."""
@@ -116,7 +133,8 @@ class _Run:
 def compare(job: CompareJob, watcher: Watcher | None = None) -> dict[str, Any]:
     """Complete paths of every method and seed, their curves, areas and costs; returns what `compare.json` holds.
 
-    With `resume`, what an interrupted run finished is not done again. Raises InputError and what a method raises.
+    With `resume`, what an interrupted run finished is not done again; methods, ratios, seeds and recoveries may be added.
+    Raises InputError and what a method raises.
     """
     watcher = watcher or Watcher()
     run = _opened(job, watcher)
@@ -127,13 +145,28 @@ def compare(job: CompareJob, watcher: Watcher | None = None) -> dict[str, Any]:
     unpruned = found[job.methods[0]][str(job.seeds[0])]["points"][0]
     result = {
         "model": job.source.spec.text, "methods": {n: _spread(by_seed, run.task.headline) for n, by_seed in found.items()},
-        "unpruned": {k: unpruned[k] for k in ("quality", "params", "macs", "latency_ms")}, "classes": list(run.classes),
+        "unpruned": {k: unpruned[k] for k in ("quality", "params", "macs", "latency_ms") if k in unpruned}, "classes": list(run.classes),
         "headline": run.task.headline, "ratios": list(job.ratios), "kinds": list(job.kinds), "seeds": list(job.seeds),
-        "per_class": job.data.per_class, "held_out_samples": len(run.held_out), "options": job.options.as_dict(),
-        "units": run.structure.units,
+        "recover": list(job.ways), "per_class": job.data.per_class, "recover_per_class": job.recover_per_class or job.data.per_class,
+        "held_out_samples": len(run.held_out), "options": job.options.as_dict(), "units": run.structure.units,
+        "measured_in": _measured_in(run),
     }  # fmt: skip
     write_json(job.out / RESULT, result)
     return result
+
+
+def _measured_in(run: _Run) -> dict[str, Any]:
+    """The precision quality was measured in; where it is not float32, the unpruned network in both."""
+    if not run.job.eval_amp:
+        return {"precision": "float32"}
+    file = run.job.out / "precision.json"
+    if not file.exists():
+        both = {
+            p: measure_quality({"unpruned": run.model}, run.held_out, run.task, len(run.classes), device=run.device, amp=amp)
+            for p, amp in (("float32", False), ("bfloat16", True))
+        }  # fmt: skip
+        write_json(file, {p: q["unpruned"][run.task.headline] for p, q in both.items()})
+    return {"precision": "bfloat16", "unpruned": read_json(file)}
 
 
 def _opened(job: CompareJob, watcher: Watcher) -> _Run:
@@ -141,7 +174,6 @@ def _opened(job: CompareJob, watcher: Watcher) -> _Run:
     task, device = task_named(job.task), job.machine.torch_device
     model = job.source.build()
     pair = job.data.open(job.source.spec)
-    held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
     watcher.phase("structure")
     first = calibration_set(
         pair.train, job.data.per_class, job.seeds[0], classes=pair.classes, allow_imbalance=job.data.allow_imbalance
@@ -150,13 +182,15 @@ def _opened(job: CompareJob, watcher: Watcher) -> _Run:
     structure = discover(model, first.inputs(0, 2))
     if not structure.groups:
         raise StructureError("nothing can be pruned in this model; `cswap support` says why")
+    structure = structure.select(job.only, job.exclude)
     watcher.structure(structure, Target("complete"))
     fingerprint = {
         "compare": job.source.spec.text, "weights": state_hash(model), "data": first.fingerprint(), "task": job.task,
         "options": job.options.as_dict(), "per_class": job.data.per_class, "eval_samples": job.data.eval_samples,
-        "ratios": list(job.ratios), "kinds": list(job.kinds), "recover": job.recover,
+        "recover_per_class": job.recover_per_class, "eval_amp": job.eval_amp, "only": list(job.only), "exclude": list(job.exclude),
     }  # fmt: skip
     _claim(job, fingerprint)
+    held_out = in_memory(limited(pair.evaluation, job.data.eval_samples, job.options.seed))
     return _Run(job, model, task, pair.train, held_out, pair.classes, structure, watcher, device)
 
 
@@ -187,18 +221,21 @@ def _claim(job: CompareJob, fingerprint: dict[str, Any]) -> None:
 
 
 def _measured(run: _Run, name: str, seed: int) -> dict[str, Any]:
-    """One method with one seed: from the folder, or now."""
-    file = run.job.out / f"{name.replace(':', '-')}.{seed}.json"
-    if file.exists():
-        return read_json(file)
+    """One method with one seed: what the folder has, and the rest now."""
     run.watcher.note(f"{name}, seed {seed}")
+    tag = f"{name.replace(':', '-')}.{seed}"
     calibration = run.calibration(seed)
-    path, seconds = _path(run, name, seed, calibration)
-    points = _points(run, path, calibration)
-    found = {"seconds": seconds, "points": points, "sauce": _area(points, run.task.headline), "engine": path.engine,
-             "notes": path.notes, "verdicts": path.verdicts(), "steps": len(path)}  # fmt: skip
-    write_json(file, found)
-    return found
+    file = run.job.out / f"{tag}.json"
+    if not file.exists():
+        path, seconds = _path(run, name, seed, calibration)
+        write_json(file, {"seconds": seconds, "engine": path.engine, "notes": path.notes, "verdicts": path.verdicts(),
+                          "steps": len(path)})  # fmt: skip
+    method, options = run.job.settings(name, seed)
+    decisions = read_journal(run.job.out / "paths" / tag, run.structure, calibration.classes, options.rule)
+    path = PruningPath(run.structure, method, options.as_dict(), calibration.classes, decisions)
+    points = _points(run, path, tag, seed)
+    areas = {how: _area(points, run.task.headline, how) for how in run.job.ways}
+    return {**read_json(file), "points": points, "sauce": areas}
 
 
 def _path(run: _Run, name: str, seed: int, calibration: CalibrationSet) -> tuple[PruningPath, float]:
@@ -248,80 +285,124 @@ def _prefixes(path: PruningPath, job: CompareJob) -> list[dict[str, Any]]:
     return [found[s] for s in sorted(found)]
 
 
-def _points(run: _Run, path: PruningPath, calibration: CalibrationSet) -> list[dict[str, Any]]:
-    """Quality, cost and latency of every prefix on held-out data."""
-    points = _prefixes(path, run.job)
-    small = {str(i): path.apply(run.model, p.pop("target")) for i, p in enumerate(points)}
-    mended = {f"bn {i}": reestimated(m, calibration) for i, m in small.items()} if run.job.recover == "bn" else {}
-    quality = measure_quality({**small, **mended}, run.held_out, run.task, len(run.classes), device=run.device)
-    timed = {str(b): latency_ms(small, calibration.inputs(0, 1), b, budget_s=0.25 * len(small)) for b in (1, 64)}
-    for i, p in enumerate(points):
-        net: Any = small[str(i)]
-        ratio = p["ratio"]
+def _points(run: _Run, path: PruningPath, tag: str, seed: int) -> list[dict[str, Any]]:
+    """Quality, cost and latency of every prefix on held-out data, plain and recovered, point by point."""
+    points, nets = _prefixes(path, run.job), {}
+    for p in points:
+        small = path.apply(run.model, p.pop("target"))
+        nets[str(p["steps"])] = small
         p |= {
-            "quality": quality[str(i)], "params": sum(t.numel() for t in net.parameters()),
-            "macs": round(run.structure.total_macs * (1 - ratio["macs"])), "latency_ms": {b: t[str(i)] for b, t in timed.items()},
-        }  # fmt: skip
-        if mended:
-            p["quality_bn"] = quality[f"bn {i}"]
+            "params": count_params(small),
+            "macs": round(run.structure.total_macs * (1 - p["ratio"]["macs"])),
+            "recovered": {},
+        }
+        plain = _point(run, small, tag, p["steps"], "none", seed)
+        p["quality"] = plain["quality"]
+        for how in run.job.ways[1:]:
+            found = _point(run, small, tag, p["steps"], how, seed)
+            p["recovered"][how] = {k: v for k, v in found.items() if k != "hits"}
+            if "hits" in plain and "hits" in found:
+                p["recovered"][how]["p_worse"] = mcnemar(_bits(plain["hits"]), _bits(found["hits"]))
+    if run.job.latency:
+        _timed(run, nets, points, tag)
     return points
 
 
-def curve_of(
-    points: list[dict[str, Any]], kind: str, headline: str, quality: str = "quality"
-) -> list[tuple[float, float]]:
-    """(fraction removed, quality) of the points asked for in one kind, ascending."""
-    return [(p["ratio"][kind], p[quality][headline]) for p in points if kind in p["asked"]]
+def _point(run: _Run, small: nn.Module, tag: str, steps: int, how: str, seed: int) -> dict[str, Any]:
+    """One network, recovered one way and measured; kept in the folder as soon as it is known."""
+    file = run.job.out / "points" / f"{tag}.{steps}.{how}.json"
+    if file.exists():
+        return read_json(file)
+    facts: dict[str, Any] = {}
+    if how != "none":
+        calibration = run.calibration(seed, run.job.recover_per_class)
+        found = recovered(
+            small, run.model, calibration, how, task=run.task, device=run.device, memory=run.job.machine.memory
+        )
+        small, facts = found.model, {"seconds": found.seconds, "declined": found.declined, "notes": found.notes}
+    samples: dict[str, list[float]] = {}
+    quality = measure_quality(
+        {how: small}, run.held_out, run.task, len(run.classes), device=run.device, amp=run.job.eval_amp, samples=samples
+    )[how]
+    right = np.asarray(samples[how])
+    if np.isin(right, (0.0, 1.0)).all():
+        facts["hits"] = base64.b64encode(np.packbits(right.astype(bool)).tobytes()).decode()
+    file.parent.mkdir(exist_ok=True)
+    write_json(file, {"quality": quality, "samples": len(right), **facts})
+    return read_json(file)
 
 
-def _area(points: list[dict[str, Any]], headline: str) -> dict[str, float | None]:
-    """SAUCE against parameters, plain and with batch norms estimated again; None where the curve does not reach 0.8."""
-    found: dict[str, float | None] = {}
-    for name in ("quality", "quality_bn"):
-        if name not in points[0]:
-            continue
-        curve = curve_of(points, "params", headline, name)
-        reaches = bool(curve) and curve[0][0] == 0 and curve[-1][0] >= 0.8 - 1e-9
-        base = points[0]["quality"][headline]
-        found[name] = sauce([x for x, _ in curve], [y for _, y in curve], base) if reaches else None
+def _bits(packed: str) -> BoolArray:
+    """Whether each sample is right; the padding bits are wrong in both networks that are compared."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(packed), dtype=np.uint8)).astype(np.bool_)
+
+
+def _timed(run: _Run, nets: dict[str, nn.Module], points: list[dict[str, Any]], tag: str) -> None:
+    """Median latency of every point at batch 1 and 64, all in turns."""
+    file = run.job.out / f"{tag}.latency.json"
+    held = read_json(file) if file.exists() else {}
+    if any(n not in held for n in nets):
+        sample = run.calibration(run.job.seeds[0]).inputs(0, 1)
+        timed = {str(b): latency_ms(nets, sample, b, budget_s=0.25 * len(nets)) for b in (1, 64)}
+        held = {n: {b: t[n] for b, t in timed.items()} for n in nets}
+        write_json(file, held)
+    for p in points:
+        p["latency_ms"] = held[str(p["steps"])]
+
+
+def quality_of(point: dict[str, Any], how: str = "none") -> dict[str, Any]:
+    """The figures of a point, plain or recovered in some way."""
+    found: dict[str, Any] = point["quality"] if how == "none" else point["recovered"][how]["quality"]
     return found
+
+
+def curve_of(points: list[dict[str, Any]], kind: str, headline: str, how: str = "none") -> list[tuple[float, float]]:
+    """(fraction removed, quality) of the points asked for in one kind, ascending."""
+    return [(p["ratio"][kind], quality_of(p, how)[headline]) for p in points if kind in p["asked"]]
+
+
+def _area(points: list[dict[str, Any]], headline: str, how: str) -> float | None:
+    """SAUCE against parameters; None where the curve does not reach 0.8."""
+    curve = curve_of(points, "params", headline, how)
+    reaches = bool(curve) and curve[0][0] == 0 and curve[-1][0] >= 0.8 - 1e-9
+    return sauce([x for x, _ in curve], [y for _, y in curve], points[0]["quality"][headline]) if reaches else None
 
 
 def _spread(by_seed: dict[str, Any], headline: str) -> dict[str, Any]:
     """Mean and standard deviation over seeds, where they were asked the same, beside every seed's own."""
     summary: dict[str, Any] = {}
     runs = list(by_seed.values())
+    ways = list(runs[0]["sauce"])
     for kind in RATIO_KINDS:
         rows = []
         for ratio in sorted({p["asked"][kind] for r in runs for p in r["points"] if kind in p["asked"]}):
             at = [p for r in runs for p in r["points"] if p["asked"].get(kind) == ratio]
             row: dict[str, Any] = {"asked": ratio, "seeds": len(at)}
+            row["quality"] = {how: _mean_std([quality_of(p, how)[headline] for p in at]) for how in ways}
             for label, pick in _COLUMNS.items():
-                values = [v for p in at if (v := pick(p, headline)) is not None]
+                values = [v for p in at if (v := pick(p)) is not None]
                 if values:
-                    row[label] = {
-                        "mean": float(np.mean(values)),
-                        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                    }
+                    row[label] = _mean_std(values)
             rows.append(row)
         if rows:
             summary[kind] = rows
-    areas = {n: [r["sauce"][n] for r in runs if r["sauce"].get(n) is not None] for n in runs[0]["sauce"]}
+    areas = {n: [r["sauce"][n] for r in runs if r["sauce"].get(n) is not None] for n in ways}
     return {
-        "by_seed": by_seed, "curves": summary,
-        "sauce": {n: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1)) if len(v) > 1 else None} for n, v in areas.items() if v},
+        "by_seed": by_seed, "curves": summary, "sauce": {n: _mean_std(v) for n, v in areas.items() if v},
         "seconds": float(np.mean([r["seconds"] for r in runs])),
     }  # fmt: skip
 
 
-_COLUMNS: dict[str, Callable[[dict[str, Any], str], float | None]] = {
-    "quality": lambda p, h: p["quality"][h],
-    "quality_bn": lambda p, h: p["quality_bn"][h] if "quality_bn" in p else None,
-    "params": lambda p, _h: p["ratio"]["params"],
-    "macs": lambda p, _h: p["ratio"]["macs"],
-    "units": lambda p, _h: p["ratio"]["units"],
-    "ms_1": lambda p, _h: p["latency_ms"]["1"],
-    "ms_64": lambda p, _h: p["latency_ms"]["64"],
+def _mean_std(values: list[float]) -> dict[str, float | None]:
+    return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+
+
+_COLUMNS: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "params": lambda p: p["ratio"]["params"],
+    "macs": lambda p: p["ratio"]["macs"],
+    "units": lambda p: p["ratio"]["units"],
+    "ms_1": lambda p: p.get("latency_ms", {}).get("1"),
+    "ms_64": lambda p: p.get("latency_ms", {}).get("64"),
 }
 
-__all__ = ["RATIOS", "CompareJob", "compare", "curve_of"]
+__all__ = ["RATIOS", "CompareJob", "compare", "curve_of", "quality_of"]

@@ -42,6 +42,8 @@ from cswap.evaluate.quality import measure_quality
 from cswap.methods import registry
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink, Start, Watched
+from cswap.recovery import recovered
+from cswap.recovery.base import steps_of
 from cswap.structure.check import Agreement
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
@@ -216,9 +218,13 @@ class PruneJob:
     machine: Machine = Machine()
     resume: bool = False
     force: bool = False
+    recover: str = "none"
+
+    def __post_init__(self) -> None:
+        steps_of(self.recover)
 
     def fingerprint(self, calibration: CalibrationSet, model: nn.Module) -> dict[str, Any]:
-        """What must be the same for a resumed run; the target may grow."""
+        """What must be the same for a resumed run; the target may grow, and what is recovered may change."""
         return {
             "model": {"spec": self.source.spec.text, "arguments": self.source.spec.arguments},
             "weights": state_hash(model),
@@ -278,8 +284,8 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
         run = job.fingerprint(calibration, model)
         path = analysis.lead(run)
         return finish(
-            Finished(model, path, task, held_out, calibration, job.source, job.data, run), job.target, job.out, device, clock,
-            watcher,
+            Finished(model, path, task, held_out, calibration, job.source, job.data, run, job.recover, job.machine.memory),
+            job.target, job.out, device, clock, watcher,
         )  # fmt: skip
 
 
@@ -365,6 +371,8 @@ class Finished:
     source: Source
     data: DataChoice
     run: dict[str, Any]
+    recover: str = "none"
+    memory: int = 4 << 30
 
 
 def verified_copy(
@@ -389,6 +397,15 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         watcher.phase("surgery")
         inputs = done.calibration.inputs(0, min(32, len(done.calibration)))
         small, agreed = verified_copy(done.model, path, target_used, inputs)
+    surgery: Any = small._cswap
+    recovery = None
+    if steps_of(done.recover) and surgery.steps:
+        with clock.phase("recovery"):
+            watcher.phase("recovery")
+            recovery = recovered(
+                small, done.model, done.calibration, done.recover, task=done.task, device=device, memory=done.memory
+            )
+            small = recovery.model
     with clock.phase("evaluation"):
         watcher.phase("evaluation")
         models = {"baseline": done.model, "pruned": small}
@@ -396,7 +413,6 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
     with clock.phase("cost"):
         watcher.phase("cost")
         cost = measure_cost(models, done.calibration.inputs(0, 1))
-    surgery: Any = small._cswap
     summary = {
         "method": path.method,
         "engine": path.engine,
@@ -410,6 +426,7 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         "held_out_samples": len(done.held_out),
         "calibration_samples": len(done.calibration),
         "max_abs_difference": agreed.difference,
+        "recovery": None if recovery is None else recovery.as_dict(),
         "cliffs": [{"step": c.step, "group": c.group, "before": c.before, "after": c.after, "classes": list(c.classes)}
                    for c in path.cliffs],
         "seconds": clock.seconds,
@@ -423,7 +440,7 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         details={
             "run": done.run, "source": done.source.as_dict(),
             "data": {k: str(v) if isinstance(v, Path) else v for k, v in vars(done.data).items()},
-            "task": done.task.name,
+            "task": done.task.name, "recovery": summary["recovery"],
         },
     )  # fmt: skip
     return summary
@@ -477,10 +494,11 @@ def same_classes(pair: DataPair, artifact: Artifact) -> None:
 
 def apply(
     folder: Path, target: Target, out: Path, *, source: Source | None = None, data: str | None = None, trust: bool = False,
-    force: bool = False, machine: Machine = Machine(), watcher: Watcher | None = None,
+    force: bool = False, machine: Machine = Machine(), watcher: Watcher | None = None, recover: str = "none",
 ) -> dict[str, Any]:  # fmt: skip
     """Another target from a stored path, without new analysis; returns the summary."""
     watcher, clock = watcher or Watcher(), Clock()
+    steps_of(recover)
     artifact = open_artifact(folder)
     artifact.path.prefix(target)  # beyond the end: said before anything is loaded
     if out.resolve() == folder.resolve():
@@ -497,7 +515,7 @@ def apply(
         held_out = limited(pair.evaluation, choice.eval_samples, artifact.path.options.get("seed", 0))
     run = artifact.manifest.get("run", {})
     task = task_named(str(artifact.manifest.get("task", "classification")))
-    done = Finished(model, artifact.path, task, held_out, calibration, found, choice, run)
+    done = Finished(model, artifact.path, task, held_out, calibration, found, choice, run, recover, machine.memory)
     with replacing(out, force):
         open_folder(out, run, resume=False, force=force)
         try:

@@ -23,7 +23,7 @@ METHODS = "cswap,cbp,greedy,magnitude,magnitude:global,random"
 def test_every_method_on_one_curve(place, capsys):
     status = main(
         _arguments(
-            place, "--methods", METHODS, "--ratios", "0,0.2,0.5,0.8", "--seeds", "0,1", "--recover", "bn", "--json"
+            place, "--methods", METHODS, "--ratios", "0,0.2,0.5,0.8", "--seeds", "0,1", "--recover", "bn,lstsq", "--json"
         )
     )
     out, err = capsys.readouterr()
@@ -43,11 +43,14 @@ def test_every_method_on_one_curve(place, capsys):
             assert all(len(p["quality"]["by_class"]) == 3 and p["latency_ms"]["64"] > 0 for p in points)
             curve = [(p["ratio"]["params"], p["quality"]["accuracy"]) for p in points if "params" in p["asked"]]
             expected = sauce([x for x, _ in curve], [y for _, y in curve], points[0]["quality"]["accuracy"])
-            assert run["sauce"]["quality"] == pytest.approx(expected)
+            assert run["sauce"]["none"] == pytest.approx(expected)
+            assert set(run["sauce"]) == {"none", "bn", "lstsq"}
+            assert all(0 <= p["recovered"]["lstsq"]["p_worse"] <= 1 for p in points)
+            assert points[0]["recovered"]["lstsq"]["quality"] == points[0]["quality"]  # nothing was removed
             assert run["seconds"] > 0
         rows = method["curves"]["params"]
         assert [r["seeds"] for r in rows] == [2] * len(rows)
-        assert rows[0]["quality"]["std"] == 0
+        assert rows[0]["quality"]["none"]["std"] == 0
     params = [p["params"] for p in result["methods"]["cswap"]["by_seed"]["0"]["points"]]
     assert params == sorted(params, reverse=True)
     page = (place.root / "c" / "compare.html").read_text()
@@ -60,6 +63,7 @@ def test_it_goes_on_and_refuses_another_comparison(place, capsys):
     assert main(_arguments(place, "--methods", "cswap,magnitude", *few)) == 0
     first = json.loads((place.root / "c" / "compare.json").read_text())
     (place.root / "c" / "magnitude.0.json").unlink()  # as a run interrupted between the two leaves it
+    assert len(list((place.root / "c" / "points").glob("magnitude.0.*"))) == 2
     capsys.readouterr()
     assert main(_arguments(place, "--methods", "cswap,magnitude,random", "--resume", *few)) == 0
     again = json.loads((place.root / "c" / "compare.json").read_text())
@@ -76,7 +80,8 @@ def test_it_goes_on_and_refuses_another_comparison(place, capsys):
         (["--methods", "cswap", "--ratios", "0,2"], "fractions"),
         (["--methods", "cswap", "--ratios", "x"], "numbers separated by commas"),
         (["--methods", "cswap", "--ratio-in", "weight"], "ratio-in"),
-        (["--methods", "cswap", "--recover", "lstsq"], "recover"),
+        (["--methods", "cswap", "--recover", "nosuch"], "recover: expected"),
+        (["--methods", "magnitude:global:price"], "NAME:global:params"),
     ):
         capsys.readouterr()
         assert main(_arguments(place, *more)) == 2

@@ -64,6 +64,14 @@ Exclude = Annotated[
     list[str] | None, typer.Option("--exclude", help="groups to leave alone (shell pattern); repeat it")
 ]
 
+_HOW = "none, bias, bn, lstsq, merge, fold, or several joined by '+'"
+Recover = Annotated[str, typer.Option("--recover", help=f"what is given back without fine-tuning: {_HOW}")]
+Scope = Annotated[str, typer.Option("--scope", help="rankings: layer or global")]
+Per = Annotated[
+    str,
+    typer.Option("--per", help="rankings with --scope global: score a unit, or a parameter or MAC that goes with it"),
+]
+
 
 def bytes_of(text: str) -> int:
     """`4GiB`, `512MiB`, `2e9`; raises InputError."""
@@ -145,12 +153,13 @@ def prune(
     granularity: Annotated[str, typer.Option("--granularity", help="unit")] = "unit",
     order: Annotated[str, typer.Option("--order", help="units within a group: index, reverse, random")] = "index",
     buffer_order: Annotated[str, typer.Option("--buffer-order", help="signed or abs")] = "signed",
-    scope: Annotated[str, typer.Option("--scope", help="rankings: layer or global")] = "layer",
+    scope: Scope = "layer",
+    per: Per = "unit",
     norm: Annotated[str, typer.Option("--norm", help="magnitude: l1 or l2")] = "l1",
     max_drop: Annotated[
         float | None, typer.Option("--max-drop", help="stop when calibration quality fell by more")
     ] = None,
-    recover: Annotated[str, typer.Option("--recover", help="none")] = "none",
+    recover: Recover = "none",
     only: Only = None,
     exclude: Exclude = None,
     image_size: Annotated[int | None, typer.Option("--image-size", help="side of the square input")] = None,
@@ -178,18 +187,14 @@ def prune(
     quiet: Quiet = False,
 ) -> None:
     """Path, surgery, check, evaluation, artifact: the main job."""
-    for name, value, known in (
-        ("granularity", granularity, "unit"),
-        ("recover", recover, "none"),
-    ):
-        if value != known:
-            raise InputError(f"{name}: this version has {known!r} only, got {value!r}")
+    if granularity != "unit":
+        raise InputError(f"granularity: this version has 'unit' only, got {granularity!r}")
     if resume and force:
         raise InputError("--resume goes on with what is there and --force replaces it: expected one of them, got both")
     source = Source(ModelSpec.parse(model, parse_arguments(model_arg or [])), weights)
     options = Options(
         alpha=alpha, vote=vote, vote_score=vote_score, correction=correction, min_effect=min_effect, xi_floor=xi_floor,
-        reference=reference, order=order, buffer_order=buffer_order, max_drop=max_drop, effects=effects, amp=amp, scope=scope,
+        reference=reference, order=order, buffer_order=buffer_order, max_drop=max_drop, effects=effects, amp=amp, scope=scope, per=per,
         norm=norm, seed=seed,
     )  # fmt: skip
     job = PruneJob(
@@ -199,7 +204,7 @@ def prune(
             labels.resolve() if labels else None, calibration_split, eval_split, eval_samples,
         ),
         out=out, target=Target.parse(target), method=method, task=task, options=options, only=tuple(only or ()),
-        exclude=tuple(exclude or ()), machine=Machine(device, bytes_of(memory)), resume=resume, force=force,
+        exclude=tuple(exclude or ()), machine=Machine(device, bytes_of(memory)), resume=resume, force=force, recover=recover,
     )  # fmt: skip
     from cswap import pipeline
 
@@ -237,7 +242,7 @@ def apply(
     model: MaybeModel = None,
     model_arg: ModelArgs = None,
     weights: Weights = None,
-    recover: Annotated[str, typer.Option("--recover", help="none")] = "none",
+    recover: Recover = "none",
     trust: Trust = False,
     force: Force = False,
     device: DeviceOption = "auto",
@@ -245,14 +250,12 @@ def apply(
     quiet: Quiet = False,
 ) -> None:
     """Another target from the stored path: no new analysis."""
-    if recover != "none":
-        raise InputError(f"recover: this version has 'none' only, got {recover!r}")
     from cswap import pipeline
 
     with ProgressLine(quiet) as watcher:
         summary = pipeline.apply(
             folder, Target.parse(target), out, source=_source(model, model_arg, weights), data=data, trust=trust,
-            force=force, machine=Machine(device), watcher=watcher,
+            force=force, machine=Machine(device), watcher=watcher, recover=recover,
         )  # fmt: skip
     _print(as_json, summary, lambda s: render.summary(s, out))
 
@@ -281,10 +284,19 @@ def compare(
         float, typer.Option("--min-effect", help="smaller significant differences do not count")
     ] = 0.0,
     effects: Annotated[str, typer.Option("--effects", help="cswap: full or verdict")] = "full",
-    scope: Annotated[str, typer.Option("--scope", help="rankings: layer or global")] = "layer",
+    scope: Scope = "layer",
+    per: Per = "unit",
     recover: Annotated[
-        str, typer.Option("--recover", help="none; bn: also with all batch norms estimated again")
+        str, typer.Option("--recover", help=f"beside the plain network, separated by commas: {_HOW}")
     ] = "none",
+    recover_per_class: Annotated[
+        int | None,
+        typer.Option("--recover-per-class", help="calibration samples a class to recover with (--per-class)"),
+    ] = None,
+    eval_amp: Annotated[bool, typer.Option("--eval-amp", help="measure quality in bfloat16: faster")] = False,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="time every point")] = True,
+    only: Only = None,
+    exclude: Exclude = None,
     image_size: Annotated[int | None, typer.Option("--image-size", help="side of the square input")] = None,
     mean: Annotated[str | None, typer.Option("--mean", help="by channel, separated by commas")] = None,
     std: Annotated[str | None, typer.Option("--std", help="by channel, separated by commas")] = None,
@@ -324,9 +336,11 @@ def compare(
         out=out, methods=tuple(m.strip() for m in methods.split(",") if m.strip()), ratios=tuple(sorted(set(_numbers("ratios", ratios)))),
         kinds=tuple(k.strip() for k in ratio_in.split(",") if k.strip()), seeds=drawn,
         options=Options(
-            alpha=alpha, vote=vote, correction=correction, min_effect=min_effect, effects=effects, scope=scope, seed=drawn[0],
+            alpha=alpha, vote=vote, correction=correction, min_effect=min_effect, effects=effects, scope=scope, per=per, seed=drawn[0],
         ),
-        recover=recover, machine=Machine(device, bytes_of(memory)), resume=resume, force=force,
+        recover=tuple(h.strip() for h in recover.split(",") if h.strip()), recover_per_class=recover_per_class,
+        eval_amp=eval_amp, latency=latency, only=tuple(only or ()), exclude=tuple(exclude or ()),
+        machine=Machine(device, bytes_of(memory)), resume=resume, force=force,
     )  # fmt: skip
     with ProgressLine(quiet) as watcher:
         try:

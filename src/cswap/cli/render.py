@@ -77,6 +77,12 @@ def summary(data: dict[str, Any], out: Path) -> None:
             f"cliff: calibration quality fell from {cliff['before']:.3f} to {cliff['after']:.3f} by step {cliff['step']}, "
             f"group {escape(cliff['group'])}, most in {escape(', '.join(cliff['classes']) or 'no single class')}"
         )
+    if data.get("recovery"):
+        w = data["recovery"]
+        told = w["declined"] or f"mean score of samples that do not fit from {w['score_before']:.4f} to {w['score_after']:.4f}"
+        console.print(f"recovery {escape(w['how'])}: {escape(told)}, {w['seconds']:.1f} s")
+        for note in w["notes"]:
+            console.print(f"  {escape(note)}")
     console.print(f"masked and pruned networks differ by at most {data['max_abs_difference']:.3g}")
     console.print("seconds: " + ", ".join(f"{k} {s:.1f}" for k, s in data["seconds"].items()))
     console.print(f"artifact: {escape(str(out))}")
@@ -213,13 +219,10 @@ def comparison(data: dict[str, Any], out: Path) -> None:
         )  # fmt: skip
         for name, method in data["methods"].items():
             by = {r["asked"]: r for r in method["curves"].get(kind, [])}
-            for quality, label in (("quality", name), ("quality_bn", f"{name} + BN again")):
-                if not any(quality in r for r in by.values()):
-                    continue
-                cells = [_mean(by[r][quality]) if r in by else "–" for r in data["ratios"]]
-                area = (
-                    [_mean(method["sauce"][quality]) if quality in method["sauce"] else "–"] if kind == "params" else []
-                )
+            for how in data["recover"]:
+                cells = [_mean(by[r]["quality"][how]) if r in by else "–" for r in data["ratios"]]
+                area = [_mean(method["sauce"][how]) if how in method["sauce"] else "–"] if kind == "params" else []
+                label = name if how == "none" else f"{name} + {how}"
                 table.add_row(escape(label), *cells, *area, f"{method['seconds']:.1f}")
         console.print(table)
     console.print(f"{data['per_class']} calibration samples a class; seeds {', '.join(str(s) for s in data['seeds'])}")

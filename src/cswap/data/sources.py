@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from cswap.data.calibration import class_names, labels_of
 from cswap.data.models import ModelSpec, module_from_file, one_line
@@ -234,3 +234,17 @@ def limited(dataset: Dataset[Any], most: int | None, seed: int = 0) -> Dataset[A
         raise DataError(f"eval-samples: expected at least 1, got {most}")
     drawn = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:most]
     return Subset(dataset, sorted(drawn.tolist()))
+
+
+def in_memory(dataset: Dataset[Any], most: int = 1 << 30) -> Dataset[Any]:
+    """The dataset with its inputs as one tensor, decoded once, where that takes at most `most` bytes; else as it is."""
+    size = len(dataset)  # type: ignore[arg-type]
+    first = torch.as_tensor(dataset[0][0])
+    if first.numel() * first.element_size() * size > most:
+        return dataset
+    inputs = torch.empty((size, *first.shape), dtype=first.dtype)
+    targets = torch.empty(size, dtype=torch.int64)
+    for i in range(size):
+        x, y, *_ = dataset[i]
+        inputs[i], targets[i] = torch.as_tensor(x), int(y)
+    return TensorDataset(inputs, targets)

@@ -27,8 +27,14 @@ def measure_quality(
     *,
     device: str = "cpu",
     batch: int = 128,
+    amp: bool = False,
+    samples: dict[str, list[float]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Figures of each model on the same data, read once. Models are put back into the mode they were in."""
+    """Figures of each model on the same data, read once. Models are put back into the mode they were in.
+
+    amp: in bfloat16 where autocast sees fit (ours: four times as fast on a CPU that has it; figures may differ by a sample
+    or two). samples: gets `task.sample_quality` of every sample, by model.
+    """
     meters = {name: task.meter(classes) for name in models}
     modes = {name: m.training for name, m in models.items()}
     places = {name: next((p.device for p in m.parameters()), torch.device("cpu")) for name, m in models.items()}
@@ -39,8 +45,13 @@ def measure_quality(
             if inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             for name, model in models.items():
+                with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
+                    outputs = model(inputs.to(device))
                 with torch.inference_mode():
-                    meters[name].update(model(inputs.to(device)), targets.to(device))
+                    meters[name].update(outputs, targets.to(device))
+                    if samples is not None:
+                        quality = task.sample_quality(outputs, targets.to(device))
+                        samples.setdefault(name, []).extend(quality.tolist())
     finally:
         for name, model in models.items():
             model.train(modes[name]).to(places[name])

@@ -66,7 +66,7 @@ def greedy(
             left = [n for n in range(group.size) if n not in ledger.gone(group.name)]
             engine.enter(group)
             base = engine.scores(group)
-            params = ledger.params_of(group)
+            params = ledger.cost_of(group)
             for n, scores in zip(left, engine.cut(group, [[n] for n in left]), strict=True):
                 change = float((scores.sigma - base.sigma).sum())
                 key = (change < 0, change / params if change < 0 else change)

@@ -15,6 +15,7 @@ _CHOICES = {
     "buffer_order": ("signed", "abs"),
     "effects": ("full", "verdict"),
     "scope": ("layer", "global"),
+    "per": ("unit", "params", "macs"),
     "norm": ("l1", "l2"),
 }
 
@@ -24,7 +25,8 @@ class Options:
     """alpha, vote, correction, min_effect: see VoteRule. xi_floor: least denominator of ξ. reference: whose scores
     decide that a removal is allowed. order: units within a group. buffer_order: largest signed ξ, or smallest |ξ|,
     first. max_drop: stop when calibration quality fell by more. effects: "verdict" leaves a critical unit as soon as one
-    class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). scope: for rankings. norm: for `magnitude`.
+    class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). scope: for rankings. per: for
+    global rankings, the score a unit, or a parameter or MAC that goes with it (ours). norm: for `magnitude`.
     """
 
     alpha: float = 0.05
@@ -40,6 +42,7 @@ class Options:
     effects: str = "full"
     amp: bool = False
     scope: str = "layer"
+    per: str = "unit"
     norm: str = "l1"
     seed: int = 0
 
@@ -48,6 +51,8 @@ class Options:
             if getattr(self, name) not in choices:
                 shown = name.replace("_", "-")
                 raise InputError(f"{shown}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.per != "unit" and self.scope != "global":
+            raise InputError(f"per: {self.per} goes with --scope global, got --scope {self.scope}")
         if self.seed < 0:
             raise InputError(f"seed: expected a number of at least 0, got {self.seed}")
         if not self.xi_floor > 0:

@@ -88,6 +88,7 @@ class Surgery:
     steps: int
     removed: Removed
     kept: KeptIndices
+    structure: Structure
     agreement: Agreement | None = None
 
 
@@ -171,7 +172,9 @@ class PruningPath:
             if not agreed.ok:
                 raise MismatchError(f"{agreed}; nothing was written")
         small: Any = pruned_copy(model, self.structure, removed)
-        small._cswap = Surgery(target, ratio, steps, removed, kept_indices(self.structure, removed), agreed)
+        small._cswap = Surgery(
+            target, ratio, steps, removed, kept_indices(self.structure, removed), self.structure, agreed
+        )
         return small  # type: ignore[no-any-return]
 
     def to_json(self) -> str:

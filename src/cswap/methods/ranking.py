@@ -20,28 +20,55 @@ from cswap.structure.ledger import Ledger, check_reachable
 from cswap.tasks.base import Task
 from cswap.types import Decision, FloatArray, Target, UnitEffects, Verdict
 
-_CHECKS = 50  # looks at calibration quality over a complete path
+_CHECKS = 20  # looks at calibration quality over a complete path
 
 
-def removal_order(units: Structure, scores: Mapping[str, FloatArray], scope: str) -> list[tuple[str, int]]:
+def removal_order(
+    units: Structure, scores: Mapping[str, FloatArray], scope: str, per: str = "unit"
+) -> list[tuple[str, int]]:
     """(group, unit), lowest score first; ties by group and index.
 
     scope="layer": every group shrinks at the same pace, by rank within the group. scope="global": one ranking, each
-    group's scores divided by their mean so that layers of different scale compare (ours; the usual normalisation).
+    group's scores divided by their mean so that layers of different scale compare (ours; the usual normalisation). With
+    per="params" or "macs" the scores themselves are compared, divided by what a unit takes with it as the network stands
+    at that step (ours).
     """
+    own = {g.name: np.asarray(scores[g.name], dtype=np.float64) for g in units}
+    for group in units:
+        if own[group.name].shape != (group.size,):
+            raise ValueError(f"group {group.name}: expected {group.size} scores, got shape {own[group.name].shape}")
+    if per != "unit":
+        return _cheapest_first(units, own, per)
     keyed = []
     for place, group in enumerate(units):
-        own = np.asarray(scores[group.name], dtype=np.float64)
-        if own.shape != (group.size,):
-            raise ValueError(f"group {group.name}: expected {group.size} scores, got shape {own.shape}")
+        score = own[group.name]
         if scope == "layer":
-            rank = np.empty(group.size)
-            rank[np.argsort(own, kind="stable")] = (np.arange(group.size) + 1) / group.size
-            key = rank
+            key = np.empty(group.size)
+            key[np.argsort(score, kind="stable")] = (np.arange(group.size) + 1) / group.size
         else:
-            key = own / own.mean() if own.mean() else own
+            key = score / score.mean() if score.mean() else score
         keyed += [(float(key[n]), place, n, group.name) for n in range(group.size)]
     return [(name, n) for _, _, n, name in sorted(keyed)]
+
+
+def _cheapest_first(units: Structure, scores: Mapping[str, FloatArray], per: str) -> list[tuple[str, int]]:
+    """The unit of least score a parameter or MAC at each step; those that groups must keep come last, in order."""
+    ledger, queues = Ledger(units), {g.name: np.argsort(scores[g.name], kind="stable").tolist() for g in units}
+    beside: dict[str, set[str]] = {}
+    for group in units:
+        for slot in group.slots:
+            beside.setdefault(slot.module, set()).add(group.name)
+    costs = {g.name: ledger.cost_of(g, per) for g in units}
+    order: list[tuple[str, int]] = []
+    place = {g.name: i for i, g in enumerate(units)}
+    while open_groups := [n for n, q in queues.items() if len(q) > 1]:
+        name = min(open_groups, key=lambda n: (scores[n][queues[n][0]] / costs[n], place[n]))
+        unit = queues[name].pop(0)
+        ledger.remove(units[name], unit)
+        order.append((name, unit))
+        for other in {o for s in units[name].slots for o in beside[s.module]}:
+            costs[other] = ledger.cost_of(units[other], per)
+    return order + [(name, n) for name, q in queues.items() for n in q]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +112,7 @@ def ranking_path(
     path = PruningPath(units, method, options.as_dict(), calibration.classes, engine=engine.name)
     order = [
         Ranked(name, n, f"lowest {method} score", float(scores[name][n]))
-        for name, n in removal_order(units, scores, options.scope)
+        for name, n in removal_order(units, scores, options.scope, options.per)
     ]
     return remove_in_order(engine, path, order, target, options, start, sink)
 

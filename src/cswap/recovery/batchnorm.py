@@ -10,6 +10,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cswap.data.calibration import CalibrationSet
+from cswap.recovery.base import Case, step
+
+
+@step("bn")
+def bn(case: Case) -> None:
+    """All batch norms estimated again on the whole calibration set: see `reestimated`."""
+    case.small.load_state_dict(reestimated(case.small, case.calibration).state_dict())
 
 
 def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 128) -> nn.Module:

@@ -48,13 +48,16 @@ _KINDS = {"params": "parameters removed", "macs": "MACs removed", "units": "unit
 def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
     """Every method of a comparison: quality against what was removed, in each kind, and against latency, one HTML file.
 
-    A line is the mean over seeds, a band its standard deviation; hollow markers are with batch norms estimated again.
+    A line is the mean over seeds, a bar its standard deviation. What is recovered is thinner, with hollow markers; the
+    legend's buttons show one way of recovery at a time.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     headline = result["headline"]
     panels = [k for k in _KINDS if any(k in m["curves"] for m in result["methods"].values())]
+    ways = result["recover"]
+    shown: list[str] = []
     figure = make_subplots(
         rows=2, cols=2, horizontal_spacing=0.09, vertical_spacing=0.13,
         subplot_titles=[*(f"against {_KINDS[k]}" for k in panels), "against latency, batch 64"],
@@ -64,19 +67,21 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
         line = {"color": colours[i % len(colours)], "dash": _DASHES[i % len(_DASHES)], "width": 3.5 if i == 0 else 2}
         for place, kind in enumerate([*panels, "ms_64"]):
             rows = method["curves"].get(kind if kind in _KINDS else "params", [])
-            for quality in ("quality", "quality_bn"):
-                points = sorted((r[kind]["mean"], r[quality]["mean"], r[quality]["std"]) for r in rows if quality in r)
+            for w, how in enumerate(ways):
+                points = sorted(
+                    (r[kind]["mean"], r["quality"][how]["mean"], r["quality"][how]["std"]) for r in rows if kind in r
+                )
                 if not points:
                     continue
                 x, y = [p[0] for p in points], [p[1] for p in points]
-                again = quality == "quality_bn"
+                shown.append(how)
                 figure.add_trace(
                     go.Scatter(
-                        x=x, y=y, name=name + (" + BN again" if again else ""), legendgroup=name, showlegend=place == 0,
-                        mode="lines+markers", line={**line, "width": 1.2 if again else line["width"]},
-                        marker={"symbol": _SYMBOLS[i % len(_SYMBOLS)] + ("-open" if again else ""), "size": 8},
+                        x=x, y=y, name=name + (f" + {how}" if w else ""), legendgroup=f"{name} {how}", showlegend=place == 0,
+                        mode="lines+markers", line={**line, "width": 1.2 if w else line["width"]},
+                        marker={"symbol": _SYMBOLS[(i + w) % len(_SYMBOLS)] + ("-open" if w else ""), "size": 8},
                         error_y={"array": [p[2] or 0.0 for p in points], "visible": any(p[2] for p in points), "thickness": 1},
-                        hovertemplate=f"{name}<br>%{{x:.3g}}<br>{headline} %{{y:.1%}}<extra></extra>",
+                        hovertemplate=f"{name} {how}<br>%{{x:.3g}}<br>{headline} %{{y:.1%}}<extra></extra>",
                     ),
                     row=place // 2 + 1, col=place % 2 + 1,
                 )  # fmt: skip
@@ -87,6 +92,14 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
         else:
             figure.update_xaxes(title="milliseconds, faster to the left", rangemode="tozero", **where)
         figure.update_yaxes(title=f"{headline}, held out", tickformat=".0%", range=[0, 1.02], **where)
+    if len(ways) > 1:
+        choices = [("all", [True] * len(shown))] + [
+            ("plain" if h == "none" else h, [s == h for s in shown]) for h in ways
+        ]
+        figure.update_layout(updatemenus=[{
+            "type": "buttons", "direction": "right", "x": 1.0, "xanchor": "right", "y": 1.09, "showactive": True,
+            "buttons": [{"label": text, "method": "restyle", "args": ["visible", mask]} for text, mask in choices],
+        }])  # fmt: skip
     figure.update_layout(
         title=title, template="plotly_white", font={"size": 14}, height=900, hovermode="closest",
         legend={"title": "method", "font": {"size": 13}}, margin={"l": 70, "r": 30, "t": 90, "b": 60},

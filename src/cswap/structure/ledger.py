@@ -55,18 +55,19 @@ class Ledger:
             self.params += after[0] - before[0]
             self.macs += after[1] - before[1]
 
-    def params_of(self, group: Group) -> int:
-        """Parameters that the next unit of the group takes with it, as the network stands (the same for each of them that
-        owns equally many positions)."""
+    def cost_of(self, group: Group, kind: str = "params") -> float:
+        """Parameters or MACs (`kind`) that the next unit of the group takes with it, as the network stands, at least 1 (the
+        same for each of them that owns equally many positions)."""
         unit = next(n for n in range(group.size) if n not in self._gone[group.name])
-        held = {name: dict(sides) for name, sides in self._left.items()}
-        total = 0
+        held = {s.module: dict(self._left[s.module]) for s in group.slots}
+        total = 0.0
         for slot in group.slots:
             self._left[slot.module][slot.side] -= len(slot.by_unit.get(unit, ()))
         for name in {s.module for s in group.slots}:
-            total += self._layer[name][0] - self._cost(name)[0]
-        self._left = held
-        return max(1, total)
+            before, after = self._layer[name], self._cost(name)
+            total += before[0] - after[0] if kind == "params" else before[1] - after[1]
+        self._left.update(held)
+        return max(1.0, total)
 
     def kept(self, group: Group) -> int:
         """How many units of the group are left."""

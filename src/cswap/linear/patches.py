@@ -1,0 +1,82 @@
+"""A convolution or linear layer as a matrix product: rows of inputs times a matrix of weights, in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+CHUNK_BYTES = 32 << 20  # of unfolded rows: larger blocks cost fresh pages
+
+
+def refusal(module: nn.Module) -> str | None:
+    """Why a layer's outputs are not rows times a matrix, or None when they are."""
+    if isinstance(module, nn.Linear):
+        return None
+    if isinstance(module, _ConvTransposeNd):
+        return "a transposed convolution adds up patches: not refitted"
+    if isinstance(module, _ConvNd):
+        return None
+    return f"{type(module).__name__} is no linear layer"
+
+
+def groups_of(module: nn.Module) -> int:
+    """How many independent matrices the layer is: 1, or the groups of a convolution."""
+    return int(module.groups) if isinstance(module, _ConvNd) else 1
+
+
+def columns_of(module: Any) -> int:
+    """D: entries of one row, inputs a group times kernel places."""
+    return prod(module.weight.shape[1:])
+
+
+def matrix_of(module: Any) -> torch.Tensor:
+    """The weights as (G, D, O) float64: G groups, D inputs a group (channel-major, then kernel places), O outputs a group."""
+    w = module.weight.detach().double()
+    g = groups_of(module)
+    matrix: torch.Tensor = w.reshape(g, w.shape[0] // g, -1).transpose(1, 2)
+    return matrix
+
+
+def set_matrix(module: Any, matrix: torch.Tensor) -> None:
+    """The inverse of `matrix_of`."""
+    weight = module.weight
+    with torch.no_grad():
+        weight.copy_(matrix.transpose(1, 2).reshape(weight.shape).to(weight))
+
+
+def input_rows(module: Any, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The layer's input (N, …) as blocks (rows, G, D), in the order of `output_rows`; a row a sample and place."""
+    if isinstance(module, nn.Linear):
+        yield from torch.split(x.reshape(-1, 1, x.shape[-1]), max(1, CHUNK_BYTES // (x.shape[-1] * x.element_size())))
+        return
+    nd = len(module.kernel_size)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    padding = module._reversed_padding_repeated_twice
+    out = [
+        (s + sum(padding[2 * (nd - 1 - i) : 2 * (nd - i)]) - d * (k - 1) - 1) // st + 1
+        for i, (s, k, d, st) in enumerate(
+            zip(x.shape[2:], module.kernel_size, module.dilation, module.stride, strict=True)
+        )
+    ]
+    per_sample = prod(out) * x.shape[1] * prod(module.kernel_size) * x.element_size()
+    for part in torch.split(x, max(1, CHUNK_BYTES // per_sample)):
+        padded = F.pad(part, padding, mode=mode).contiguous() if any(padding) else part.contiguous()
+        n, c, *strides = padded.stride()
+        view = padded.as_strided(
+            (len(part), *out, padded.shape[1], *module.kernel_size),
+            (n, *(s * st for s, st in zip(strides, module.stride, strict=True)), c,
+             *(s * d for s, d in zip(strides, module.dilation, strict=True))),
+        )  # fmt: skip
+        yield view.reshape(len(part) * prod(out), module.groups, -1)
+
+
+def output_rows(module: Any, y: torch.Tensor) -> torch.Tensor:
+    """The layer's output (N, …) as (rows, G, O)."""
+    flat = y.reshape(-1, y.shape[-1]) if isinstance(module, nn.Linear) else y.movedim(1, -1).reshape(-1, y.shape[1])
+    return flat.reshape(len(flat), groups_of(module), -1)

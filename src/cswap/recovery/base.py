@@ -1,0 +1,181 @@
+"""What every recovery gets and gives: a pruned network, its original, what was kept of it, and notes of what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from cswap.data.calibration import CalibrationSet
+from cswap.errors import InputError
+from cswap.recovery.walk import ROWS, call_counts
+from cswap.structure.groups import Removed, Structure
+from cswap.structure.layers import rule_of
+from cswap.structure.surgery import KeptIndices
+from cswap.types import IntArray
+
+HELD_OUT = 5  # every fifth sample of a class chooses, and does not fit
+
+
+@dataclass(eq=False)
+class Case:
+    """One recovery at work. `small` is changed in place; `teacher`, its original, is not.
+
+    `kept`: original indices of every shrunken dimension; `removed`: units gone, by group of `structure`; `notes`: what was
+    left as it was, and why.
+    """
+
+    small: nn.Module
+    teacher: nn.Module
+    calibration: CalibrationSet
+    structure: Structure
+    removed: Removed
+    kept: KeptIndices
+    device: str = "cpu"
+    memory: int = 4 << 30
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.counts, self._follows = call_counts(self.teacher, self.calibration.inputs(0, 2).to(self.device))
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def kept_of(self, layer: str, side: str) -> IntArray | None:
+        """Original indices kept of a layer's outputs or inputs (in its weight); None when all are."""
+        dims = self.kept.get(f"{layer}.weight", {})
+        rule = rule_of(self.teacher.get_submodule(layer))
+        assert rule is not None
+        axes = dict(rule.out if side == "out" else rule.inn)
+        return dims.get(axes["weight"])
+
+    def readers(self) -> list[str]:
+        """Layers with weights that mix their inputs, in order of their calls, from the first that reads a removed unit."""
+        reads = {s.module for g in self.removed for s in self.structure[g].consumers if len(self.removed[g])}
+        order = [n for n in self.counts if _mixes(self.teacher.get_submodule(n))]
+        first = next((i for i, n in enumerate(order) if n in reads), len(order))
+        return order[first:]
+
+    def called_once(self, layer: str) -> bool:
+        """Whether it is; else a note says that it is left as it is."""
+        if self.counts[layer] == 1:
+            return True
+        self.note(f"{layer} is called {self.counts[layer]} times in a pass: left as it is")
+        return False
+
+    def can_shift(self, layer: str) -> bool:
+        """Whether a constant can be added to the layer's outputs: by its bias, or in the mean of the batch norm behind it."""
+        return getattr(self.small.get_submodule(layer), "bias", None) is not None or self.norm_behind(layer) is not None
+
+    def constant_of(self, layer: str) -> torch.Tensor:
+        """What is added to the layer's outputs beside the original's statistics, (outputs,) float64: see `shift`."""
+        module: Any = self.small.get_submodule(layer)
+        if getattr(module, "bias", None) is not None:
+            bias: torch.Tensor = module.bias.detach().double().cpu()
+            return bias
+        norm = self.norm_behind(layer)
+        if norm is None:
+            return torch.zeros(module.weight.shape[0], dtype=torch.float64)
+        return (
+            (self._original(norm, "running_mean") - self.small.get_submodule(norm).get_buffer("running_mean"))
+            .double()
+            .cpu()
+        )
+
+    def shift(self, layer: str, by: torch.Tensor) -> None:
+        """Add `by` (outputs,) to what the layer gives: to its bias, or off the mean of the batch norm behind it."""
+        module: Any = self.small.get_submodule(layer)
+        norm = self.norm_behind(layer)
+        with torch.no_grad():
+            if getattr(module, "bias", None) is not None:
+                module.bias.add_(by.to(module.bias))
+            elif norm is not None:
+                mean = self.small.get_submodule(norm).get_buffer("running_mean")
+                mean.sub_(by.to(mean))
+
+    def set_constant(self, layer: str, to: torch.Tensor) -> None:
+        """Make `constant_of` this; a batch norm behind gets the original's variance again, to which `to` belongs."""
+        norm = self.norm_behind(layer)
+        if getattr(self.small.get_submodule(layer), "bias", None) is None and norm is not None:
+            variance = self.small.get_submodule(norm).get_buffer("running_var")
+            variance.copy_(self._original(norm, "running_var"))
+        self.shift(layer, to - self.constant_of(layer).to(to))
+
+    def _original(self, norm: str, buffer: str) -> torch.Tensor:
+        whole = self.teacher.get_submodule(norm).get_buffer(buffer)
+        index = self.kept.get(f"{norm}.{buffer}", {}).get(0)
+        return whole if index is None else whole[torch.from_numpy(index).to(whole.device)]
+
+    def norm_behind(self, layer: str) -> str | None:
+        """The batch norm that reads the layer's output first-hand, when it keeps statistics and is called once."""
+        name = self._follows.get(layer)
+        if name is None or self.counts.get(name) != 1:
+            return None
+        held = getattr(self.small.get_submodule(name), "running_mean", None)
+        return name if isinstance(held, torch.Tensor) else None
+
+    def chunks(self, numbers: IntArray | None = None) -> list[torch.Tensor]:
+        """Calibration inputs in chunks on the device; `numbers` of samples, or all."""
+        inputs = self.calibration.inputs(0, len(self.calibration))
+        chosen = inputs if numbers is None else inputs[torch.from_numpy(numbers)]
+        return [
+            (c.contiguous(memory_format=torch.channels_last) if c.dim() == 4 else c).to(self.device)
+            for c in torch.split(chosen, ROWS)
+        ]
+
+    def choosing(self) -> IntArray:
+        """Numbers of the samples that choose and do not fit: every fifth of each class (the last where there are fewer)."""
+        return choosing(self.calibration)
+
+
+def choosing(calibration: CalibrationSet) -> IntArray:
+    """Numbers of every `HELD_OUT`-th sample of each class."""
+    parts = []
+    for k in range(len(calibration.classes)):
+        own = np.flatnonzero(calibration.targets == k)
+        parts.append(own[HELD_OUT - 1 :: HELD_OUT] if len(own) >= HELD_OUT else own[-1:] if len(own) > 1 else own[:0])
+    return np.sort(np.concatenate(parts)).astype(np.int64)
+
+
+def _mixes(module: nn.Module) -> bool:
+    """Convolutions and linear layers, depthwise ones too."""
+    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and isinstance(
+        getattr(module, "weight", None), nn.Parameter
+    )
+
+
+class Step(Protocol):
+    """One recovery: changes `case.small` in place."""
+
+    def __call__(self, case: Case) -> None:
+        """Recover."""
+
+
+STEPS: dict[str, Callable[[Case], None]] = {}
+"""Registry by name: a new recovery is one new file."""
+
+
+def step(name: str) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
+    """Register a recovery under its name."""
+
+    def keep(function: Callable[[Case], None]) -> Callable[[Case], None]:
+        STEPS[name] = function
+        return function
+
+    return keep
+
+
+def steps_of(how: str) -> list[str]:
+    """The recoveries that `how` names, joined by `+`, in order. Raises InputError."""
+    names = [n.strip() for n in how.split("+") if n.strip() and n.strip() != "none"]
+    unknown = next((n for n in names if n not in STEPS), None)
+    if unknown is not None or (not names and how.strip() != "none"):
+        raise InputError(f"recover: expected none or some of {', '.join(sorted(STEPS))} joined by '+', got {how!r}")
+    return names

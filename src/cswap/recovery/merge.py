@@ -1,0 +1,168 @@
+"""`merge` and `fold`: units that go are merged into similar units that stay, in place of being cut.
+
+Both work on the original network's weights and take what is kept of the result, so they come before other recoveries.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cswap.recovery.base import Case, step
+from cswap.recovery.bias import mean_given
+from cswap.recovery.walk import Walk
+from cswap.structure.groups import Group, Slot
+from cswap.structure.surgery import shrink_in_place
+from cswap.types import FloatArray, IntArray
+
+LEAST_COSINE = 0.7  # of two units' weights, below which `fold` cuts: a mean of unlike filters is neither
+
+
+@step("fold")
+def fold(case: Case) -> None:
+    """Data-free: every unit that goes joins the kept unit whose weights point most the same way, if any is near.
+
+    Producers (weights, biases, norms) become the mean over the units that join, consumers their sum; exact for duplicates.
+    Nearness: the cosine of all that writes a unit, norms folded in, of at least `LEAST_COSINE`. Source: model folding
+    (Wang et al., 2025, arXiv 2502.10216), with the path's units kept in the place of cluster centres.
+    """
+    merged = copy.deepcopy(case.teacher)
+    joined = 0
+    for name, gone in case.removed.items():
+        group = case.structure[name]
+        joins = _nearest_weights(case.teacher, group, gone)
+        joined += len(joins)
+        _fold_group(merged, case, group, joins)
+    case.facts["fold"] = {"joined": joined, "removed": sum(len(g) for g in case.removed.values())}
+    _take(case, merged)
+
+
+@step("merge")
+def merge(case: Case) -> None:
+    """With data: what consumers would read of a unit that goes is given them by the kept unit that tells it best.
+
+    On the calibration set a ≈ m + s·b, a least-squares line from the kept unit's values b to those a of the unit that goes;
+    the consumers' weights of b gain s times those of a, and their constants the rest. Producers stay: with b fixed, s is the
+    best a consumer can do. Source: ours (Kim et al., 2020, arXiv 2006.10903, neuron merging, takes s from the weights).
+    """
+    merged = copy.deepcopy(case.teacher)
+    walk = Walk(case.teacher, case.chunks(), case.memory)
+    shifts: dict[str, torch.Tensor] = {}
+    for name in case.readers():
+        inputs = case.kept_of(name, "in")
+        module: Any = merged.get_submodule(name)
+        if inputs is None or getattr(module, "groups", 1) > 1 or not case.called_once(name):
+            continue
+        mean, products = _moments(walk, name, module)
+        means = mean.flatten(2).mean((0, 2)) if mean.dim() > 2 else mean.flatten()
+        rest = torch.zeros_like(mean)
+        for group in case.structure:
+            for slot in (s for s in group.consumers if s.module == name and group.name in case.removed):
+                _give(module, slot, case.removed[group.name], means, products, rest)
+        shifts[name] = mean_given(case.teacher.get_submodule(name), rest, inputs, case.kept_of(name, "out"))
+    _take(case, merged)
+    for name, shift in shifts.items():
+        if case.can_shift(name):
+            case.shift(name, shift)
+        else:
+            case.note(f"{name} has neither a bias nor a batch norm behind it: means are not given back")
+
+
+def _take(case: Case, merged: nn.Module) -> None:
+    """What is kept of `merged` becomes the pruned network."""
+    state = shrink_in_place(merged, case.kept).state_dict()
+    case.small.load_state_dict(state)
+
+
+def _nearest_weights(net: nn.Module, group: Group, gone: IntArray) -> dict[int, int]:
+    """Unit that goes -> the kept unit it joins."""
+    vectors = _written(net, group)
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    kept = np.setdiff1d(np.arange(group.size), gone)
+    cosine = vectors[gone] @ vectors[kept].T
+    best = cosine.argmax(1)
+    return {int(n): int(kept[b]) for n, b, c in zip(gone, best, cosine.max(1), strict=True) if c >= LEAST_COSINE}
+
+
+def _written(net: nn.Module, group: Group) -> FloatArray:
+    """All that writes each unit, (size, …) float64: producers' weights and biases, times the scale of a norm on the same layer."""
+    columns = []
+    norms = [s for s in group.channelwise if hasattr(net.get_submodule(s.module), "running_var")]
+    for i, slot in enumerate(group.producers):
+        module: Any = net.get_submodule(slot.module)
+        axis = 1 if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) else 0
+        weight = module.weight.detach().double().movedim(axis, 0).flatten(1).cpu()
+        scale = torch.ones(len(weight), dtype=torch.float64)
+        if i < len(norms) and len(norms) == len(group.producers) and len(norms[i].positions) == len(weight):
+            norm: Any = net.get_submodule(norms[i].module)
+            scale = (norm.running_var.double().cpu() + norm.eps).rsqrt()
+            if norm.weight is not None:
+                scale = scale * norm.weight.detach().double().cpu()
+        columns.append(_by_unit((weight * scale.unsqueeze(1)).numpy(), slot, group.size))
+    return np.concatenate(columns, 1)
+
+
+def _by_unit(rows: FloatArray, slot: Slot, size: int) -> FloatArray:
+    """Rows (positions, …) side by side for each unit; units with fewer rows are padded with zeros."""
+    most = max(len(p) for p in slot.by_unit.values())
+    found = np.zeros((size, most, rows.shape[1]))
+    for unit, places in slot.by_unit.items():
+        found[unit, : len(places)] = rows[places]
+    return found.reshape(size, -1)
+
+
+def _fold_group(merged: nn.Module, case: Case, group: Group, joins: dict[int, int]) -> None:
+    """Means over the units that join in all that writes them, sums in all that reads them."""
+    members: dict[int, list[int]] = {}
+    for n, k in joins.items():
+        members.setdefault(k, [k]).append(n)
+    for slot in group.slots:
+        axes = case.structure.layers[slot.module].axes["in" if slot.role == "consumer" else "out"]
+        module = merged.get_submodule(slot.module)
+        for tensor, dim in axes:
+            value = getattr(module, tensor).data
+            for units in members.values():
+                places = [slot.by_unit.get(u, np.empty(0, dtype=np.int64)) for u in units]
+                if len({len(p) for p in places}) != 1 or not len(places[0]):
+                    continue
+                stacked = torch.stack([value.index_select(dim, torch.from_numpy(p)) for p in places])
+                joined = stacked.sum(0) if slot.role == "consumer" else stacked.mean(0)
+                value.index_copy_(dim, torch.from_numpy(places[0]), joined)
+
+
+def _moments(walk: Walk, name: str, module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean input over samples (1, …), and centred second moments (C, C) of its channels over samples and places; float64."""
+    total, products, samples, rows = torch.zeros(()), torch.zeros(()), 0, 0
+    for x in walk.inputs(name):
+        flat = x.reshape(-1, x.shape[-1]) if isinstance(module, nn.Linear) else x.movedim(1, -1).reshape(-1, x.shape[1])
+        by_place = (
+            flat.double().sum(0, keepdim=True) if isinstance(module, nn.Linear) else x.double().sum(0, keepdim=True)
+        )
+        total, products = total + by_place.cpu(), products + (flat.T @ flat).double().cpu()
+        rows, samples = rows + len(flat), samples + (len(flat) if isinstance(module, nn.Linear) else len(x))
+    mean = total / samples
+    channels = mean.flatten(2).mean((0, 2)) if mean.dim() > 2 else mean.flatten()
+    return mean, products / rows - channels.unsqueeze(1) * channels
+
+
+def _give(
+    module: Any, slot: Slot, gone: IntArray, means: torch.Tensor, products: torch.Tensor, rest: torch.Tensor
+) -> None:
+    """Move the weights of what goes to what tells it best; what is left of its mean is written into `rest` (1, C, …)."""
+    away = torch.from_numpy(slot.of(gone))
+    kept = torch.from_numpy(np.setdiff1d(slot.positions, away.numpy()))
+    if not len(away) or not len(kept):
+        return
+    shared = products[kept][:, away]
+    slope = shared / products.diagonal()[kept].clamp_min(1e-12).unsqueeze(1)
+    best = (shared * slope).argmax(0)
+    s, into = slope.gather(0, best.unsqueeze(0)).squeeze(0), kept[best]
+    weight = module.weight.data
+    shape = [1, -1] + [1] * (weight.dim() - 2)
+    weight.index_add_(1, into, weight.index_select(1, away) * s.to(weight).view(shape))
+    left = (means[away] - s * means[into]).view([1, -1] + [1] * (rest.dim() - 2))
+    rest.index_copy_(1, away, left.expand(1, -1, *rest.shape[2:]).contiguous())

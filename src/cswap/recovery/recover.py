@@ -1,0 +1,145 @@
+"""`recover`: what a pruned network lost is given back in closed form, from calibration inputs, without gradients or epochs."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+from cswap.data.calibration import CalibrationSet
+from cswap.errors import CswapWarning
+from cswap.recovery.base import STEPS, Case, choosing, steps_of
+from cswap.structure.discover import discover
+from cswap.structure.groups import Structure
+from cswap.structure.surgery import KeptIndices, kept_indices
+from cswap.structure.twins import removed_units
+from cswap.tasks import Classification, Task
+from cswap.types import FloatArray
+
+DOUBT = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Recovery:
+    """A recovered network and what was done.
+
+    `declined`: why the network is as it was, or None. `score_before`, `score_after`: mean σ on the calibration samples that
+    choose and do not fit. `notes`: what was left as it was, and why; `facts`: figures by step.
+    """
+
+    model: nn.Module
+    how: str
+    seconds: float
+    score_before: float
+    score_after: float
+    declined: str | None = None
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, without the network."""
+        return {
+            "how": self.how, "seconds": self.seconds, "declined": self.declined, "score_before": self.score_before,
+            "score_after": self.score_after, "notes": self.notes, "facts": self.facts,
+        }  # fmt: skip
+
+
+def recover(
+    small: nn.Module,
+    teacher: nn.Module,
+    calibration: CalibrationSet,
+    how: str = "lstsq",
+    *,
+    task: Task | None = None,
+    structure: Structure | None = None,
+    device: str = "cpu",
+    memory: int = 4 << 30,
+) -> nn.Module:
+    """A copy of the pruned network `small` with what can be given back; `teacher` is its original. Both are untouched.
+
+    how: `bias`, `bn`, `lstsq`, `merge`, `fold`, or several joined by `+`, done in that order. When the score of the calibration
+    samples that do not fit falls (paired one-sided t-test at 5 %), the copy is as `small` was, and a warning says so;
+    `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors.
+    Raises InputError when they do not match.
+    """
+    found = recovered(small, teacher, calibration, how, task=task, structure=structure, device=device, memory=memory)
+    if found.declined:
+        warnings.warn(f"recover {how}: {found.declined}", CswapWarning, stacklevel=2)
+    return found.model
+
+
+def recovered(
+    small: nn.Module,
+    teacher: nn.Module,
+    calibration: CalibrationSet,
+    how: str = "lstsq",
+    *,
+    task: Task | None = None,
+    structure: Structure | None = None,
+    device: str = "cpu",
+    memory: int = 4 << 30,
+) -> Recovery:
+    """`recover` with the facts: see `Recovery`."""
+    names, task = steps_of(how), task if task is not None else Classification()
+    begin = time.perf_counter()
+    made: Any = getattr(small, "_cswap", None)
+    if made is None:
+        structure = structure or discover(teacher, calibration.inputs(0, 2))
+        removed = removed_units(small, teacher, structure)
+        kept: KeptIndices = kept_indices(structure, removed)
+    else:
+        removed, kept, structure = made.removed, made.kept, structure or made.structure
+    plain, changed = _still(small, device), _still(small, device)
+    case = Case(changed, _still(teacher, device), calibration, structure, removed, kept, device, memory)
+    for name in names:
+        STEPS[name](case)
+    before, after = (_scores(net, calibration, task, device) for net in (plain, case.small))
+    seconds = round(time.perf_counter() - begin, 3)
+    declined = _why_not(before, after)
+    net = plain if declined else case.small
+    return Recovery(
+        _like(net, small), how, seconds, float(before.mean()), float(after.mean()), declined, case.notes, case.facts,
+    )  # fmt: skip
+
+
+def _still(net: nn.Module, device: str) -> nn.Module:
+    return copy.deepcopy(net).eval().to(device)
+
+
+def _like(net: nn.Module, given: nn.Module) -> nn.Module:
+    """In the mode and on the device of what was given."""
+    place = next((p.device for p in given.parameters()), torch.device("cpu"))
+    return net.train(given.training).to(place)
+
+
+def _scores(net: nn.Module, calibration: CalibrationSet, task: Task, device: str) -> FloatArray:
+    """σ of the samples that choose, (M',) float64."""
+    part = calibration.part(choosing(calibration))
+    found = []
+    with torch.no_grad():
+        for inputs, targets in part.batches(128):
+            if inputs.dim() == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            found.append(task.score(net(inputs.to(device)), targets.to(device)).cpu().numpy())
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+def _why_not(before: FloatArray, after: FloatArray) -> str | None:
+    """Why a recovery is not taken: scores that are no numbers, or lower by a paired one-sided t-test."""
+    if not np.isfinite(after).all():
+        return "declined: the recovered network gives no finite scores"
+    d = after - before
+    if len(d) < 2 or not d.any():
+        return None
+    spread = d.std(ddof=1)
+    p = float(stats.t.cdf(d.mean() / (spread / len(d) ** 0.5), len(d) - 1)) if spread > 0 else float(d.mean() >= 0)
+    if p < DOUBT:
+        return f"declined: the mean score of {len(d)} samples that do not fit would fall from {before.mean():.4f} to {after.mean():.4f}"
+    return None

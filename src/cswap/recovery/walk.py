@@ -1,0 +1,150 @@
+"""Front to back through a network, layer by layer, over a whole set of inputs: what each layer reads and gives.
+
+Every layer is reached once; the values that later layers need are kept between layers, so that a network that is changed
+from front to back is run once in all. Where they would not fit the memory, or the network is no graph, it is run again from
+its inputs up to the layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from cswap.causal.graph import Env, Graph, NotTraceable
+
+ROWS = 64
+
+
+class _Reached(Exception):
+    """The layer was reached; nothing behind it is needed."""
+
+
+class Walk:
+    """Inputs and outputs of a network's layers, in chunks of samples. `net` is a copy, whose weights may be changed on the way.
+
+    chunks: inputs (n, …) each. Layers must be asked for in the order of their calls; asking for the outputs of one is
+    passing it. Raises RuntimeError when a layer is not called.
+    """
+
+    def __init__(self, net: nn.Module, chunks: Sequence[torch.Tensor], memory: int) -> None:
+        self.net, self.chunks = copy.deepcopy(net).eval(), chunks
+        self._graph = self._traced(memory)
+        self._envs: list[Env] = [{} for _ in chunks]
+        self._at = 0
+
+    def _traced(self, memory: int) -> Graph | None:
+        try:
+            with torch.no_grad():
+                graph = Graph(self.net, self.chunks[0][:2], fold=False, in_place=False)
+        except NotTraceable:
+            return None
+        self._last = _last_uses(graph.nodes)
+        held = _most_held(graph, self._last) * sum(len(c) for c in self.chunks)
+        return graph if held <= memory else None
+
+    @property
+    def kept(self) -> bool:
+        """Whether values are kept between layers."""
+        return self._graph is not None
+
+    def inputs(self, layer: str) -> Iterator[torch.Tensor]:
+        """What the layer reads, chunk by chunk."""
+        return self._values(layer, before=True)
+
+    def outputs(self, layer: str) -> Iterator[torch.Tensor]:
+        """What the layer gives, chunk by chunk."""
+        return self._values(layer, before=False)
+
+    def _values(self, layer: str, before: bool) -> Iterator[torch.Tensor]:
+        if self._graph is None:
+            for chunk in self.chunks:
+                yield self._again(layer, chunk, before)
+            return
+        node = self._graph.calls[layer][0]
+        place = self._graph.nodes.index(node) + (0 if before else 1)
+        nodes, self._at = self._graph.nodes[self._at : place], max(place, self._at)
+        for chunk, env in zip(self.chunks, self._envs, strict=True):
+            with torch.no_grad():
+                self._run(nodes, env, chunk)
+            wanted = node.args[0] if before else node
+            yield env[wanted]  # type: ignore[index]
+
+    def _run(self, nodes: list[fx.Node], env: Env, chunk: torch.Tensor) -> None:
+        assert self._graph is not None
+        for node in nodes:
+            if node is self._graph.input:
+                env[node] = chunk
+                continue
+            self._graph.run([node], env)
+            for used in node.all_input_nodes:
+                if self._last.get(used) is node:
+                    env.pop(used, None)
+
+    def _again(self, layer: str, chunk: torch.Tensor, before: bool) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+
+        def stop(_m: nn.Module, *values: Any) -> None:
+            seen.append(values[0][0] if before else values[-1])
+            raise _Reached
+
+        module = self.net.get_submodule(layer)
+        handle = module.register_forward_pre_hook(stop) if before else module.register_forward_hook(stop)
+        try:
+            with torch.no_grad():
+                self.net(chunk)
+        except _Reached:
+            return seen[0]
+        finally:
+            handle.remove()
+        raise RuntimeError(f"{layer} is never called")
+
+
+def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, fx.Node]:
+    last: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        for used in node.all_input_nodes:
+            last[used] = node
+    return last
+
+
+def _most_held(graph: Graph, last: dict[fx.Node, fx.Node]) -> int:
+    """Bytes a sample of all values held at once, at most."""
+    held, most = 0, 0
+    for node in graph.nodes:
+        held += graph.row_bytes.get(node, 0)
+        most = max(most, held)
+        held -= sum(graph.row_bytes.get(u, 0) for u in node.all_input_nodes if last.get(u) is node)
+    return most
+
+
+def call_counts(net: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, int], dict[str, str]]:
+    """How often each module is called, in order of the first call; and by layer the module that reads its output first-hand."""
+    counts: dict[str, int] = {}
+    follows: dict[str, str] = {}
+    given: list[tuple[str, torch.Tensor]] = []
+    handles = []
+    for name, module in net.named_modules():
+        if any(True for _ in module.children()):
+            continue
+
+        def before(_m: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+            counts[name] = counts.get(name, 0) + 1
+            if args and isinstance(args[0], torch.Tensor):
+                follows.update({n: name for n, t in given if t is args[0] and n not in follows})
+
+        def after(_m: nn.Module, _args: Any, out: Any, name: str = name) -> None:
+            if isinstance(out, torch.Tensor):
+                given.append((name, out))
+
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        with torch.no_grad():
+            net(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts, follows

@@ -1,0 +1,72 @@
+"""A pruned module and its original, from anywhere: which units went, found by comparing their tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from cswap.errors import InputError
+from cswap.structure.groups import Group, Removed, Structure
+from cswap.types import IntArray
+
+
+def removed_units(small: nn.Module, original: nn.Module, structure: Structure) -> Removed:
+    """Units of `original` that `small` lacks, by group.
+
+    One-dimensional tensors of the layers that write a unit (biases, norms) tell it apart; where there are none, sums over
+    a weight's rows cannot, because inputs went too, so the group must be whole. Kept units must be in their order and
+    unchanged. Raises InputError when a group cannot be matched.
+    """
+    removed: Removed = {}
+    for group in structure:
+        left = _width(small, group)
+        if left == group.size:
+            continue
+        mark, seen = _marks(original, group), _marks(small, group)
+        if mark is None or seen is None:
+            raise InputError(
+                f"recover: group {group.name} shrank and has no bias or norm to match; pass a module of path.apply"
+            )
+        kept = _in_order(mark, seen)
+        if kept is None:
+            raise InputError(f"recover: group {group.name} of the pruned module is no part of the original's")
+        removed[group.name] = np.setdiff1d(np.arange(group.size), kept).astype(np.int64)
+    return removed
+
+
+def _width(net: nn.Module, group: Group) -> int:
+    slot = group.producers[0]
+    size = int(net.get_submodule(slot.module).get_parameter("weight").shape[0])
+    return size * group.size // len(slot.positions) if len(slot.positions) == group.size else group.size
+
+
+def _marks(net: nn.Module, group: Group) -> torch.Tensor | None:
+    """All one-dimensional tensors of the group's units, side by side: (units, marks)."""
+    found = []
+    for slot in (*group.producers, *group.channelwise):
+        if len(slot.positions) != group.size or not np.array_equal(slot.positions, np.arange(group.size)):
+            continue
+        module = net.get_submodule(slot.module)
+        for tensor in ("bias", "running_mean", "running_var") + (("weight",) if slot.role == "channelwise" else ()):
+            value = getattr(module, tensor, None)
+            if isinstance(value, torch.Tensor):
+                found.append(
+                    value.detach().double().flatten(1).cpu()
+                    if value.dim() > 1
+                    else value.detach().double().unsqueeze(1).cpu()
+                )
+    return torch.cat(found, 1) if found else None
+
+
+def _in_order(mark: torch.Tensor, seen: torch.Tensor) -> IntArray | None:
+    """Rows of `mark` that `seen` are, ascending; None when they are not all there in order."""
+    kept, at = [], 0
+    for row in seen:
+        while at < len(mark) and not torch.equal(mark[at], row):
+            at += 1
+        if at == len(mark):
+            return None
+        kept.append(at)
+        at += 1
+    return np.asarray(kept, dtype=np.int64)
