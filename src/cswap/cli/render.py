@@ -79,7 +79,10 @@ def summary(data: dict[str, Any], out: Path) -> None:
         )
     if data.get("recovery"):
         w = data["recovery"]
-        told = w["declined"] or f"mean score of samples that do not fit from {w['score_before']:.4f} to {w['score_after']:.4f}"
+        told = (
+            w["declined"]
+            or f"mean score of samples that do not fit from {w['score_before']:.4f} to {w['score_after']:.4f}"
+        )
         console.print(f"recovery {escape(w['how'])}: {escape(told)}, {w['seconds']:.1f} s")
         for note in w["notes"]:
             console.print(f"  {escape(note)}")

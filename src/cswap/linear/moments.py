@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cswap.linear.patches import columns_of, groups_of, input_rows, output_rows
+from cswap.linear.patches import ALL, Grid, columns_of, groups_of, input_rows, output_rows
 
 
 @dataclass(eq=False)
@@ -42,10 +42,10 @@ class Moments:
         g = groups_of(module)
         return cls.empty(g, columns_of(module), outputs // g)
 
-    def add(self, module: Any, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Count the layer's inputs x (N, …) and the outputs y (N, …) it should give."""
-        targets, start = output_rows(module, y), 0
-        for rows in input_rows(module, x):
+    def add(self, module: Any, x: torch.Tensor, y: torch.Tensor, grid: Grid = ALL) -> None:
+        """Count the layer's inputs x (N, …) and the outputs y (N, …) it should give, at the places of the grid."""
+        targets, start = output_rows(module, y, grid), 0
+        for rows in input_rows(module, x, grid):
             part = targets[start : start + len(rows)]
             start += len(rows)
             self.add_rows(rows, part)
@@ -54,7 +54,8 @@ class Moments:
         """rows (R, G, D), targets (R, G, O)."""
         a, b = rows.transpose(0, 1), targets.transpose(0, 1)
         self.xx += torch.bmm(a.transpose(1, 2), a).cpu()
-        self.xy += torch.bmm(a.transpose(1, 2), b.contiguous()).cpu()
+        if b.shape[2]:
+            self.xy += torch.bmm(a.transpose(1, 2), b.contiguous()).cpu()
         self.x += a.double().sum(1).cpu()
         self.y += b.double().sum(1).cpu()
         self.yy += b.double().square().sum(1).cpu()

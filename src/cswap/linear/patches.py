@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -50,8 +51,30 @@ def set_matrix(module: Any, matrix: torch.Tensor) -> None:
         weight.copy_(matrix.transpose(1, 2).reshape(weight.shape).to(weight))
 
 
-def input_rows(module: Any, x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The layer's input (N, …) as blocks (rows, G, D), in the order of `output_rows`; a row a sample and place."""
+@dataclass(frozen=True)
+class Grid:
+    """Which places of a convolution's output are rows: every `step`-th along each axis, from `offset`."""
+
+    step: int = 1
+    offset: int = 0
+
+    def starts(self, sizes: Sequence[int]) -> list[int]:
+        """The first place along each axis: offsets 0, 1, … go through all of the step's places."""
+        return [(self.offset // self.step**axis) % min(self.step, size) for axis, size in enumerate(sizes)]
+
+
+ALL = Grid()
+
+
+def grid_for(module: Any, rows: int, enough: int) -> int:
+    """The widest step that leaves `enough` of a convolution's `rows` rows; 1 for other layers."""
+    if not isinstance(module, _ConvNd) or rows <= enough:
+        return 1
+    return max(1, int((rows / enough) ** (1 / len(module.kernel_size))))
+
+
+def input_rows(module: Any, x: torch.Tensor, grid: Grid = ALL) -> Iterator[torch.Tensor]:
+    """The layer's input (N, …) as blocks (rows, G, D), in the order of `output_rows`; a row a sample and place of the grid."""
     if isinstance(module, nn.Linear):
         yield from torch.split(x.reshape(-1, 1, x.shape[-1]), max(1, CHUNK_BYTES // (x.shape[-1] * x.element_size())))
         return
@@ -64,19 +87,25 @@ def input_rows(module: Any, x: torch.Tensor) -> Iterator[torch.Tensor]:
             zip(x.shape[2:], module.kernel_size, module.dilation, module.stride, strict=True)
         )
     ]
+    starts = grid.starts(out)
+    out = [-(-(o - start) // grid.step) for o, start in zip(out, starts, strict=True)]
     per_sample = prod(out) * x.shape[1] * prod(module.kernel_size) * x.element_size()
     for part in torch.split(x, max(1, CHUNK_BYTES // per_sample)):
         padded = F.pad(part, padding, mode=mode).contiguous() if any(padding) else part.contiguous()
         n, c, *strides = padded.stride()
+        moves = [s * st for s, st in zip(strides, module.stride, strict=True)]
         view = padded.as_strided(
             (len(part), *out, padded.shape[1], *module.kernel_size),
-            (n, *(s * st for s, st in zip(strides, module.stride, strict=True)), c,
-             *(s * d for s, d in zip(strides, module.dilation, strict=True))),
+            (n, *(m * grid.step for m in moves), c, *(s * d for s, d in zip(strides, module.dilation, strict=True))),
+            sum(m * start for m, start in zip(moves, starts, strict=True)),
         )  # fmt: skip
         yield view.reshape(len(part) * prod(out), module.groups, -1)
 
 
-def output_rows(module: Any, y: torch.Tensor) -> torch.Tensor:
-    """The layer's output (N, …) as (rows, G, O)."""
+def output_rows(module: Any, y: torch.Tensor, grid: Grid = ALL) -> torch.Tensor:
+    """The layer's output (N, …) as (rows, G, O), at the places of the grid."""
+    if isinstance(module, _ConvNd) and grid.step > 1:
+        places = [slice(start, None, grid.step) for start in grid.starts(y.shape[2:])]
+        y = y[(slice(None), slice(None), *places)]
     flat = y.reshape(-1, y.shape[-1]) if isinstance(module, nn.Linear) else y.movedim(1, -1).reshape(-1, y.shape[1])
     return flat.reshape(len(flat), groups_of(module), -1)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from cswap.linear.moments import Moments, ridge
-from cswap.linear.patches import columns_of, groups_of, matrix_of, refusal, set_matrix
+from cswap.linear.patches import Grid, columns_of, grid_for, groups_of, matrix_of, refusal, set_matrix
 from cswap.recovery.base import Case, step
 from cswap.recovery.walk import Walk
 
+ENOUGH = 128  # rows a column: more of the same images tell little
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
@@ -23,7 +24,7 @@ def lstsq(case: Case) -> None:
     the outputs that are kept, before any add. W minimises Σ(y − xW − c)² + λ·d·‖W − W₀‖², where W₀ are the weights as they
     are, d the mean diagonal of the centred second moments and λ that of `STRENGTHS` with the smallest error on every fifth
     calibration sample, which does not fit; a layer whose error there does not fall keeps its weights. Moments are summed
-    in float64. Source: ours; the closed form is ridge regression, as in Luo et al. (2017, arXiv 1707.06342, ThiNet).
+    in float64, of every n-th place where an image has more than `ENOUGH` rows a column need. Source: ours; the closed form is ridge regression, as in Luo et al. (2017, arXiv 1707.06342, ThiNet).
     """
     choosing = case.choosing()
     every = set(range(len(case.calibration)))
@@ -67,8 +68,14 @@ def _moments(case: Case, small: Walk, teacher: Walk, name: str, own: int) -> tup
     fit, held = Moments.of(module, width), Moments.of(module, width)
     index = None if outputs is None else torch.from_numpy(outputs).to(case.device)
     channel = -1 if isinstance(module, torch.nn.Linear) else 1
+    step = 0
     for i, (x, y) in enumerate(zip(small.inputs(name), teacher.outputs(name), strict=True)):
-        (fit if i < own else held).add(module, x, y if index is None else y.index_select(channel, index))
+        if not step:
+            places = y[0].numel() // y.shape[channel]
+            step = grid_for(module, places * len(case.calibration), ENOUGH * columns_of(module))
+        # the grid moves with the chunks, so that all places count
+        part = Grid(step, i)
+        (fit if i < own else held).add(module, x, y if index is None else y.index_select(channel, index), part)
     return fit, held
 
 

@@ -30,8 +30,8 @@ class Walk:
     passing it. Raises RuntimeError when a layer is not called.
     """
 
-    def __init__(self, net: nn.Module, chunks: Sequence[torch.Tensor], memory: int) -> None:
-        self.net, self.chunks = copy.deepcopy(net).eval(), chunks
+    def __init__(self, net: nn.Module, chunks: Sequence[torch.Tensor], memory: int, device: str = "cpu") -> None:
+        self.net, self.chunks = copy.deepcopy(net).eval().to(device), chunks
         self._graph = self._traced(memory)
         self._envs: list[Env] = [{} for _ in chunks]
         self._at = 0

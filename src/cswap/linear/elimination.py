@@ -1,0 +1,54 @@
+"""Taking inputs out of a least-squares layer, with the closed-form update of what stays (optimal brain surgeon)."""
+
+from __future__ import annotations
+
+import torch
+
+DAMPING = 1e-3  # of the mean diagonal: what the moments of a few hundred samples cannot tell from zero
+
+
+class Inverse:
+    """The inverse of damped, centred second moments of a layer's inputs, `inverse` (D, D) float64, as inputs go.
+
+    moments: (D, D) centred second moments a row; mean: (D,). Without columns p the best linear guess at them is
+    x̂_p = −(H⁻¹_pp)⁻¹ H⁻¹_p,rest (x − mean)_rest, and the outputs' squared error a row rises by tr(W_pᵀ (H⁻¹_pp)⁻¹ W_p) (Hassibi
+    and Stork, 1993; by blocks Kurtic et al., 2022, arXiv 2203.07259).
+    """
+
+    def __init__(self, moments: torch.Tensor, mean: torch.Tensor, damping: float = DAMPING) -> None:
+        scale = float(moments.diagonal().mean())
+        system = moments.clone()
+        system.diagonal().add_(damping * (scale if scale > 0 else 1.0))
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
+        self.mean = mean
+        self.gone = torch.zeros(len(mean), dtype=torch.bool)
+
+    def filters(self, columns: torch.Tensor) -> torch.Tensor:
+        """(r, D): rows f with f·(x − mean) = x̂_p − x_p, for each of the r columns p that would go."""
+        own = self.inverse[columns][:, columns]
+        found: torch.Tensor = -torch.linalg.solve(own, self.inverse[columns])
+        return found
+
+    def costs(self, blocks: torch.Tensor, weights: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
+        """What taking out each block alone adds to the weighted squared error a row, (B,).
+
+        blocks: (B, k) columns; weights: (D, O), as updated so far; importance: (O,) ≥ 0, what an output's error counts.
+        """
+        own = self.inverse[blocks.unsqueeze(2), blocks.unsqueeze(1)]  # (B, k, k)
+        w = weights[blocks] * importance.clamp_min(0).sqrt()  # (B, k, O)
+        found: torch.Tensor = (w * torch.linalg.solve(own, w)).sum((1, 2))
+        return found
+
+    def take(self, columns: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Take columns out for good; `weights` (D, O) are updated in place, those of the columns becoming zero."""
+        filters = self.filters(columns)
+        if weights is not None:
+            weights += filters.T @ weights[columns]
+            weights[columns] = 0.0
+        self.inverse += self.inverse[:, columns] @ filters
+        self.gone[columns] = True
+        # what is gone takes no part any more: a unit diagonal keeps every later block invertible
+        places = torch.nonzero(self.gone).flatten()
+        self.inverse[places] = 0.0
+        self.inverse[:, places] = 0.0
+        self.inverse[places, places] = 1.0
