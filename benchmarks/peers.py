@@ -11,8 +11,8 @@ cross-entropy, the way Torch-Pruning's examples do: `taylor` the gradient of the
 - `hessian` forgets all images but the last (its sums are keyed by tensors and looked up by name); `hessian_mended` sums all.
 - `obdc` raises on every network without attention; `obdc_mended` leaves that one look-up out.
 
-Every point is measured on held-out images as pruned (`plain`), and with all batch norms estimated again on the calibration
-images (`bn`). Points are appended to DIR/peers.jsonl as they come; run again after an interruption, it goes on from there.
+Every point is measured on held-out images, in bfloat16, as pruned (`plain`), with all batch norms estimated again on the
+calibration images (`bn`), and refitted layer by layer by cswap on the same images (`lstsq`). Points are appended to DIR/peers.jsonl as they come; run again after an interruption, it goes on from there.
 Needs the shared networks and data (CSWAP_SHARED, by default ../shared). Writes benchmarks/results/peers.json.
 """
 
@@ -35,15 +35,16 @@ import torch
 import torch_pruning as tp
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset
 
 from _machine import ROOT, machine, write_result
 from cswap import CalibrationSet, Classification, calibration_set
 from cswap.data.models import ModelSpec, load_weights, one_line, sha256_of
-from cswap.data.sources import ImageFormat, limited, open_data
+from cswap.data.sources import ImageFormat, in_memory, limited, open_data
 from cswap.evaluate.quality import measure_quality
-from cswap.recovery.batchnorm import reestimated
-from cswap.structure.discover import count_params, macs_of
+from cswap.recovery import recovered, reestimated
+from cswap.structure.discover import count_params, discover, macs_of
+from cswap.structure.groups import Structure
 
 SHARED = Path(os.environ.get("CSWAP_SHARED", ROOT.parent / "shared"))
 FORMAT = ImageFormat(32, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -208,17 +209,15 @@ class Search:
         return high
 
 
-def decoded(dataset: Dataset[Any]) -> TensorDataset:
-    """All images in memory, so that they are decoded once for all networks."""
-    items = [dataset[i] for i in range(len(dataset))]
-    return TensorDataset(torch.stack([x[0] for x in items]), torch.tensor([int(x[1]) for x in items]))
-
-
-def qualities(small: nn.Module, calibration: CalibrationSet, held_out: TensorDataset) -> dict[str, dict[str, Any]]:
-    """Accuracy and accuracy by class, as pruned and with batch norms estimated again."""
+def qualities(
+    small: nn.Module, original: nn.Module, structure: Structure, calibration: CalibrationSet, held_out: Dataset[Any]
+) -> dict[str, dict[str, Any]]:
+    """Accuracy and accuracy by class, as pruned, with batch norms estimated again, and refitted."""
     again = reestimated(small, calibration, batch=BATCH)
-    models = {name: m.to(memory_format=torch.channels_last) for name, m in (("plain", small), ("bn", again))}
-    measured = measure_quality(models, held_out, Classification(), len(calibration.classes), batch=BATCH)
+    refitted = recovered(small, original, calibration, "lstsq", structure=structure, memory=6 << 30).model
+    models = {"plain": small, "bn": again, "lstsq": refitted}
+    models = {name: m.to(memory_format=torch.channels_last) for name, m in models.items()}
+    measured = measure_quality(models, held_out, Classification(), len(calibration.classes), batch=BATCH, amp=True)
     return {name: {k: q[k] for k in ("accuracy", "by_class")} for name, q in measured.items()}
 
 
@@ -249,7 +248,7 @@ class Bench:
     """One network, its calibration images and its held-out images; scores are computed once for both scopes."""
 
     def __init__(
-        self, model: nn.Module, calibration: CalibrationSet, held_out: TensorDataset, partial: Partial, seed: int
+        self, model: nn.Module, calibration: CalibrationSet, held_out: Dataset[Any], partial: Partial, seed: int
     ) -> None:
         self.model, self.calibration, self.held_out, self.partial, self.seed = (
             model,
@@ -259,6 +258,7 @@ class Bench:
             seed,
         )
         self.example = calibration.inputs(0, 1)
+        self.structure = discover(model, calibration.inputs(0, 2))
         self.params, self.macs = count_params(model), macs_of(model, self.example)[0]
         self._scores: dict[str, tuple[dict[str, torch.Tensor | None], float]] = {}
 
@@ -273,7 +273,7 @@ class Bench:
     def unpruned(self) -> dict[str, Any]:
         """The network itself, measured in the same two ways."""
         if ("unpruned", 0.0) not in self.partial.points:
-            figures = qualities(copy.deepcopy(self.model), self.calibration, self.held_out)
+            figures = qualities(copy.deepcopy(self.model), self.model, self.structure, self.calibration, self.held_out)
             self.partial.add("unpruned", {"asked": 0.0, **figures})
         return {k: v for k, v in self.partial.points["unpruned", 0.0].items() if k != "asked"}
 
@@ -293,7 +293,7 @@ class Bench:
             "ratio": {
                 "params": 1 - count_params(small) / self.params, "macs": 1 - macs_of(small, self.example)[0] / self.macs,
             },
-            **qualities(small, self.calibration, self.held_out),
+            **qualities(small, self.model, self.structure, self.calibration, self.held_out),
             "seconds": {"importance": importance_seconds, "search": searched - begin, "pruning": done - searched},
         }  # fmt: skip
 
@@ -331,7 +331,7 @@ def said(point: dict[str, Any]) -> str:
         return str(point["error"])
     return (
         f"channels {point['channel_ratio']:.4f}, params {point['ratio']['params']:.4f}, macs {point['ratio']['macs']:.4f}, "
-        f"accuracy {point['plain']['accuracy']:.4f}, with batch norms again {point['bn']['accuracy']:.4f}; "
+        f"accuracy {point['plain']['accuracy']:.4f}, with batch norms again {point['bn']['accuracy']:.4f}, refitted {point['lstsq']['accuracy']:.4f}; "
         + ", ".join(f"{k} {v:.1f} s" for k, v in point["seconds"].items())
     )
 
@@ -367,7 +367,7 @@ def run() -> None:
         data = open_data(str(cifar), FORMAT)
         calibration = calibration_set(data.train, given.per_class, given.seed, classes=data.classes)
         calibration.inputs(0, 1)  # keeps all of them in memory, so that no peer pays for the decoding
-        held_out = decoded(limited(data.evaluation, given.eval_samples, given.seed))
+        held_out = in_memory(limited(data.evaluation, given.eval_samples, given.seed))
     kind = {
         "weights": sha256_of(weights)[:16], "seed": given.seed, "per_class": given.per_class, "eval_samples": len(held_out),
     }  # fmt: skip

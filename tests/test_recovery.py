@@ -5,13 +5,24 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import cswap
-from cswap.recovery.batchnorm import reestimated
+import cswap.errors
+from cswap.errors import InputError
+from cswap.linear.patches import matrix_of
+from cswap.methods.path import PruningPath
+from cswap.recovery import recovered, reestimated
+from cswap.recovery.base import STEPS
+from cswap.recovery.walk import Walk
 from cswap.structure.check import randomise_
+from cswap.structure.ledger import Ledger
+from cswap.types import Decision, Target
+from tests.conftest import NETS
+from tests.reference.least_squares import ridge_by_hand, rows_by_hand, targets_by_hand
 
 
 def test_batch_norms_are_estimated_again_as_by_hand():
@@ -58,3 +69,197 @@ def test_batch_norms_one_behind_the_other_are_estimated_as_by_hand():
     assert all(
         torch.equal(p, q) for p, q in zip(net.state_dict().values(), reference.state_dict().values(), strict=True)
     )
+
+
+def _calibration(per_class: int = 20, seed: int = 0) -> cswap.CalibrationSet:
+    g = torch.Generator().manual_seed(seed)
+    images = (
+        torch.randn(4 * per_class, 3, 8, 8, generator=g) + torch.arange(4).repeat(per_class).view(-1, 1, 1, 1) * 0.3
+    )
+    return cswap.calibration_set(TensorDataset(images, torch.arange(4).repeat(per_class)), per_class)
+
+
+def _pruned(net: nn.Module, calibration: cswap.CalibrationSet, share: float = 0.4, seed: int = 0):
+    """A random share of each group gone, through a path, so that the module knows what it lacks."""
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    rng = np.random.default_rng(seed)
+    path = PruningPath(structure, "random", {"seed": 0}, calibration.classes)
+    ledger = Ledger(structure)
+    for group in structure:
+        for unit in sorted(rng.permutation(group.size)[: max(1, int(share * group.size))].tolist()):
+            if ledger.kept(group) > 1:
+                ledger.remove(group, unit)
+                path.decisions.append(
+                    Decision(len(path) + 1, "rank", group.name, unit, True, "test", ratio=ledger.ratio())
+                )
+    return path.apply(net, Target("units", path.ratio.units)), structure
+
+
+@pytest.mark.parametrize("how", ["bias", "bn", "lstsq", "merge", "fold", "merge+lstsq"])
+def test_every_recovery_leaves_its_arguments_alone_and_keeps_the_size(small_net, how):
+    calibration = _calibration()
+    small, _ = _pruned(small_net, calibration)
+    states = [{k: v.clone() for k, v in m.state_dict().items()} for m in (small, small_net)]
+    found = recovered(small, small_net, calibration, how)
+    for module, state in zip((small, small_net), states, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in module.state_dict().items())
+    assert [tuple(v.shape) for v in found.model.state_dict().values()] == [
+        tuple(v.shape) for v in small.state_dict().values()
+    ]
+    again = recovered(small, small_net, calibration, how)
+    assert all(torch.equal(v, found.model.state_dict()[k]) for k, v in again.model.state_dict().items())
+    changed = any(not torch.equal(v, small.state_dict()[k]) for k, v in found.model.state_dict().items())
+    norms = any(isinstance(m, nn.BatchNorm2d) for m in small_net.modules())
+    assert found.declined or changed or how == "fold" or (how == "bn" and not norms)
+
+
+@pytest.mark.parametrize("how", ["bias", "lstsq", "merge", "fold", "merge+lstsq"])
+def test_recovery_of_an_unpruned_network_changes_nothing(small_net, how):
+    calibration = _calibration()
+    structure = cswap.discover(small_net, calibration.inputs(0, 2))
+    whole = PruningPath(structure, "random", {}, calibration.classes).apply(small_net, "params=0")
+    after = recovered(whole, small_net, calibration, how).model
+    for (name, a), b in zip(small_net.state_dict().items(), after.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+
+
+def test_the_first_refitted_layer_is_the_dense_ridge_solve(small_net):
+    calibration = _calibration(10)
+    net = small_net.double()
+    calibration = cswap.calibration_set(
+        TensorDataset(calibration.inputs(0, 40).double(), torch.from_numpy(calibration.targets)), 10
+    )
+    small, structure = _pruned(net, calibration)
+    found = recovered(small, net, calibration, "lstsq")
+    if found.declined:
+        pytest.skip("this random network does not gain")
+    name, fact = next(iter(found.facts["lstsq"].items()))
+    layer, original = small.get_submodule(name), net.get_submodule(name)
+    seen: dict[str, torch.Tensor] = {}
+    fitting = [i for i in range(40) if i % 10 not in (4, 9)]  # every fifth of a class chooses
+    for model, place in ((net, original), (small, layer)):
+        handle = place.register_forward_hook(
+            lambda _m, x, y, which=("original" if model is net else "small"): seen.update(
+                {f"{which} in": x[0], f"{which} out": y}
+            )
+        )
+        model(calibration.inputs(0, 40)[fitting])
+        handle.remove()
+    kept = small._cswap.kept.get(f"{name}.weight", {}).get(0, np.arange(original.weight.shape[0]))
+    channel = -1 if isinstance(layer, nn.Linear) else 1
+    targets = targets_by_hand(layer, seen["original out"].detach().index_select(channel, torch.from_numpy(kept)))
+    rows = rows_by_hand(layer, seen["small in"].detach())
+    shifts = layer.bias is not None or name in ("conv",)
+    for g, (x, y, prior) in enumerate(zip(rows, targets, matrix_of(layer), strict=True)):
+        w, _ = ridge_by_hand(x, y, prior, fact["strength"], intercept=shifts)
+        torch.testing.assert_close(matrix_of(found.model.get_submodule(name))[g], w, rtol=1e-6, atol=1e-8)
+
+
+def test_the_mean_of_what_was_cut_is_given_back_with_its_borders():
+    net = randomise_(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, 2, padding=1), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(80, 4)), seed=5).eval()  # fmt: skip
+    net[2].bias = None  # so that the norm behind has to take it
+    calibration = _calibration()
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    small, _ = _pruned_of(net, structure, calibration, {"0": [1, 4]})
+    mended = recovered(small, net, calibration, "bias")
+    x = calibration.inputs(0, 80)
+    before, after = net[:4](x).mean((0, 2, 3)), mended.model[:4](x).mean((0, 2, 3))
+    assert not torch.allclose(before, small[:4](x).mean((0, 2, 3)), atol=1e-2)
+    if mended.declined is None:
+        torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-5)
+    else:
+        pytest.fail(mended.declined)
+
+
+def _pruned_of(net, structure, calibration, removed: dict[str, list[int]]):
+    path = PruningPath(structure, "random", {"seed": 0}, calibration.classes)
+    ledger = Ledger(structure)
+    for name, units in removed.items():
+        for unit in units:
+            ledger.remove(structure[name], unit)
+            path.decisions.append(Decision(len(path) + 1, "rank", name, unit, True, "test", ratio=ledger.ratio()))
+    return path.apply(net, Target("units", path.ratio.units)), path
+
+
+@pytest.mark.parametrize("how", ["merge", "fold", "lstsq"])
+def test_a_copy_of_a_unit_is_merged_without_loss(how):
+    net = randomise_(NETS["residual"](), seed=3).eval()
+    with torch.no_grad():  # unit 4 of conv `a` copies unit 1
+        net.a.weight[4], net.a.bias[4] = net.a.weight[1], net.a.bias[1]
+    calibration = _calibration()
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    small, _ = _pruned_of(net, structure, calibration, {"a": [4]})
+    x = calibration.inputs(0, 80)
+    found = recovered(small, net, calibration, how)
+    assert found.declined is None
+    with torch.no_grad():
+        whole, cut, mended = net(x), small(x), found.model(x)
+    assert float((cut - whole).abs().max()) > 0.05
+    tolerance = {"lstsq": 1e-2}.get(how, 1e-4)
+    assert float((mended - whole).abs().max()) < tolerance * float(whole.abs().max())
+
+
+def test_a_module_pruned_elsewhere_is_matched_by_its_tensors():
+    net, calibration = randomise_(NETS["residual"](), seed=3).eval(), _calibration()
+    small, structure = _pruned(net, calibration)
+    stranger = copy.deepcopy(small)
+    del stranger._cswap
+    mine, theirs = (recovered(m, net, calibration, "lstsq", structure=structure) for m in (small, stranger))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(mine.model.state_dict().values(), theirs.model.state_dict().values(), strict=True)
+    )
+    with torch.no_grad():
+        stranger.a.bias.add_(1.0)
+    with pytest.raises(InputError, match="group a of the pruned module is no part"):
+        recovered(stranger, net, calibration, "lstsq", structure=structure)
+
+
+def test_a_recovery_that_loses_is_declined(monkeypatch):
+    net, calibration = randomise_(NETS["residual"](), seed=3).eval(), _calibration()
+    labels = net(calibration.inputs(0, 80)).argmax(1)  # a network that is right about its own labels
+    calibration = cswap.calibration_set(TensorDataset(calibration.inputs(0, 80), labels), 2, classes=[str(k) for k in range(4)], allow_imbalance=True) if len(labels.unique()) == 4 else calibration  # fmt: skip
+    small, _ = _pruned(net, calibration, share=0.1)
+
+    def harm(case):
+        for p in case.small.parameters():
+            p.data.mul_(float("nan"))
+
+    monkeypatch.setitem(STEPS, "harm", harm)
+    found = recovered(small, net, calibration, "harm")
+    assert "declined" in str(found.declined)
+    assert all(
+        torch.equal(a, b) for a, b in zip(found.model.state_dict().values(), small.state_dict().values(), strict=True)
+    )
+    with pytest.warns(cswap.errors.CswapWarning, match="declined"):
+        cswap.recover(small, net, calibration, "harm")
+    with pytest.raises(InputError, match="recover: expected none or some of"):
+        cswap.recover(small, net, calibration, "harm+nosuch")
+
+
+class _Untraceable(nn.Module):
+    """Control flow that no graph can hold."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) if float(x.mean()) > -1e9 else x
+
+
+def test_values_kept_or_made_again_are_the_same():
+    net, calibration = randomise_(NETS["residual"](), seed=3).eval(), _calibration()
+    small, _ = _pruned(net, calibration)
+    chunks = list(calibration.inputs(0, 80).split(32))
+    kept, tight, plain = Walk(net, chunks, 1 << 30), Walk(net, chunks, 1000), Walk(_Untraceable(net), chunks, 1 << 30)
+    assert (kept.kept, tight.kept, plain.kept) == (True, False, False)
+    for name in ("conv", "a", "b", "c", "skip", "fc"):
+        for walks in zip(kept.inputs(name), tight.inputs(name), plain.inputs(f"inner.{name}"), strict=True):
+            torch.testing.assert_close(walks[0], walks[1])
+            torch.testing.assert_close(walks[0], walks[2])
+        for a, b in zip(kept.outputs(name), tight.outputs(name), strict=True):
+            torch.testing.assert_close(a, b)
+    generous = recovered(small, net, calibration, "lstsq").model.state_dict()
+    frugal = recovered(small, net, calibration, "lstsq", memory=150_000).model.state_dict()
+    assert all(torch.allclose(v, frugal[k], atol=1e-5) for k, v in generous.items())

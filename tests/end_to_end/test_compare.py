@@ -23,7 +23,16 @@ METHODS = "cswap,cbp,greedy,magnitude,magnitude:global,random"
 def test_every_method_on_one_curve(place, capsys):
     status = main(
         _arguments(
-            place, "--methods", METHODS, "--ratios", "0,0.2,0.5,0.8", "--seeds", "0,1", "--recover", "bn,lstsq", "--json"
+            place,
+            "--methods",
+            METHODS,
+            "--ratios",
+            "0,0.2,0.5,0.8",
+            "--seeds",
+            "0,1",
+            "--recover",
+            "bn,lstsq",
+            "--json",
         )
     )
     out, err = capsys.readouterr()

@@ -97,7 +97,7 @@ def input_rows(module: Any, x: torch.Tensor, grid: Grid = ALL) -> Iterator[torch
         view = padded.as_strided(
             (len(part), *out, padded.shape[1], *module.kernel_size),
             (n, *(m * grid.step for m in moves), c, *(s * d for s, d in zip(strides, module.dilation, strict=True))),
-            sum(m * start for m, start in zip(moves, starts, strict=True)),
+            padded.storage_offset() + sum(m * start for m, start in zip(moves, starts, strict=True)),
         )  # fmt: skip
         yield view.reshape(len(part) * prod(out), module.groups, -1)
 

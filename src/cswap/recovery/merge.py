@@ -89,21 +89,25 @@ def _nearest_weights(net: nn.Module, group: Group, gone: IntArray) -> dict[int, 
 
 
 def _written(net: nn.Module, group: Group) -> FloatArray:
-    """All that writes each unit, (size, …) float64: producers' weights and biases, times the scale of a norm on the same layer."""
+    """All that writes each unit, (size, …) float64: producers' weights, times the scale of the norm on them where each has one."""
     columns = []
     norms = [s for s in group.channelwise if hasattr(net.get_submodule(s.module), "running_var")]
     for i, slot in enumerate(group.producers):
         module: Any = net.get_submodule(slot.module)
         axis = 1 if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) else 0
-        weight = module.weight.detach().double().movedim(axis, 0).flatten(1).cpu()
-        scale = torch.ones(len(weight), dtype=torch.float64)
-        if i < len(norms) and len(norms) == len(group.producers) and len(norms[i].positions) == len(weight):
-            norm: Any = net.get_submodule(norms[i].module)
-            scale = (norm.running_var.double().cpu() + norm.eps).rsqrt()
-            if norm.weight is not None:
-                scale = scale * norm.weight.detach().double().cpu()
-        columns.append(_by_unit((weight * scale.unsqueeze(1)).numpy(), slot, group.size))
+        weight = module.weight.detach().double().movedim(axis, 0).flatten(1).cpu().numpy()
+        rows = _by_unit(weight, slot, group.size)
+        columns.append(rows * _scale(net, norms[i], group.size) if len(norms) == len(group.producers) else rows)
     return np.concatenate(columns, 1)
+
+
+def _scale(net: nn.Module, slot: Slot, size: int) -> FloatArray:
+    """What a batch norm multiplies each unit by, (size, 1)."""
+    norm: Any = net.get_submodule(slot.module)
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    return _by_unit(scale.cpu().unsqueeze(1).numpy(), slot, size)[:, :1]
 
 
 def _by_unit(rows: FloatArray, slot: Slot, size: int) -> FloatArray:

@@ -1,0 +1,106 @@
+"""Every method and recovery on ResNet-18 / CIFAR-10 (JPEG), one shot, no fine-tuning: `cswap compare` on 10,000 test images.
+
+    python benchmarks/methods.py [--network resnet18] [--methods cswap,taylor:global:params,…] [--recover none,bn,lstsq]
+                                 [--ratios 0,0.2,…] [--ratio-in params,macs] [--per-class 32] [--recover-per-class 128]
+                                 [--seed 0] [--cifar DIR] [--work DIR]
+
+Effects and scores come from 32 samples a class (C-SWAP at 128 takes a day's patience on two cores), recoveries from 128 for
+every method. Quality is measured in bfloat16, and the unpruned network in both precisions. What is done is kept in --work, and
+run again, it goes on from there; methods, ratios and recoveries may be added. Needs the shared networks and data
+(CSWAP_SHARED, by default ../shared). Writes benchmarks/results/methods_NETWORK.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from _machine import ROOT, machine, write_result
+from _real import FORMAT, NETWORKS, cifar
+from cswap.compare import CompareJob, compare
+from cswap.data.models import ModelSpec
+from cswap.methods.options import Options
+from cswap.pipeline import DataChoice, Machine, Source, Watcher
+
+METHODS = (
+    "cswap,cbp,taylor:global:params,obs:global:params,obs:global:macs,taylor:global,taylor2:global,deeplift:global,lrp:global,"
+    "obs:global,magnitude:layer,magnitude:global,taylor:layer,random:layer"
+)
+
+
+class Log(Watcher):
+    """A line for each thing that begins."""
+
+    def note(self, text: str) -> None:
+        print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
+def slim(method: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What the results keep of one method."""
+    run = method["by_seed"][str(seed)]
+    points = []
+    for p in run["points"]:
+        found = {"none": p["quality"], **{how: r["quality"] for how, r in p["recovered"].items()}}
+        points.append({
+            "asked": p["asked"], "ratio": p["ratio"], "accuracy": {how: q["accuracy"] for how, q in found.items()},
+            "worst_class": {how: min(q["by_class"]) for how, q in found.items()},
+            "p_worse": {how: r.get("p_worse") for how, r in p["recovered"].items()},
+            "declined": [how for how, r in p["recovered"].items() if r["declined"]],
+            "recover_seconds": {how: r["seconds"] for how, r in p["recovered"].items()},
+            **({"latency_ms": p["latency_ms"]} if "latency_ms" in p else {}),
+        })  # fmt: skip
+    return {
+        "seconds": run["seconds"],
+        "sauce": run["sauce"],
+        "verdicts": run["verdicts"],
+        "steps": run["steps"],
+        "points": points,
+    }
+
+
+def run() -> None:
+    """Compare and keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet18", choices=[n for n, (_, w, _) in NETWORKS.items() if w])
+    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--recover", default="none,bn,lstsq")
+    parser.add_argument("--ratios", default="0,0.2,0.3,0.4,0.5,0.6,0.7,0.8")
+    parser.add_argument("--ratio-in", default="params,macs")
+    parser.add_argument("--per-class", type=int, default=32)
+    parser.add_argument("--recover-per-class", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--latency", action="store_true", help="time every point: on a machine that does nothing else")
+    parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "methods", help="where paths and points are kept")
+    given = parser.parse_args()
+    images = cifar(given.cifar, given.work.parent)
+    spec, weights, arguments = NETWORKS[given.network]
+    job = CompareJob(
+        source=Source(ModelSpec.parse(spec, arguments), weights),
+        data=DataChoice(str(images), per_class=given.per_class, **FORMAT),
+        out=given.work / given.network, methods=tuple(given.methods.split(",")), recover=tuple(given.recover.split(",")),
+        ratios=tuple(float(r) for r in given.ratios.split(",")), kinds=tuple(given.ratio_in.split(",")), seeds=(given.seed,),
+        options=Options(seed=given.seed), recover_per_class=given.recover_per_class, eval_amp=True, latency=given.latency,
+        machine=Machine(memory=6 << 30), resume=(given.work / given.network / "run.json").exists(),
+    )  # fmt: skip
+    result = compare(job, Log())
+    command = (
+        f"python benchmarks/methods.py --network {given.network} --per-class {given.per_class} --recover-per-class "
+        f"{given.recover_per_class} --methods {given.methods} --recover {given.recover} --ratios {given.ratios} --ratio-in "
+        f"{given.ratio_in} --seed {given.seed}"
+    )
+    write_result(
+        f"methods_{given.network}",
+        {
+            "command": command, **machine(), "seed": given.seed, "network": given.network,
+            **{k: result[k] for k in ("unpruned", "measured_in", "per_class", "recover_per_class", "held_out_samples", "recover",
+                                      "ratios", "kinds", "classes", "units")},
+            "methods": {name: slim(m, given.seed) for name, m in result["methods"].items()},
+        },
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run()
