@@ -129,7 +129,7 @@ def test_the_first_refitted_layer_is_the_dense_ridge_solve(small_net):
     calibration = cswap.calibration_set(
         TensorDataset(calibration.inputs(0, 40).double(), torch.from_numpy(calibration.targets)), 10
     )
-    small, structure = _pruned(net, calibration)
+    small, _ = _pruned(net, calibration)
     found = recovered(small, net, calibration, "lstsq")
     if found.declined:
         pytest.skip("this random network does not gain")

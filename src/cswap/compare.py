@@ -244,7 +244,7 @@ def _path(run: _Run, name: str, seed: int, calibration: CalibrationSet) -> tuple
     folder = run.job.out / "paths" / f"{name.replace(':', '-')}.{seed}"
     fingerprint = {"method": method, "options": options.as_dict(), "data": calibration.fingerprint()}
     begin, more = time.perf_counter(), {}
-    if method == "cbp" and options.vote_score == "class" and not options.amp:
+    if method == "cbp" and (options.vote_score, options.amp, options.cut) == ("class", False, "plain"):
         more["store"] = run.store(seed, calibration)
     going_on = open_folder(folder, fingerprint, resume=True, force=False)
     start = Start()

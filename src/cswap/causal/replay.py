@@ -367,11 +367,20 @@ def _width_step(size: int) -> int:
     return 64 if size >= 256 else 16 if size >= 64 else 1
 
 
-def engine_for(model: nn.Module, *args: Any, **settings: Any) -> Engine:
-    """The replay engine where the model can be had as a graph, the plain one elsewhere, with the reason in `notes`."""
+def engine_for(model: nn.Module, *args: Any, cut: str = "plain", **settings: Any) -> Engine:
+    """The replay engine where the model can be had as a graph, the plain one elsewhere, with the reason in `notes`.
+
+    cut: "plain", or "compensated" (see `causal.compensation`).
+    """
+    fast: type[ReplayEngine] = ReplayEngine
+    slow: type[PlainEngine] = PlainEngine
+    if cut == "compensated":
+        from cswap.causal.compensation import CompensatedPlainEngine, CompensatedReplayEngine
+
+        fast, slow = CompensatedReplayEngine, CompensatedPlainEngine
     try:
-        return ReplayEngine(model, *args, **settings)
+        return fast(model, *args, **settings)
     except NotTraceable as reason:
-        plain = PlainEngine(model, *args, **settings)
+        plain = slow(model, *args, **settings)
         plain.notes.append(f"no replay: {reason}")
         return plain

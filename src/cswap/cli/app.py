@@ -66,6 +66,12 @@ Exclude = Annotated[
 
 _HOW = "none, bias, bn, lstsq, merge, fold, or several joined by '+'"
 Recover = Annotated[str, typer.Option("--recover", help=f"what is given back without fine-tuning: {_HOW}")]
+Cut = Annotated[
+    str,
+    typer.Option(
+        "--cut", help="causal methods: plain, or compensated (effects after the layers that read make up for it)"
+    ),
+]
 Scope = Annotated[str, typer.Option("--scope", help="rankings: layer or global")]
 Per = Annotated[
     str,
@@ -153,6 +159,7 @@ def prune(
     granularity: Annotated[str, typer.Option("--granularity", help="unit")] = "unit",
     order: Annotated[str, typer.Option("--order", help="units within a group: index, reverse, random")] = "index",
     buffer_order: Annotated[str, typer.Option("--buffer-order", help="signed or abs")] = "signed",
+    cut: Cut = "plain",
     scope: Scope = "layer",
     per: Per = "unit",
     norm: Annotated[str, typer.Option("--norm", help="magnitude: l1 or l2")] = "l1",
@@ -194,7 +201,7 @@ def prune(
     source = Source(ModelSpec.parse(model, parse_arguments(model_arg or [])), weights)
     options = Options(
         alpha=alpha, vote=vote, vote_score=vote_score, correction=correction, min_effect=min_effect, xi_floor=xi_floor,
-        reference=reference, order=order, buffer_order=buffer_order, max_drop=max_drop, effects=effects, amp=amp, scope=scope, per=per,
+        reference=reference, order=order, buffer_order=buffer_order, max_drop=max_drop, effects=effects, amp=amp, cut=cut, scope=scope, per=per,
         norm=norm, seed=seed,
     )  # fmt: skip
     job = PruneJob(
@@ -284,6 +291,7 @@ def compare(
         float, typer.Option("--min-effect", help="smaller significant differences do not count")
     ] = 0.0,
     effects: Annotated[str, typer.Option("--effects", help="cswap: full or verdict")] = "full",
+    cut: Cut = "plain",
     scope: Scope = "layer",
     per: Per = "unit",
     recover: Annotated[
@@ -336,7 +344,7 @@ def compare(
         out=out, methods=tuple(m.strip() for m in methods.split(",") if m.strip()), ratios=tuple(sorted(set(_numbers("ratios", ratios)))),
         kinds=tuple(k.strip() for k in ratio_in.split(",") if k.strip()), seeds=drawn,
         options=Options(
-            alpha=alpha, vote=vote, correction=correction, min_effect=min_effect, effects=effects, scope=scope, per=per, seed=drawn[0],
+            alpha=alpha, vote=vote, correction=correction, min_effect=min_effect, effects=effects, cut=cut, scope=scope, per=per, seed=drawn[0],
         ),
         recover=tuple(h.strip() for h in recover.split(",") if h.strip()), recover_per_class=recover_per_class,
         eval_amp=eval_amp, latency=latency, only=tuple(only or ()), exclude=tuple(exclude or ()),

@@ -44,7 +44,15 @@ def cbp(
     check_reachable(units, target)
     sink = sink or Silence()
     engine = engine_for(
-        model, units, calibration, task, device=device, memory=memory, vote_score=options.vote_score, amp=options.amp
+        model,
+        units,
+        calibration,
+        task,
+        device=device,
+        memory=memory,
+        vote_score=options.vote_score,
+        amp=options.amp,
+        cut=options.cut,
     )
     path = PruningPath(units, "cbp", options.as_dict(), calibration.classes, engine=engine.name)
     sink.note(engine.name)

@@ -21,7 +21,8 @@ from cswap.methods.options import Options
 from cswap.methods.path import PruningPath
 from cswap.methods.ranking import ranking_path
 from cswap.methods.registry import register
-from cswap.recovery.walk import ROWS, Walk, call_counts
+from cswap.recovery.walk import ROWS, Walk
+from cswap.structure.calls import call_counts
 from cswap.structure.groups import Group, Slot, Structure
 from cswap.tasks.base import Task
 from cswap.types import FloatArray

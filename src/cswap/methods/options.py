@@ -14,6 +14,7 @@ _CHOICES = {
     "order": ("index", "reverse", "random"),
     "buffer_order": ("signed", "abs"),
     "effects": ("full", "verdict"),
+    "cut": ("plain", "compensated"),
     "scope": ("layer", "global"),
     "per": ("unit", "params", "macs"),
     "norm": ("l1", "l2"),
@@ -25,7 +26,8 @@ class Options:
     """alpha, vote, correction, min_effect: see VoteRule. xi_floor: least denominator of ξ. reference: whose scores
     decide that a removal is allowed. order: units within a group. buffer_order: largest signed ξ, or smallest |ξ|,
     first. max_drop: stop when calibration quality fell by more. effects: "verdict" leaves a critical unit as soon as one
-    class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). scope: for rankings. per: for
+    class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). cut: "compensated"
+    judges a removal after the layers that read the unit make up for it (ours). scope: for rankings. per: for
     global rankings, the score a unit, or a parameter or MAC that goes with it (ours). norm: for `magnitude`.
     """
 
@@ -41,6 +43,7 @@ class Options:
     max_drop: float | None = None
     effects: str = "full"
     amp: bool = False
+    cut: str = "plain"
     scope: str = "layer"
     per: str = "unit"
     norm: str = "l1"

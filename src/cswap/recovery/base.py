@@ -12,7 +12,8 @@ from torch import nn
 
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import InputError
-from cswap.recovery.walk import ROWS, call_counts
+from cswap.recovery.walk import ROWS
+from cswap.structure.calls import call_counts
 from cswap.structure.groups import Removed, Structure
 from cswap.structure.layers import rule_of
 from cswap.structure.surgery import KeptIndices

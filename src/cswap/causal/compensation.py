@@ -1,0 +1,316 @@
+"""The compensated cut (`--cut compensated`, ours): what a removal does AFTER the layers that read the unit make up for it.
+
+A consumer without columns p of its inputs gets the closed-form update of optimal brain surgery (`linear.elimination`): what
+it read of the unit is guessed from what it still reads. Under the cut its output changes by W_pᵀ(x̂_p − x_p), a layer of as
+many filters as p has columns, in the place of −W_pᵀ x_p. Moments are those of the calibration set on the network as pruned
+so far, taken when a group is entered. Consumers that are no plain matrix product are cut without compensation, and said so.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cswap.causal.cut import PlainEngine, _cut_hook
+from cswap.causal.engine import Scores
+from cswap.causal.graph import Env, Graph
+from cswap.causal.plan import Consumer, Plan, joined
+from cswap.causal.replay import ReplayEngine
+from cswap.linear.elimination import Inverse
+from cswap.linear.moments import Moments
+from cswap.linear.patches import columns_of, groups_of, input_rows, refusal
+from cswap.structure.calls import call_counts
+from cswap.structure.groups import Group, Slot, Structure
+from cswap.structure.surgery import kept_indices
+from cswap.types import IntArray
+
+_CONV: dict[int, Any] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+
+
+class Compensation:
+    """Inverse moments of every consumer, by group, and what they make of a cut."""
+
+    def __init__(self, structure: Structure, memory: int) -> None:
+        self.structure, self.memory = structure, memory
+        self.inverses: dict[tuple[str, str], Inverse] = {}
+        self.held: dict[str, str | None] = {}
+        self.refused: dict[str, str] = {}
+        self.gone: dict[str, list[int]] = {}  # columns of each layer that no weight reads any more
+
+    def measure(self, net: nn.Module, group: Group, batches: Iterator[torch.Tensor], example: torch.Tensor) -> None:
+        """Moments of what the group's consumers read in `net`, once."""
+        if not self.held:
+            counts, follows = call_counts(net, example)
+            for name, m in net.named_modules():
+                if counts.get(name) == 1 and refusal(m) is None:
+                    after = follows.get(name)
+                    mean = None if after is None else getattr(net.get_submodule(after), "running_mean", None)
+                    takes = getattr(m, "bias", None) is not None
+                    self.held[name] = name if takes else after if isinstance(mean, torch.Tensor) else None
+        wanted = {s.module: s for s in group.consumers if (group.name, s.module) not in self.inverses}
+        sums: dict[str, Moments] = {}
+        handles = []
+        for name in wanted:
+            module: Any = net.get_submodule(name)
+            why = self._why_not(name, module)
+            if why is not None:
+                self.refused[name] = why
+                continue
+            sums[name] = Moments.empty(1, columns_of(module), 0)
+
+            def see(m: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                for rows in input_rows(m, args[0]):
+                    sums[name].add_rows(rows, rows.new_zeros((len(rows), 1, 0)))
+
+            handles.append(module.register_forward_pre_hook(see))
+        try:
+            if sums:
+                with torch.no_grad():
+                    for inputs in batches:
+                        net(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, m in sums.items():
+            shifts = self.held.get(name) is not None
+            second = m.centred()[0][0] if shifts else m.xx[0]
+            mean = m.x[0] / m.rows if shifts else torch.zeros_like(m.x[0])
+            self.inverses[group.name, name] = Inverse(second / m.rows, mean)
+            if self.gone.get(name):
+                self.inverses[group.name, name].take(torch.tensor(self.gone[name]))
+
+    def _why_not(self, name: str, module: Any) -> str | None:
+        if name not in self.held:
+            return refusal(module) or "it is called more than once"
+        if groups_of(module) > 1:
+            return "a grouped convolution"
+        columns = columns_of(module)
+        if 8 * columns**2 * 3 + sum(i.inverse.numel() * 8 for i in self.inverses.values()) > self.memory:
+            return f"{columns:,} columns of moments do not fit the memory"
+        return None
+
+    def change(
+        self, group: Group, slot: Slot, cut: Sequence[int], module: Any, x: torch.Tensor, at: torch.Tensor, left: IntArray | None
+    ) -> torch.Tensor | None:  # fmt: skip
+        """What the cut does to the layer's output on inputs x: W_pᵀ(x̂_p − x_p). `at`: where the units lie in x, `left`: original
+        inputs that x still has (None: all). None where the layer is not compensated.
+        """
+        inverse = self.inverses.get((group.name, slot.module))
+        if inverse is None:
+            return None
+        filters = inverse.filters(columns_for(module, slot, cut))
+        constant = (-filters @ inverse.mean).to(x)
+        kernel = module.weight.shape[2:]
+        shaped = filters.reshape(len(filters), -1, *kernel).to(x)
+        if left is not None:
+            shaped = shaped.index_select(1, torch.from_numpy(left).to(x.device))
+        taken = module.weight.index_select(1, at.to(x.device)).flatten(1)  # (O, r)
+        if isinstance(module, nn.Linear):
+            guess: torch.Tensor = F.linear(x, shaped, constant)
+            moved: torch.Tensor = F.linear(guess, taken)
+            return moved
+        padded, padding = _padded(module, x)
+        guessed = _CONV[x.dim()](padded, shaped.contiguous(), constant, module.stride, padding, module.dilation)
+        result: torch.Tensor = _CONV[x.dim()](guessed, taken.reshape(*taken.shape, *([1] * len(kernel))).contiguous())
+        return result
+
+    def apply_(self, nets: Sequence[nn.Module], group: Group, units: Sequence[int]) -> list[Slot]:
+        """Make the cut for good in every one of `nets` (original sizes), as compensated; returns the slots that are not."""
+        plain = []
+        for slot in group.consumers:
+            inverse = self.inverses.get((group.name, slot.module))
+            if inverse is None:
+                plain.append(slot)
+                continue
+            columns = columns_for(nets[0].get_submodule(slot.module), slot, units)
+            if not len(columns):
+                continue
+            filters = inverse.filters(columns)
+            for net in nets:
+                module: Any = net.get_submodule(slot.module)
+                weight = module.weight.data
+                flat = weight.flatten(1).double()
+                taken = flat[:, columns.to(flat.device)]
+                shift = taken @ (-filters @ inverse.mean).to(flat)
+                flat = flat + taken @ filters.to(flat)
+                flat[:, columns.to(flat.device)] = 0.0
+                weight.copy_(flat.reshape(weight.shape))
+                self._shift(net, slot.module, module, shift)
+            self.gone.setdefault(slot.module, []).extend(columns.tolist())
+            for (_, name), other in self.inverses.items():  # those of other groups that the layer reads, too
+                if name == slot.module:
+                    other.take(columns)
+        return plain
+
+    def _shift(self, net: nn.Module, name: str, module: Any, by: torch.Tensor) -> None:
+        where = self.held.get(name)
+        if where == name:
+            module.bias.data.add_(by.to(module.bias))
+        elif where is not None:
+            mean = net.get_submodule(where).get_buffer("running_mean")
+            mean.sub_(by.to(mean))
+
+
+def columns_for(module: Any, slot: Slot, units: Sequence[int]) -> torch.Tensor:
+    """Columns of the layer's matrix that read the units, unit by unit, channel-major."""
+    places = module.weight[0, 0].numel()
+    return (torch.from_numpy(_positions(slot, units)).unsqueeze(1) * places + torch.arange(places)).flatten()
+
+
+def _padded(conv: Any, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """The input as the convolution pads it itself, and what is left to pad."""
+    if conv.padding_mode == "zeros":
+        return x, conv.padding
+    return F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+
+
+class CompensatedPlainEngine(PlainEngine):
+    """Every compensated cut by a full forward pass."""
+
+    name = "plain, compensated: hooks and full forward passes"
+
+    def __init__(self, model: nn.Module, *args: Any, compensation: Compensation | None = None, **settings: Any) -> None:
+        super().__init__(model, *args, **settings)
+        self.compensation = compensation or Compensation(self.structure, self.memory)
+
+    def enter(self, group: Group) -> None:
+        size = max(1, min(64, self.rows(group)))
+        m = len(self.calibration)
+        parts = (self._ready(self.calibration.inputs(s, min(s + size, m))) for s in range(0, m, size))
+        self.compensation.measure(self.net, group, parts, self._ready(self.calibration.inputs(0, 2)))
+        for name, why in self.compensation.refused.items():
+            note = f"{name} is cut without compensation: {why}"
+            if note not in self.notes:
+                self.notes.append(note)
+
+    @contextmanager
+    def _hooked(self, group: Group | None, cuts: Sequence[Sequence[int]], shares: list[int]) -> Iterator[None]:
+        handles = []
+        try:
+            if group is not None and any(len(c) for c in cuts):
+                for slot in group.consumers:
+                    module = self.net.get_submodule(slot.module)
+                    if (group.name, slot.module) in self.compensation.inverses:
+                        hook = self._change_hook(group, slot, cuts, shares)
+                        handles.append(module.register_forward_hook(hook))
+                    else:
+                        dim = -1 if isinstance(module, nn.Linear) else 1
+                        handles.append(module.register_forward_pre_hook(_cut_hook(slot, cuts, shares, dim)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _change_hook(self, group: Group, slot: Slot, cuts: Sequence[Sequence[int]], shares: list[int]) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
+            x, out = args[0], out.clone()
+            each, start = x.shape[0] // sum(shares), 0
+            for cut, share in zip(cuts, shares, strict=True):
+                rows = slice(start * each, (start + share) * each)
+                at = torch.from_numpy(_positions(slot, cut))
+                change = self.compensation.change(group, slot, cut, module, x[rows], at, None) if len(at) else None
+                if change is not None:
+                    out[rows] += change
+                start += share
+            return out
+
+        return hook
+
+    def remove(self, group: str, units: Sequence[int]) -> None:
+        chosen = self.structure[group]
+        self.enter(chosen)
+        self.compensation.apply_([self.net], chosen, units)
+        super().remove(group, units)
+
+
+def _positions(slot: Slot, units: Sequence[int]) -> IntArray:
+    """Input positions of the units, in their order."""
+    none = np.empty(0, dtype=np.int64)
+    return np.concatenate([none, *(slot.by_unit.get(int(n), none) for n in units)])
+
+
+class CompensatedReplayEngine(ReplayEngine):
+    """The fast engine with compensated cuts; checked group by group against `CompensatedPlainEngine`."""
+
+    def __init__(self, model: nn.Module, *args: Any, **settings: Any) -> None:
+        super().__init__(model, *args, **settings)
+        self.compensation = Compensation(self.structure, self.memory)
+        self.plain: CompensatedPlainEngine = CompensatedPlainEngine(
+            model, *args, compensation=self.compensation, **settings
+        )
+        self.name += "; cuts compensated"
+        self._replayed: Group | None = None
+
+    def enter(self, group: Group) -> None:
+        self.plain.enter(group)
+        self.notes += [n for n in self.plain.notes if n not in self.notes]
+        super().enter(group)
+
+    def _graph(self) -> Graph:
+        # what the graph lacks, as long as it is used: more may go before the next one is made
+        self._lacks = kept_indices(self.structure, self._gone(taken_out=True))
+        return super()._graph()
+
+    def _outputs(self, plan: Plan, *args: Any) -> Any:
+        self._replayed = plan.group
+        return super()._outputs(plan, *args)
+
+    def remove(self, group: str, units: Sequence[int]) -> None:
+        chosen = self.structure[group]
+        self.plain.enter(chosen)
+        self.compensation.apply_([self.plain.net, self.model], chosen, units)
+        PlainEngine.remove(self.plain, group, units)
+        self.removed.setdefault(group, set()).update(int(n) for n in units)
+        self._whole = self._planned = None  # its weights are others now
+
+    def once(self, group: Group, cut: Sequence[int]) -> Scores:
+        held = copy.deepcopy((self.model.state_dict(), self.plain.net.state_dict(), self.removed))
+        read = {s.module for s in group.consumers}
+        inverses = {k: copy.deepcopy(v) for k, v in self.compensation.inverses.items() if k[1] in read}
+        gone = copy.deepcopy(self.compensation.gone)
+        self.remove(group.name, cut)
+        try:
+            return self.scores()
+        finally:
+            self.model.load_state_dict(held[0])
+            self.plain.net.load_state_dict(held[1])
+            self.removed, self._whole = held[2], None
+            self.compensation.inverses |= inverses
+            self.compensation.gone = gone
+
+    def _handler(self, c: Consumer, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]) -> Any:
+        group = self._replayed
+        assert group is not None
+        slot = next(s for s in group.consumers if s.module == str(c.node.target))
+        if (group.name, slot.module) not in self.compensation.inverses:
+            return super()._handler(c, cuts, frontiers, shares)
+        source, left = c.node.all_input_nodes[0], self._lacks.get(f"{slot.module}.weight", {}).get(1)
+
+        def changed(x: torch.Tensor, cut: tuple[int, ...]) -> torch.Tensor | float:
+            at = c.of(cut)
+            found = self.compensation.change(group, slot, cut, c.module, x, at, left) if len(at) else None
+            return 0.0 if found is None else found
+
+        def first(_env: Env) -> torch.Tensor:
+            with torch.autocast(self.device.type, enabled=False):
+                parts = [f[c.node] + changed(f[source], cut) for f, cut in zip(frontiers, cuts, strict=True)]
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        def replayed(env: Env) -> torch.Tensor:
+            x = env[source] if source in env else joined([f[source] for f in frontiers])
+            out: torch.Tensor = c.module(x)
+            each, start = x.shape[0] // sum(shares), 0
+            for cut, share in zip(cuts, shares, strict=True):
+                rows = slice(start * each, (start + share) * each)
+                out[rows] += changed(x[rows], cut)
+                start += share
+            return out
+
+        return first if c.first else replayed

@@ -1,0 +1,125 @@
+"""The compensated cut against weights refitted by a dense float64 solve and a full pass; fast and plain engine alike."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import cswap
+from cswap.causal.compensation import CompensatedPlainEngine, CompensatedReplayEngine
+from cswap.causal.replay import ReplayEngine, engine_for
+from cswap.linear.elimination import DAMPING
+from cswap.structure.check import randomise_
+from tests.conftest import NETS
+from tests.reference.least_squares import rows_by_hand
+
+
+@pytest.fixture(params=["residual", "concat", "depthwise"])
+def case(request):
+    net = randomise_(NETS[request.param](), seed=3).double().eval().requires_grad_(False)
+    g = torch.Generator().manual_seed(0)
+    images = torch.randn(40, 3, 8, 8, generator=g).double()
+    calibration = cswap.calibration_set(TensorDataset(images, torch.arange(4).repeat(10)), 10)
+    return request.param, net, calibration, cswap.discover(net, calibration.inputs(0, 2))
+
+
+NORMS = {"conv": "bn", "dw": "bn", "a": None}
+
+
+def _by_hand(net: nn.Module, group, units: list[int], inputs: torch.Tensor, norm_behind) -> nn.Module:
+    """The network with the units' columns at zero and every reader's other weights refitted on what it reads."""
+    mended = copy.deepcopy(net)
+    for slot in group.consumers:
+        layer, seen = net.get_submodule(slot.module), []
+        handle = layer.register_forward_pre_hook(lambda _m, args, seen=seen: seen.append(args[0]))
+        net(inputs)
+        handle.remove()
+        (rows,) = rows_by_hand(layer, seen[0])
+        target = mended.get_submodule(slot.module)
+        behind = norm_behind(slot.module)
+        shifts = layer.bias is not None or behind is not None
+        mean = rows.mean(0) if shifts else torch.zeros(rows.shape[1]).double()
+        second = (rows - mean).T @ (rows - mean) / len(rows)
+        second += DAMPING * second.diagonal().mean() * torch.eye(len(mean)).double()
+        places = layer.weight[0, 0].numel()
+        gone = [c * places + k for n in units for c in slot.by_unit.get(n, []) for k in range(places)]
+        rest = [i for i in range(len(mean)) if i not in gone]
+        w = layer.weight.flatten(1).T
+        new = torch.zeros_like(w)
+        new[rest] = torch.linalg.solve(second[rest][:, rest], second[rest] @ w)
+        target.weight.data = new.T.reshape(layer.weight.shape).contiguous()
+        shift = (w - new).T @ mean
+        if layer.bias is not None:
+            target.bias.data = layer.bias + shift
+        elif behind is not None:
+            mended.get_submodule(behind).running_mean -= shift
+    return mended
+
+
+def test_a_compensated_cut_is_the_refit_network(case):
+    kind, net, calibration, structure = case
+    engine = CompensatedPlainEngine(net, structure, calibration, cswap.Classification())
+    inputs, targets = calibration.inputs(0, 40), torch.from_numpy(calibration.targets)
+    behind = {"residual": {}, "concat": {}, "depthwise": {}}[kind].get
+    moved = 0.0
+    for group in structure:
+        engine.enter(group)
+        for unit in (0, group.size - 1):
+            got = engine.cut(group, [[unit]])[0].sigma
+            by_hand = cswap.Classification().score(_by_hand(net, group, [unit], inputs, behind)(inputs), targets)
+            np.testing.assert_allclose(got, by_hand, rtol=1e-9, atol=1e-11)
+            plain = ReplayEngine(net, structure, calibration, cswap.Classification()).cut(group, [[unit]])[0].sigma
+            moved = max(moved, float(np.abs(plain - got).max()))
+    assert moved > 1e-3  # a plain cut is something else
+
+
+def test_fast_and_plain_agree_also_after_removals(case):
+    _, net, calibration, structure = case
+    fast = CompensatedReplayEngine(net, structure, calibration, cswap.Classification())
+    slow = CompensatedPlainEngine(net, structure, calibration, cswap.Classification())
+    for group in structure:
+        for engine in (fast, slow):
+            engine.enter(group)
+        np.testing.assert_allclose(fast.scores(group).sigma, slow.scores(group).sigma, rtol=1e-9, atol=1e-12)
+        cuts = [[n] for n in range(group.size)] + [[0, group.size - 1]]
+        for a, b in zip(fast.cut(group, cuts), slow.cut(group, cuts), strict=True):
+            np.testing.assert_allclose(a.sigma, b.sigma, rtol=1e-7, atol=1e-10)
+        after = fast.cut(group, [[1]])[0].sigma
+        np.testing.assert_allclose(fast.once(group, [1]).sigma, after, rtol=1e-7, atol=1e-10)
+        for engine in (fast, slow):
+            engine.remove(group.name, [1])
+            np.testing.assert_allclose(engine.scores().sigma, after, rtol=1e-7, atol=1e-10)
+            engine.enter(group)
+        a, b = (e.cut(group, [[0]])[0].sigma for e in (fast, slow))
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-10)
+    assert not fast._refused
+
+
+def test_what_a_copy_makes_up_for_costs_nothing(digits_case):
+    """A unit that copies another: cut plainly it is missed, compensated it is not."""
+    model, calibration, structure = digits_case
+    net = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in (net.layer1.conv1.weight, *net.layer1.bn1.state_dict().values()):
+            if tensor.dim():
+                tensor[4] = tensor[1]
+        half = net.layer1.conv2.weight[:, 1] / 2
+        net.layer1.conv2.weight[:, 1] = net.layer1.conv2.weight[:, 4] = half
+    xi = {}
+    for cut in ("plain", "compensated"):
+        path = cswap.prune_path(net, calibration, structure=structure.select(("layer1.conv1",)), target="noncritical", cut=cut)
+        xi[cut] = {d.unit: d.xi for d in path}
+    assert abs(xi["compensated"][1]) < 0.1 * abs(xi["plain"][1])
+    assert np.mean(np.abs(list(xi["compensated"].values()))) < np.mean(np.abs(list(xi["plain"].values())))
+
+
+def test_engine_for_takes_the_compensated_engines(case):
+    _, net, calibration, structure = case
+    assert isinstance(
+        engine_for(net, structure, calibration, cswap.Classification(), cut="compensated"), CompensatedReplayEngine
+    )
