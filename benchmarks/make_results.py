@@ -172,12 +172,150 @@ def _growth(data: dict[str, Any]) -> list[str]:
     return lines
 
 
+_WAYS = {"none": "plain", "bn": "BN again", "lstsq": "refitted"}
+
+
+def _at(points: list[dict[str, Any]], kind: str, asked: float) -> dict[str, Any] | None:
+    return next((p for p in points if p["asked"].get(kind) == asked), None)
+
+
+def _best(value: float, best: float) -> str:
+    text = f"{100 * value:.2f}"
+    return f"**{text}**" if value >= best else text
+
+
+def _methods(data: dict[str, Any]) -> list[str]:
+    base, m = data["unpruned"]["quality"]["accuracy"], data["measured_in"]
+    lines = [
+        f"## Every method and recovery: {data['network']} on CIFAR-10 (JPEG), one shot, no fine-tuning", "", _origin(data),
+        f"{data['held_out_samples']:,} test images in {m['precision']} (unpruned {100 * base:.2f} %; "
+        + ", ".join(f"{100 * v:.2f} % in {k}" for k, v in m.get("unpruned", {}).items())
+        + f"). Effects and scores from {data['per_class']} images a class, recoveries from {data['recover_per_class']}, the same for all. "
+        "Accuracy in %, the best of a column bold; analysis seconds of the complete path, while other work ran on the machine.", "",
+    ]  # fmt: skip
+    for kind in data["kinds"]:
+        ratios = [r for r in data["ratios"] if r]
+        for how in data["recover"]:
+            rows, columns = [], {}
+            for r in ratios:
+                found = {
+                    n: p["accuracy"].get(how) for n, x in data["methods"].items() if (p := _at(x["points"], kind, r))
+                }
+                columns[r] = max((v for v in found.values() if v is not None), default=1.0)
+            for name, x in data["methods"].items():
+                cells = []
+                for r in ratios:
+                    p = _at(x["points"], kind, r)
+                    cells.append(
+                        "–" if p is None or how not in p["accuracy"] else _best(p["accuracy"][how], columns[r])
+                    )
+                area = x["sauce"].get(how)
+                rows.append(
+                    [
+                        name,
+                        *cells,
+                        *([f"{area:.3f}" if area is not None else "–"] if kind == "params" else []),
+                        f"{x['seconds']:.0f}",
+                    ]
+                )
+            lines += [f"### By {kind} removed, {_WAYS.get(how, how)}", ""]
+            lines += _table(
+                ["method", *(f"{r:g}" for r in ratios), *(["SAUCE"] if kind == "params" else []), "analysis, s"], rows
+            )
+    return lines + _goals(data, base) + _losses(data)
+
+
+_GOALS = (("params", 0.5, 0.2), ("params", 0.7, 0.5), ("macs", 0.5, 0.5), ("macs", 0.7, 3.0))
+
+
+def _goals(data: dict[str, Any], base: float) -> list[str]:
+    """How far the best combination is from the unpruned network at the points that were set as goals."""
+    rows = []
+    for kind, ratio, most in _GOALS:
+        found = [
+            (v, name, how)
+            for name, x in data["methods"].items()
+            if (p := _at(x["points"], kind, ratio))
+            for how, v in p["accuracy"].items()
+        ]
+        if found:
+            best, name, how = max(found)
+            lost = 100 * (base - best)
+            rows.append(
+                [
+                    f"{kind} = {ratio:g}",
+                    f"{name}, {_WAYS.get(how, how)}",
+                    f"{100 * best:.2f}",
+                    f"{lost:+.2f}",
+                    f"{most:g}",
+                    "yes" if lost <= most else "no",
+                ]
+            )
+    return [
+        "### Points lost by the best combination",
+        "",
+        *_table(["target", "method, recovery", "accuracy, %", "points lost", "goal: at most", "reached"], rows),
+    ]
+
+
+def _losses(data: dict[str, Any]) -> list[str]:
+    """Where a recovery loses against the plain network."""
+    worse, declined, count = [], [], 0
+    for name, x in data["methods"].items():
+        for p in x["points"]:
+            for how, value in p["p_worse"].items():
+                count += value is not None
+                if value is not None and value < 0.01:
+                    worse.append(f"{name} at params {p['ratio']['params']:.2f} with {how} (p = {value:.1g})")
+                if how in p["declined"]:
+                    declined.append(f"{name} at params {p['ratio']['params']:.2f} with {how}")
+    text = (
+        f"Of {count} recovered networks, {len(worse)} are worse than the plain one (paired one-sided McNemar, p < 0.01)"
+    )
+    lines = [text + (": " + "; ".join(worse[:12]) + ("; …" if len(worse) > 12 else "") if worse else "") + "."]
+    lines += [
+        f"Declined, so that the network stays as it was: {len(declined)}"
+        + (": " + "; ".join(declined[:8]) if declined else "")
+        + ".",
+        "",
+    ]
+    return lines
+
+
+def _peers(data: dict[str, Any]) -> list[str]:
+    ratios = sorted({p["asked"] for x in data["peers"].values() for p in x.get("points", [])})
+    ways = [w for w in ("plain", "bn", "lstsq") if w in data["unpruned"]]
+    lines = [
+        "## Torch-Pruning's own importances, pruned by Torch-Pruning", "", _origin(data),
+        f"{data['held_out_samples']:,} test images in bfloat16 (unpruned {100 * data['unpruned']['plain']['accuracy']:.2f} %), "
+        f"{data['calibration_samples']} calibration images, parameters removed; `lstsq` is cswap's refit of the network that Torch-Pruning made.", "",
+    ]  # fmt: skip
+    for way in ways:
+        rows = []
+        for peer, x in data["peers"].items():
+            if "error" in x:
+                rows.append([peer, *[x["error"][:90] if i == 0 else "" for i in range(len(ratios))], ""])
+                continue
+            by = {p["asked"]: p for p in x["points"]}
+            cells = [f"{100 * by[r][way]['accuracy']:.2f}" if way in by.get(r, {}) else "–" for r in ratios]
+            rows.append([peer, *cells, f"{x['seconds']['importance'] or 0:.0f}"])
+        lines += [
+            f"### {_WAYS.get(way, way)}",
+            "",
+            *_table(["importance", *(f"{r:g}" for r in ratios), "importance, s"], rows),
+        ]
+    return lines
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "prune_resnet18": _prune,
     "effects_speed": _speed,
     "effects_peak": _peak,
     "effects_path": _path,
     "effects_growth": _growth,
+    "methods_resnet18": _methods,
+    "methods_resnet20": _methods,
+    "peers": _peers,
 }
 
 

@@ -112,7 +112,9 @@ def test_what_a_copy_makes_up_for_costs_nothing(digits_case):
         net.layer1.conv2.weight[:, 1] = net.layer1.conv2.weight[:, 4] = half
     xi = {}
     for cut in ("plain", "compensated"):
-        path = cswap.prune_path(net, calibration, structure=structure.select(("layer1.conv1",)), target="noncritical", cut=cut)
+        path = cswap.prune_path(
+            net, calibration, structure=structure.select(("layer1.conv1",)), target="noncritical", cut=cut
+        )
         xi[cut] = {d.unit: d.xi for d in path}
     assert abs(xi["compensated"][1]) < 0.1 * abs(xi["plain"][1])
     assert np.mean(np.abs(list(xi["compensated"].values()))) < np.mean(np.abs(list(xi["plain"].values())))

@@ -42,7 +42,7 @@ RESULT = "compare.json"
 @dataclass(frozen=True)
 class CompareJob:
     """All that `cswap compare` needs. `methods`: names, with `:layer` or `:global` for a ranking's scope and `:params` or
-    `:macs` behind `:global` for the score a parameter or MAC. `recover`: what is given back, each beside the plain network.
+    `:macs` behind `:global` for the score a parameter or MAC. `recover`: what is given back, each beside the plain network, `NAME@RATIO/RATIO` at some ratios alone.
     `recover_per_class`: calibration samples a class for that (None: those of the analysis). `eval_amp`: quality in bfloat16.
     """
 
@@ -74,13 +74,20 @@ class CompareJob:
             raise InputError(f"ratios: expected fractions in [0, 1), got {self.ratios}")
         if not self.kinds or any(k not in RATIO_KINDS for k in self.kinds):
             raise InputError(f"ratio-in: expected some of {', '.join(RATIO_KINDS)}, got {','.join(self.kinds)!r}")
-        for how in self.recover:
+        for how in self.ways:
             steps_of(how)
 
     @property
-    def ways(self) -> tuple[str, ...]:
-        """The plain network first, then every recovery, once each."""
-        return tuple(dict.fromkeys(("none", *self.recover)))
+    def ways(self) -> dict[str, tuple[float, ...] | None]:
+        """The plain network first, then every recovery; the ratios it is measured at (None: all)."""
+        found: dict[str, tuple[float, ...] | None] = {"none": None}
+        for text in self.recover:
+            how, at, ratios = text.partition("@")
+            try:
+                found[how] = tuple(float(r) for r in ratios.split("/")) if at else None
+            except ValueError:
+                raise InputError(f"recover: expected NAME or NAME@RATIO/RATIO, got {text!r}") from None
+        return {**found, "none": None}
 
     def settings(self, name: str, seed: int) -> tuple[str, Options]:
         """The method and the options a name stands for. Raises InputError."""
@@ -298,7 +305,9 @@ def _points(run: _Run, path: PruningPath, tag: str, seed: int) -> list[dict[str,
         }
         plain = _point(run, small, tag, p["steps"], "none", seed)
         p["quality"] = plain["quality"]
-        for how in run.job.ways[1:]:
+        for how, ratios in run.job.ways.items():
+            if how == "none" or (ratios is not None and not set(ratios) & set(p["asked"].values())):
+                continue
             found = _point(run, small, tag, p["steps"], how, seed)
             p["recovered"][how] = {k: v for k, v in found.items() if k != "hits"}
             if "hits" in plain and "hits" in found:
@@ -362,7 +371,9 @@ def curve_of(points: list[dict[str, Any]], kind: str, headline: str, how: str = 
 
 
 def _area(points: list[dict[str, Any]], headline: str, how: str) -> float | None:
-    """SAUCE against parameters; None where the curve does not reach 0.8."""
+    """SAUCE against parameters; None where the curve does not reach 0.8, or was not measured everywhere."""
+    if any("params" in p["asked"] and how != "none" and how not in p["recovered"] for p in points):
+        return None
     curve = curve_of(points, "params", headline, how)
     reaches = bool(curve) and curve[0][0] == 0 and curve[-1][0] >= 0.8 - 1e-9
     return sauce([x for x, _ in curve], [y for _, y in curve], points[0]["quality"][headline]) if reaches else None
@@ -378,7 +389,10 @@ def _spread(by_seed: dict[str, Any], headline: str) -> dict[str, Any]:
         for ratio in sorted({p["asked"][kind] for r in runs for p in r["points"] if kind in p["asked"]}):
             at = [p for r in runs for p in r["points"] if p["asked"].get(kind) == ratio]
             row: dict[str, Any] = {"asked": ratio, "seeds": len(at)}
-            row["quality"] = {how: _mean_std([quality_of(p, how)[headline] for p in at]) for how in ways}
+            measured = {how: [p for p in at if how == "none" or how in p["recovered"]] for how in ways}
+            row["quality"] = {
+                how: _mean_std([quality_of(p, how)[headline] for p in m]) for how, m in measured.items() if m
+            }
             for label, pick in _COLUMNS.items():
                 values = [v for p in at if (v := pick(p)) is not None]
                 if values:

@@ -80,7 +80,7 @@ class Compensation:
                 handle.remove()
         for name, m in sums.items():
             shifts = self.held.get(name) is not None
-            second = m.centred()[0][0] if shifts else m.xx[0]
+            second = m.centred()[0][0] if shifts else m.second()[0]
             mean = m.x[0] / m.rows if shifts else torch.zeros_like(m.x[0])
             self.inverses[group.name, name] = Inverse(second / m.rows, mean)
             if self.gone.get(name):
@@ -161,7 +161,9 @@ class Compensation:
 def columns_for(module: Any, slot: Slot, units: Sequence[int]) -> torch.Tensor:
     """Columns of the layer's matrix that read the units, unit by unit, channel-major."""
     places = module.weight[0, 0].numel()
-    return (torch.from_numpy(_positions(slot, units)).unsqueeze(1) * places + torch.arange(places)).flatten()
+    first = torch.from_numpy(_positions(slot, units)).unsqueeze(1) * places
+    columns: torch.Tensor = (first + torch.arange(places)).flatten()
+    return columns
 
 
 def _padded(conv: Any, x: torch.Tensor) -> tuple[torch.Tensor, Any]:

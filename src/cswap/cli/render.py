@@ -223,7 +223,10 @@ def comparison(data: dict[str, Any], out: Path) -> None:
         for name, method in data["methods"].items():
             by = {r["asked"]: r for r in method["curves"].get(kind, [])}
             for how in data["recover"]:
-                cells = [_mean(by[r]["quality"][how]) if r in by else "–" for r in data["ratios"]]
+                cells = [
+                    _mean(by[r]["quality"][how]) if how in by.get(r, {}).get("quality", {}) else "–"
+                    for r in data["ratios"]
+                ]
                 area = [_mean(method["sauce"][how]) if how in method["sauce"] else "–"] if kind == "params" else []
                 label = name if how == "none" else f"{name} + {how}"
                 table.add_row(escape(label), *cells, *area, f"{method['seconds']:.1f}")

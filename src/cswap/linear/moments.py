@@ -9,15 +9,17 @@ import torch
 
 from cswap.linear.patches import ALL, Grid, columns_of, groups_of, input_rows, output_rows
 
+_BLOCK = 512
+
 
 @dataclass(eq=False)
 class Moments:
-    """Sums over rows, float64: `xx` (G, D, D), `xy` (G, D, O), `x` (G, D), `y` (G, O), `yy` (G, O), and the number of rows.
+    """Sums over rows, float64: `upper` (G, D, D), products of inputs in and above the blocks of the diagonal, `xy` (G, D, O), `x` (G, D), `y` (G, O), `yy` (G, O), and the number of rows.
 
     Products of a block are taken in the inputs' own precision and summed in float64.
     """
 
-    xx: torch.Tensor
+    upper: torch.Tensor
     xy: torch.Tensor
     x: torch.Tensor
     y: torch.Tensor
@@ -53,17 +55,24 @@ class Moments:
     def add_rows(self, rows: torch.Tensor, targets: torch.Tensor) -> None:
         """rows (R, G, D), targets (R, G, O)."""
         a, b = rows.transpose(0, 1), targets.transpose(0, 1)
-        self.xx += torch.bmm(a.transpose(1, 2), a).cpu()
+        for start in range(0, a.shape[2], _BLOCK):  # the lower half is the upper one's mirror
+            block = a[:, :, start : start + _BLOCK].transpose(1, 2)
+            self.upper[:, start : start + _BLOCK, start:] += torch.bmm(block, a[:, :, start:]).cpu()
         if b.shape[2]:
             self.xy += torch.bmm(a.transpose(1, 2), b.contiguous()).cpu()
-        self.x += a.double().sum(1).cpu()
-        self.y += b.double().sum(1).cpu()
+        self.x += a.sum(1, dtype=torch.float64).cpu()
+        self.y += b.sum(1, dtype=torch.float64).cpu()
         self.yy += b.double().square().sum(1).cpu()
         self.rows += len(rows)
 
+    def second(self) -> torch.Tensor:
+        """Sums of products of inputs, (G, D, D), whole."""
+        above = self.upper.triu()
+        return above + above.triu(1).transpose(1, 2)
+
     def __add__(self, other: Moments) -> Moments:
         return Moments(
-            self.xx + other.xx, self.xy + other.xy, self.x + other.x, self.y + other.y, self.yy + other.yy,
+            self.upper + other.upper, self.xy + other.xy, self.x + other.x, self.y + other.y, self.yy + other.yy,
             self.rows + other.rows,
         )  # fmt: skip
 
@@ -71,7 +80,7 @@ class Moments:
         """Sums of products of what is left without the means: xx (G, D, D), xy (G, D, O)."""
         mean = self.x / max(1, self.rows)
         return (
-            self.xx - mean.unsqueeze(2) * self.x.unsqueeze(1),
+            self.second() - mean.unsqueeze(2) * self.x.unsqueeze(1),
             self.xy - mean.unsqueeze(2) * self.y.unsqueeze(1),
         )
 
@@ -82,7 +91,7 @@ class Moments:
     def error(self, matrix: torch.Tensor, constant: torch.Tensor) -> float:
         """Σ (y − x·matrix − constant)² over rows and outputs."""
         w, c = matrix, constant
-        total = self.yy.sum() + (w * torch.bmm(self.xx, w)).sum() - 2 * (w * self.xy).sum()
+        total = self.yy.sum() + (w * torch.bmm(self.second(), w)).sum() - 2 * (w * self.xy).sum()
         total = total + self.rows * (c * c).sum() - 2 * (c * self.y).sum()
         return float(total + 2 * (c * torch.einsum("gd,gdo->go", self.x, w)).sum())
 
@@ -95,7 +104,7 @@ def ridge(
     prior: (G, D, O), the weights to stay near. The mean diagonal is that of the matrix of second moments (centred with an
     intercept), so that `strength` has no unit. Raises RuntimeError when the system is singular at this strength.
     """
-    xx, xy = moments.centred() if intercept else (moments.xx, moments.xy)
+    xx, xy = moments.centred() if intercept else (moments.second(), moments.xy)
     mean = xx.diagonal(dim1=1, dim2=2).mean(1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
     system = xx.clone()

@@ -22,7 +22,7 @@ def lstsq(case: Case) -> None:
 
     x: what the pruned network, as refitted so far, gives the layer; y: what the layer gave in the original network, at
     the outputs that are kept, before any add. W minimises Σ(y − xW − c)² + λ·d·‖W − W₀‖², where W₀ are the weights as they
-    are, d the mean diagonal of the centred second moments and λ that of `STRENGTHS` with the smallest error on every fifth
+    are, d the mean diagonal of the centred second moments and λ that of `STRENGTHS` with the smallest error (downhill from the middle) on every fifth
     calibration sample, which does not fit; a layer whose error there does not fall keeps its weights. Moments are summed
     in float64, of every n-th place where an image has more than `ENOUGH` rows a column need. Source: ours; the closed form is ridge regression, as in Luo et al. (2017, arXiv 1707.06342, ThiNet).
     """
@@ -79,6 +79,29 @@ def _moments(case: Case, small: Walk, teacher: Walk, name: str, own: int) -> tup
     return fit, held
 
 
+def _best(
+    fit: Moments, judge: Moments, before: torch.Tensor, constant: torch.Tensor, shift: bool
+) -> tuple[float, float, Any, Any]:
+    """Error on `judge`, strength, weights and constant of the best fit: from the middle of `STRENGTHS` downhill."""
+
+    def at(i: int) -> tuple[float, float, Any, Any]:
+        try:
+            matrix, c = ridge(fit, before, STRENGTHS[i], intercept=shift)
+        except RuntimeError:  # singular at this strength
+            return math.inf, STRENGTHS[i], None, None
+        return judge.error(matrix, c if shift else constant), STRENGTHS[i], matrix, c
+
+    middle = len(STRENGTHS) // 2
+    best = at(middle)
+    for way in (-1, 1):
+        i, moved = middle + way, False
+        while 0 <= i < len(STRENGTHS) and (found := at(i))[0] < best[0]:
+            best, i, moved = found, i + way, True
+        if moved:
+            break
+    return best
+
+
 def _refit(case: Case, name: str, fit: Moments, held: Moments) -> dict[str, Any]:
     """Choose the strength, fit, and put the weights where they are best; returns what happened, in numbers."""
     module: Any = case.small.get_submodule(name)
@@ -86,16 +109,9 @@ def _refit(case: Case, name: str, fit: Moments, held: Moments) -> dict[str, Any]
     constant = case.constant_of(name).reshape(before.shape[0], before.shape[2])
     judge = held if held.rows else fit
     start = judge.error(before, constant)
-    best: tuple[float, float, Any, Any] = (start, math.inf, None, None)
-    for strength in STRENGTHS:
-        try:
-            matrix, c = ridge(fit, before, strength, intercept=shift)
-        except RuntimeError:  # singular at this strength
-            continue
-        error = judge.error(matrix, c if shift else constant)
-        if error < best[0]:
-            best = (error, strength, matrix, c)
-    error, strength, matrix, c = best
+    error, strength, matrix, c = _best(fit, judge, before, constant, shift)
+    if not error < start:
+        error, matrix = start, None
     if matrix is not None:
         set_matrix(module, matrix)
         if shift:

@@ -69,7 +69,9 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
             rows = method["curves"].get(kind if kind in _KINDS else "params", [])
             for w, how in enumerate(ways):
                 points = sorted(
-                    (r[kind]["mean"], r["quality"][how]["mean"], r["quality"][how]["std"]) for r in rows if kind in r
+                    (r[kind]["mean"], r["quality"][how]["mean"], r["quality"][how]["std"])
+                    for r in rows
+                    if kind in r and how in r["quality"]
                 )
                 if not points:
                     continue
