@@ -209,6 +209,13 @@ def test_a_module_pruned_elsewhere_is_matched_by_its_tensors():
         torch.equal(a, b)
         for a, b in zip(mine.model.state_dict().values(), theirs.model.state_dict().values(), strict=True)
     )
+    alike = copy.deepcopy(net)
+    with torch.no_grad():
+        alike.a.bias.fill_(0.5)
+    shrunk, _ = _pruned(alike, calibration)
+    del shrunk._cswap
+    with pytest.raises(InputError, match="units of group a are alike"):
+        recovered(shrunk, alike, calibration, "lstsq", structure=structure)
     with torch.no_grad():
         stranger.a.bias.add_(1.0)
     with pytest.raises(InputError, match="group a of the pruned module is no part"):

@@ -2,6 +2,9 @@
 
 from cswap._version import __version__
 from cswap.artifacts.folder import load, open_artifact, save
+from cswap.causal.store import DifferenceStore, measure_differences
+from cswap.compare import CompareJob
+from cswap.compare import compare as compare_methods
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.errors import CswapError
 from cswap.methods import PruningPath, ranking_path, register
@@ -13,7 +16,7 @@ from cswap.tasks import Classification, Task
 from cswap.types import Decision, Ratio, Target, Verdict
 
 __all__ = [
-    "CalibrationSet", "Classification", "CswapError", "Decision", "Options", "PruningPath", "Ratio", "Recovery", "Target", "Task",
-    "Verdict", "__version__", "calibration_set", "discover", "load", "open_artifact", "prune_path", "ranking_path",
+    "CalibrationSet", "Classification", "CompareJob", "CswapError", "Decision", "DifferenceStore", "Options", "PruningPath", "Ratio", "Recovery", "Target", "Task",
+    "Verdict", "__version__", "calibration_set", "compare_methods", "discover", "load", "measure_differences", "open_artifact", "prune_path", "ranking_path",
     "recover", "recovered", "register", "save",
 ]  # fmt: skip

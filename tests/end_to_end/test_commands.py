@@ -229,13 +229,13 @@ def test_bad_input_is_one_line_and_status_2(place, capsys):
         (["--order", "x"], ["order"]),
         (["--max-drop", "2"], ["max-drop"]),
         (["--xi-floor", "0"], ["xi-floor"]),
-        (["--method", "x"], ["cbp, cswap, deeplift, greedy, lrp, magnitude, random, taylor, taylor2"]),
+        (["--method", "x"], ["cbp, cswap, deeplift, greedy, lrp, magnitude, obs, random, taylor, taylor2"]),
         (["--task", "x"], ["classification"]),
         (["--only", "zzz"], ["matches no group"]),
         (["--exclude", "*"], ["no group to prune"]),
         (["--effects", "some"], ["full, verdict"]),
         (["--effects", "verdict", "--vote", "pooled"], ["--vote class"]),
-        (["--recover", "bn"], ["this version"]),
+        (["--recover", "magic"], ["recover: expected none or some of", "'magic'"]),
         (["--device", "cuda:77"], ["device"]),
         (["--memory", "lots"], ["4GiB"]),
         (["--memory", "64"], ["memory"]),
@@ -529,3 +529,53 @@ def test_sizes_are_read_as_people_write_them():
 def test_version_and_module_entry():
     done = subprocess.run([sys.executable, "-m", "cswap", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == cswap.__version__
+
+
+def test_prune_and_apply_give_back_what_can_be_given_back(place, capsys):
+    """Recovered weights go into the artifact, with what was done; apply recovers another target from the same path."""
+    prune = place.prune("mended", "--method", "random", "--recover", "lstsq", "--json", target="units=0.6")
+    status, out, err = _main(capsys, *prune)
+    assert (status, err) == (0, "")
+    summary = json.loads(out)
+    recovery = summary["recovery"]
+    assert recovery["how"] == "lstsq"
+    assert recovery["declined"] is None
+    assert recovery["score_after"] > recovery["score_before"]
+    assert set(recovery["facts"]["lstsq"]) <= {"a", "b", "fc"}
+    assert summary["seconds"]["recovery"] > 0
+    folder = place.root / "mended"
+    assert json.loads((folder / "manifest.json").read_text())["recovery"] == recovery
+    plain = place.prune("plain", "--method", "random", "--json", target="units=0.6")
+    status, out, _ = _main(capsys, *plain)
+    assert status == 0
+    assert json.loads(out)["recovery"] is None
+    assert summary["pruned"]["quality"]["accuracy"] >= json.loads(out)["pruned"]["quality"]["accuracy"]
+    mended, cut = (load(place.root / n, trust=True) for n in ("mended", "plain"))
+    x = torch.randn(4, 3, 8, 8)
+    assert not torch.allclose(mended(x), cut(x))
+    again = cswap.recover(cut, _original(place), _calibration(place), "lstsq")  # a loaded module knows what it lacks
+    assert torch.allclose(again(x), mended(x), atol=1e-5)
+    status, out, err = _main(
+        capsys, "apply", str(folder), "--target", "units=0.3", "--recover", "bn+lstsq", "--out", str(place.root / "less"), "--trust", "--json", "--quiet",
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    assert json.loads(out)["recovery"]["how"] == "bn+lstsq"
+    _refused(
+        capsys,
+        ["apply", str(folder), "--target", "units=0.3", "--recover", "x", "--out", str(place.root / "no"), "--trust"],
+        "recover",
+    )
+    assert not (place.root / "no").exists()
+
+
+def _original(place):
+    original = ModelSpec.parse(f"{place.factory}:colours").build()
+    load_weights(original, place.weights)
+    return original.eval()
+
+
+def _calibration(place):
+    from cswap.pipeline import DataChoice
+
+    pair = DataChoice(str(place.data), image_size=8, mean="0.5,0.5,0.5", std="0.5,0.5,0.5").open(None)
+    return cswap.calibration_set(pair.train, 6, 0, classes=pair.classes)

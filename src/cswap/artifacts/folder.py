@@ -34,8 +34,8 @@ from cswap.errors import ArtifactError, CswapError, InputError, MismatchError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Surgery
 from cswap.structure.groups import Structure
-from cswap.structure.surgery import KeptIndices, shrink_in_place
-from cswap.types import Cliff
+from cswap.structure.surgery import KeptIndices, removed_by, shrink_in_place
+from cswap.types import Cliff, Ratio, Target
 
 SCHEMA = "cswap-artifact/1"
 
@@ -221,7 +221,21 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
         load_model(model, str(weights))
     except RuntimeError as error:
         raise ArtifactError(f"{weights} does not fit the network the factory builds ({one_line(error)})") from None
+    made: Any = model
+    made._cswap = _surgery(folder, manifest, kept)
     return model.eval()
+
+
+def _surgery(folder: Path, manifest: dict[str, Any], kept: KeptIndices) -> Surgery:
+    """What was done to the module, so that it can be recovered and saved again."""
+    try:
+        structure = Structure.from_dict(manifest["structure"])
+        target, ratio = Target.parse(manifest["target"]), Ratio(**manifest["ratio"])
+        return Surgery(target, ratio, int(manifest["steps"]), removed_by(structure, kept), kept, structure)
+    except CswapError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ArtifactError(f"{folder}: the manifest is malformed ({one_line(error)})") from None
 
 
 def open_artifact(folder: str | Path) -> Artifact:

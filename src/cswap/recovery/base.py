@@ -60,6 +60,8 @@ class Case:
     def readers(self) -> list[str]:
         """Layers with weights that mix their inputs, in order of their calls, from the first that reads a removed unit."""
         reads = {s.module for g in self.removed for s in self.structure[g].consumers if len(self.removed[g])}
+        for name in sorted(reads - set(self.counts)):
+            self.note(f"{name} is read inside another layer, not called: left as it is")
         order = [n for n in self.counts if _mixes(self.teacher.get_submodule(n))]
         first = next((i for i, n in enumerate(order) if n in reads), len(order))
         return order[first:]

@@ -35,6 +35,22 @@ def kept_indices(structure: Structure, removed: Removed) -> KeptIndices:
     return kept
 
 
+def removed_by(structure: Structure, kept: KeptIndices) -> Removed:
+    """The inverse of `kept_indices`: units of which some position is not kept, by group."""
+    removed: Removed = {}
+    for group in structure:
+        gone: set[int] = set()
+        for slot in group.slots:
+            cost = structure.layers[slot.module]
+            for tensor, dim in cost.axes[slot.side]:
+                left = kept.get(f"{slot.module}.{tensor}", {}).get(dim)
+                if left is not None:
+                    gone.update(slot.owner[~np.isin(slot.positions, left)].tolist())
+        if gone:
+            removed[group.name] = np.asarray(sorted(gone), dtype=np.int64)
+    return removed
+
+
 def shrink_in_place(model: nn.Module, kept: KeptIndices) -> nn.Module:
     """Slice the named tensors and let each layer's attributes follow; returns `model`.
 

@@ -31,6 +31,10 @@ def removed_units(small: nn.Module, original: nn.Module, structure: Structure) -
         kept = _in_order(mark, seen)
         if kept is None:
             raise InputError(f"recover: group {group.name} of the pruned module is no part of the original's")
+        if not _alone(mark, seen, kept):
+            raise InputError(
+                f"recover: units of group {group.name} are alike in biases and norms; pass a module of path.apply"
+            )
         removed[group.name] = np.setdiff1d(np.arange(group.size), kept).astype(np.int64)
     return removed
 
@@ -70,3 +74,9 @@ def _in_order(mark: torch.Tensor, seen: torch.Tensor) -> IntArray | None:
         kept.append(at)
         at += 1
     return np.asarray(kept, dtype=np.int64)
+
+
+def _alone(mark: torch.Tensor, seen: torch.Tensor, kept: IntArray) -> bool:
+    """Whether no other rows would do: the first that fit, found from the end, are the same."""
+    last = _in_order(mark.flip(0), seen.flip(0))
+    return last is not None and np.array_equal(len(mark) - 1 - last[::-1], kept)
