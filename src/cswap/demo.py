@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_model
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -33,6 +34,7 @@ RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 SHOWN = (0.0, 0.2, 0.4, 0.6, 0.8)
 METHODS = ("cswap", "magnitude", "random")
 PER_CLASS = 64
+WEIGHTS = "digits.safetensors"  # of the trained network, so that other commands can go on with it
 
 
 class _Block(nn.Module):
@@ -149,6 +151,7 @@ def run_demo(
         y = [p["quality"]["accuracy"] for p in curves[method]]
         areas[method] = sauce(x, y, y[0])
     tell("writing curve, artifact and summary")
+    save_model(model, str(out / WEIGHTS))
     curve_page(
         curves, out / "curve.html", title="Digits: accuracy against parameters removed, one shot, no fine-tuning"
     )

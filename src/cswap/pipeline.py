@@ -35,7 +35,7 @@ from cswap.causal.engine import MOST_ROWS, WORKING_SET, Scores
 from cswap.causal.stats import EffectStats
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import ModelSpec, load_weights, sha256_of
-from cswap.data.sources import DataPair, ImageFormat, image_format, limited, open_data
+from cswap.data.sources import DataPair, ImageFormat, image_format, limited, names_code, open_data
 from cswap.errors import CswapError, DataError, InputError, StructureError
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
@@ -476,7 +476,7 @@ def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
         raise InputError("the artifact does not say what data it was made with: it was saved from Python") from None
     if data is not None:
         return DataChoice(**{**vars(choice), "text": data})
-    if ".py:" in choice.text and not trust:
+    if names_code(choice.text) and not trust:
         raise InputError(
             f"the artifact names {choice.text!r} as its data, code that would run: pass --data, or --trust it"
         )

@@ -56,7 +56,7 @@ class ModelSpec:
             return _torchvision(self.name)
         if self.kind == "timm":
             return _timm(self.name)
-        module = module_from_file(Path(self.where)) if self.kind == "file" else _module(self.where)
+        module = module_from_file(Path(self.where)) if self.kind == "file" else module_named(self.where)
         made = getattr(module, self.name, None)
         if not callable(made):
             raise ModelError(f"model {self.text!r}: {self.where} has no factory {self.name!r}")
@@ -126,7 +126,7 @@ def _timm(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def _module(name: str) -> Any:
+def module_named(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 — importing runs the user's code

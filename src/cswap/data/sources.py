@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from cswap.data.calibration import class_names, labels_of
-from cswap.data.models import ModelSpec, module_from_file, one_line
+from cswap.data.models import ModelSpec, module_from_file, module_named, one_line
 from cswap.errors import DataError, ModelError
 
-EXPECTED = "expected a folder with train/ and val/ or test/, torchvision:NAME@ROOT or FILE.py:FACTORY"
+EXPECTED = "expected a folder with train/ and val/ or test/, torchvision:NAME@ROOT, FILE.py:FACTORY or package.module:FACTORY"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -96,6 +97,11 @@ def _read_image(path: str) -> Any:
         raise DataError(f"image {path} cannot be read ({type(error).__name__}: {one_line(error)})") from None
 
 
+def names_code(text: str) -> bool:
+    """Whether a data spec is a factory, code that runs: FILE.py:FACTORY or package.module:FACTORY."""
+    return ".py:" in text or (re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None and not Path(text).exists())
+
+
 def open_data(
     text: str, form: ImageFormat, *, calibration_split: str | None = None, eval_split: str | None = None,
     labels: Path | None = None,
@@ -105,7 +111,7 @@ def open_data(
         raise DataError(f"data {text!r}: Hugging Face datasets are not supported in this version; {EXPECTED}")
     if text.startswith("torchvision:"):
         train, evaluation = _torchvision(text, form)
-    elif ".py:" in text:
+    elif names_code(text):
         train, evaluation = _from_factory(text)
     else:
         train, evaluation = _folders(Path(text), form, calibration_split, eval_split)
@@ -171,7 +177,8 @@ def _torchvision(text: str, form: ImageFormat) -> tuple[Any, Any]:
 def _from_factory(text: str) -> tuple[Any, Any]:
     file, _, name = text.rpartition(":")
     try:
-        factory = getattr(module_from_file(Path(file)), name, None)
+        module = module_from_file(Path(file)) if file.endswith(".py") else module_named(file)
+        factory = getattr(module, name, None)
     except ModelError as error:
         raise DataError(f"data {text!r}: {error}") from None
     if not callable(factory):
