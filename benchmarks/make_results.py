@@ -194,7 +194,8 @@ def _methods(data: dict[str, Any]) -> list[str]:
         "Accuracy in %, the best of a column bold; analysis seconds of the complete path, while other work ran on the machine.", "",
     ]  # fmt: skip
     for kind in data["kinds"]:
-        ratios = [r for r in data["ratios"] if r]
+        asked = {p["asked"][kind] for x in data["methods"].values() for p in x["points"] if kind in p["asked"]}
+        ratios = sorted(asked - {0.0})
         for how in data["recover"]:
             rows, columns = [], {}
             for r in ratios:

@@ -41,7 +41,7 @@ RESULT = "compare.json"
 
 @dataclass(frozen=True)
 class CompareJob:
-    """All that `cswap compare` needs. `methods`: names, with `:layer` or `:global` for a ranking's scope and `:params` or
+    """All that `cswap compare` needs. `kinds`: what ratios count, `KIND@RATIO/RATIO` for ratios of its own. `methods`: names, with `:layer` or `:global` for a ranking's scope and `:params` or
     `:macs` behind `:global` for the score a parameter or MAC. `recover`: what is given back, each beside the plain network, `NAME@RATIO/RATIO` at some ratios alone.
     `recover_per_class`: calibration samples a class for that (None: those of the analysis). `eval_amp`: quality in bfloat16.
     """
@@ -72,7 +72,7 @@ class CompareJob:
             raise InputError(f"methods: expected different names, got {','.join(self.methods)!r}")
         if not self.ratios or any(not 0 <= r < 1 for r in self.ratios):
             raise InputError(f"ratios: expected fractions in [0, 1), got {self.ratios}")
-        if not self.kinds or any(k not in RATIO_KINDS for k in self.kinds):
+        if not self.counted or any(k not in RATIO_KINDS for k in self.counted):
             raise InputError(f"ratio-in: expected some of {', '.join(RATIO_KINDS)}, got {','.join(self.kinds)!r}")
         for how in self.ways:
             steps_of(how)
@@ -80,14 +80,12 @@ class CompareJob:
     @property
     def ways(self) -> dict[str, tuple[float, ...] | None]:
         """The plain network first, then every recovery; the ratios it is measured at (None: all)."""
-        found: dict[str, tuple[float, ...] | None] = {"none": None}
-        for text in self.recover:
-            how, at, ratios = text.partition("@")
-            try:
-                found[how] = tuple(float(r) for r in ratios.split("/")) if at else None
-            except ValueError:
-                raise InputError(f"recover: expected NAME or NAME@RATIO/RATIO, got {text!r}") from None
-        return {**found, "none": None}
+        return {"none": None} | {h: at for h, at in _at_ratios("recover", self.recover).items() if h != "none"}
+
+    @property
+    def counted(self) -> dict[str, tuple[float, ...]]:
+        """What ratios count, and the ratios asked for in it."""
+        return {kind: at or self.ratios for kind, at in _at_ratios("ratio-in", self.kinds).items()}
 
     def settings(self, name: str, seed: int) -> tuple[str, Options]:
         """The method and the options a name stands for. Raises InputError."""
@@ -100,6 +98,18 @@ class CompareJob:
             )
         chosen: dict[str, Any] = {"scope": scope or self.options.scope, "per": per or self.options.per}
         return method, replace(self.options, seed=seed, **chosen)
+
+
+def _at_ratios(option: str, texts: tuple[str, ...]) -> dict[str, tuple[float, ...] | None]:
+    """`NAME` or `NAME@RATIO/RATIO`: the ratios by name, None for all. Raises InputError."""
+    found: dict[str, tuple[float, ...] | None] = {}
+    for text in texts:
+        name, at, ratios = text.partition("@")
+        try:
+            found[name] = tuple(float(r) for r in ratios.split("/")) if at else None
+        except ValueError:
+            raise InputError(f"{option}: expected NAME or NAME@RATIO/RATIO, got {text!r}") from None
+    return found
 
 
 @dataclass(eq=False)
@@ -153,7 +163,7 @@ def compare(job: CompareJob, watcher: Watcher | None = None) -> dict[str, Any]:
     result = {
         "model": job.source.spec.text, "methods": {n: _spread(by_seed, run.task.headline) for n, by_seed in found.items()},
         "unpruned": {k: unpruned[k] for k in ("quality", "params", "macs", "latency_ms") if k in unpruned}, "classes": list(run.classes),
-        "headline": run.task.headline, "ratios": list(job.ratios), "kinds": list(job.kinds), "seeds": list(job.seeds),
+        "headline": run.task.headline, "ratios": list(job.ratios), "kinds": list(job.counted), "seeds": list(job.seeds),
         "recover": list(job.ways), "per_class": job.data.per_class, "recover_per_class": job.recover_per_class or job.data.per_class,
         "held_out_samples": len(run.held_out), "options": job.options.as_dict(), "units": run.structure.units,
         "measured_in": _measured_in(run),
@@ -280,8 +290,8 @@ def _journal(folder: Path, classes: tuple[str, ...]) -> Iterator[Journal]:
 def _prefixes(path: PruningPath, job: CompareJob) -> list[dict[str, Any]]:
     """Which prefixes are evaluated: each ratio in each kind, as far as the path goes; the same prefix once."""
     found: dict[int, dict[str, Any]] = {}
-    for kind in job.kinds:
-        for ratio in job.ratios:
+    for kind, ratios in job.counted.items():
+        for ratio in ratios:
             with contextlib.suppress(TargetError):
                 target = Target.parse(f"{kind}={ratio:g}")
                 _, steps, reached = path.prefix(target)

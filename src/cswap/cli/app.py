@@ -43,7 +43,11 @@ Weights = Annotated[
     Path | None, typer.Option("--weights", help=".safetensors, or .pt/.pth/.th (read with weights_only=True)")
 ]
 DataOption = Annotated[
-    str, typer.Option("--data", help="folder with train/ and val/ or test/, torchvision:NAME@ROOT, FILE.py:FACTORY, package.module:FACTORY")
+    str,
+    typer.Option(
+        "--data",
+        help="folder with train/ and val/ or test/, torchvision:NAME@ROOT, FILE.py:FACTORY, package.module:FACTORY",
+    ),
 ]
 MaybeData = Annotated[str | None, typer.Option("--data", help="other data than the artifact was made with")]
 Out = Annotated[Path, typer.Option("--out", help="the artifact folder to write")]

@@ -16,7 +16,9 @@ from cswap.data.calibration import class_names, labels_of
 from cswap.data.models import ModelSpec, module_from_file, module_named, one_line
 from cswap.errors import DataError, ModelError
 
-EXPECTED = "expected a folder with train/ and val/ or test/, torchvision:NAME@ROOT, FILE.py:FACTORY or package.module:FACTORY"
+EXPECTED = (
+    "expected a folder with train/ and val/ or test/, torchvision:NAME@ROOT, FILE.py:FACTORY or package.module:FACTORY"
+)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -99,7 +101,9 @@ def _read_image(path: str) -> Any:
 
 def names_code(text: str) -> bool:
     """Whether a data spec is a factory, code that runs: FILE.py:FACTORY or package.module:FACTORY."""
-    return ".py:" in text or (re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None and not Path(text).exists())
+    return ".py:" in text or (
+        re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None and not Path(text).exists()
+    )
 
 
 def open_data(

@@ -1,0 +1,123 @@
+"""Optimal brain surgery by units, rankings per parameter, and the paired test: against computations by hand."""
+
+from __future__ import annotations
+
+import copy
+from math import comb
+
+import numpy as np
+import pytest
+import torch
+
+import cswap
+from cswap.errors import InputError
+from cswap.evaluate.significance import mcnemar
+from cswap.linear.elimination import DAMPING
+from cswap.methods.obs import obs_scores, output_importance
+from cswap.methods.ranking import removal_order
+from cswap.structure.ledger import Ledger
+from cswap.structure.surgery import kept_indices, removed_by
+from tests.reference.least_squares import rows_by_hand
+
+
+def test_the_first_cost_is_the_weighted_error_of_the_dense_refit(digits_case):
+    """The unit that goes first: its score is what a dense solve says, and no other unit's is lower."""
+    model, calibration, structure = digits_case
+    structure = structure.select(("layer2.conv1",))
+    group = structure["layer2.conv1"]
+    scores = obs_scores(model, structure, calibration, cswap.Classification())["layer2.conv1"]
+    layer, seen = model.layer2.conv2, []
+    handle = layer.register_forward_pre_hook(lambda _m, args: seen.append(args[0].detach()))
+    inputs = calibration.inputs(0, len(calibration))
+    model(inputs)
+    handle.remove()
+    (rows,) = rows_by_hand(layer, seen[0])
+    centred = rows - rows.mean(0)
+    second = centred.T @ centred / len(rows)
+    damped = second + DAMPING * second.diagonal().mean() * torch.eye(len(second)).double()
+    # v by one sample at a time: Σ over places of (∂σ/∂y)², averaged
+    v = torch.zeros(layer.out_channels).double()
+    net = copy.deepcopy(model)
+    for x, t in zip(inputs, calibration.targets, strict=True):
+        given = []
+        hook = net.layer2.conv2.register_forward_hook(lambda _m, _i, out, given=given: given.append(out))
+        out = net(x.unsqueeze(0))
+        hook.remove()
+        (g,) = torch.autograd.grad(out.softmax(1)[0, int(t)], given)
+        v += g[0].double().square().sum((1, 2)) / len(inputs)
+    np.testing.assert_allclose(
+        output_importance(model, structure, calibration, cswap.Classification())["layer2.conv2"], v, rtol=1e-4
+    )
+    w = layer.weight.detach().double().flatten(1).T
+    costs = []
+    for n in range(group.size):
+        p = torch.arange(9 * n, 9 * n + 9)
+        rest = torch.tensor([i for i in range(len(second)) if i not in set(p.tolist())])
+        change = -w.clone()
+        change[rest] = torch.linalg.solve(damped[rest][:, rest], damped[rest] @ w) - w[rest]
+        costs.append(float(((change.T @ damped @ change).diagonal() * v).sum()))
+    first = int(np.argmin(scores))
+    assert first == int(np.argmin(costs))
+    assert scores[first] == pytest.approx(costs[first], rel=1e-3)
+
+
+def test_a_duplicate_goes_first_and_alone(digits_case):
+    model, calibration, structure = digits_case
+    net = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in (net.layer1.conv1.weight, *net.layer1.bn1.state_dict().values()):
+            if tensor.dim():
+                tensor[4] = tensor[1]
+    scores = obs_scores(net, structure, calibration, cswap.Classification())
+    order = [n for g, n in removal_order(structure, scores, "layer") if g == "layer1.conv1"]
+    assert order[0] in (1, 4)
+    other = 5 - order[0]
+    assert order.index(other) > 3  # with one of the pair gone the other is needed
+    again = obs_scores(net, structure, calibration, cswap.Classification())
+    assert all(np.array_equal(scores[g], again[g]) for g in scores)
+
+
+def test_obs_is_a_complete_path(digits_case):
+    model, calibration, structure = digits_case
+    path = cswap.prune_path(model, calibration, structure=structure, method="obs", scope="global", per="params")
+    assert sum(d.removed for d in path) == structure.units - len(structure)
+    with pytest.raises(InputError, match="per: params goes with --scope global"):
+        cswap.prune_path(model, calibration, structure=structure, method="obs", per="params")
+
+
+@pytest.mark.parametrize("kind", ["params", "macs"])
+def test_a_ranking_per_parameter_takes_the_cheapest_as_the_network_stands(digits_case, kind):
+    _, _, structure = digits_case
+    rng = np.random.default_rng(0)
+    scores = {g.name: rng.random(g.size) for g in structure}
+    order = removal_order(structure, scores, "global", kind)
+    assert sorted(order) == sorted((g.name, n) for g in structure for n in range(g.size))
+    ledger = Ledger(structure)
+    for name, unit in order[: structure.units - len(structure)]:
+        price = {}
+        for g in structure:
+            if ledger.kept(g) > 1:
+                left = [n for n in range(g.size) if n not in ledger.gone(g.name)]
+                best = min(left, key=lambda n, g=g: scores[g.name][n])
+                after = copy.deepcopy(ledger)
+                after.remove(g, best)
+                taken = ledger.params - after.params if kind == "params" else ledger.macs - after.macs
+                price[g.name, best] = scores[g.name][best] / taken
+        assert price[name, unit] == pytest.approx(min(price.values()))
+        ledger.remove(structure[name], unit)
+
+
+def test_units_that_went_follow_from_what_was_kept(digits_case):
+    _, _, structure = digits_case
+    removed = {g.name: np.arange(1, g.size, 3) for g in structure}
+    found = removed_by(structure, kept_indices(structure, removed))
+    assert {g: u.tolist() for g, u in found.items()} == {g: u.tolist() for g, u in removed.items()}
+
+
+def test_mcnemar_by_hand():
+    first = np.array([1, 1, 1, 1, 1, 0, 1, 1, 0, 0], dtype=bool)
+    second = np.array([1, 0, 0, 0, 0, 1, 1, 1, 0, 0], dtype=bool)
+    # four right in the first alone, one in the second alone
+    assert mcnemar(first, second) == pytest.approx(sum(comb(5, k) for k in (4, 5)) / 2**5)
+    assert mcnemar(first, first) == 1.0
+    assert mcnemar(second, first) > 0.9
