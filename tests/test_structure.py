@@ -41,9 +41,7 @@ def _off_by_one(structure: Structure) -> Structure:
             dataclasses.replace(s, positions=np.roll(s.positions, 1)) if s.role == "consumer" else s for s in g.slots
         )
         groups.append(Group(g.name, g.size, slots))
-    return Structure(
-        tuple(groups), (), (), structure.layers, structure.total_params, structure.total_macs, structure.input_shape
-    )
+    return dataclasses.replace(structure, groups=tuple(groups))
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))
@@ -187,7 +185,7 @@ def test_the_support_report_says_what_the_tracer_cannot():
 def test_attention_counts_and_its_own_layers_are_not_called_unused():
     vit = torchvision.models.VisionTransformer(32, 16, 2, 2, 32, 64, num_classes=5)
     structure = discover(vit, torch.randn(2, 3, 32, 32))
-    assert [g.size for g in structure] == [64, 64]
+    assert [g.size for g in structure if "#" not in g.name] == [64, 64]
     assert structure.uncalled == ()
     assert any("LayerNorm" in o.reason for o in structure.left_out)
     assert structure.total_macs > 2 * 5 * 32 * (3 * 32 + 32 + 2 * 64)  # projections and MLPs of both layers, 5 tokens

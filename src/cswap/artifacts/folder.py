@@ -34,6 +34,7 @@ from cswap.errors import ArtifactError, CswapError, InputError, MismatchError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Surgery
 from cswap.structure.groups import Structure
+from cswap.structure.hosts import replace_attention_
 from cswap.structure.surgery import KeptIndices, removed_by, shrink_in_place
 from cswap.types import Cliff, Ratio, Target
 
@@ -193,8 +194,8 @@ def spec_of(folder: Path, manifest: dict[str, Any], trust: bool) -> ModelSpec:
 def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, trust: bool = False) -> nn.Module:
     """The pruned module of an artifact, in eval mode, on the CPU.
 
-    Builds the original network by `factory` (or the one the manifest names), shrinks it by the manifest, loads the
-    weights. Checks schema, hash, names and shapes. Raises ArtifactError.
+    Builds the original network by `factory` (or the one the manifest names), replaces attention and shrinks by the
+    manifest, loads the weights. Checks schema, hash, names and shapes. Raises ArtifactError.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -205,6 +206,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
             str(t): {int(d): np.asarray(i, dtype=np.int64) for d, i in dims.items()}
             for t, dims in manifest["kept"].items()
         }
+        replaced = [str(name) for name in manifest.get("structure", {}).get("replaced", {})]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise ArtifactError(f"{folder}: the manifest is malformed") from None
     if any(i.ndim != 1 or (np.diff(i) <= 0).any() for dims in kept.values() for i in dims.values()):
@@ -216,7 +218,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
         model = build()
     if not isinstance(model, nn.Module):
         raise ArtifactError(f"expected the factory to return an nn.Module, got {type(model).__name__}")
-    shrink_in_place(model, kept)
+    shrink_in_place(replace_attention_(model, replaced), kept)
     try:
         load_model(model, str(weights))
     except RuntimeError as error:

@@ -28,6 +28,7 @@ from cswap.linear.moments import Moments
 from cswap.linear.patches import columns_of, groups_of, input_rows, refusal
 from cswap.structure.calls import call_counts
 from cswap.structure.groups import Group, Slot, Structure
+from cswap.structure.layers import channel_dim
 from cswap.structure.surgery import kept_indices
 from cswap.types import IntArray
 
@@ -203,8 +204,8 @@ class CompensatedPlainEngine(PlainEngine):
                         hook = self._change_hook(group, slot, cuts, shares)
                         handles.append(module.register_forward_hook(hook))
                     else:
-                        dim = -1 if isinstance(module, nn.Linear) else 1
-                        handles.append(module.register_forward_pre_hook(_cut_hook(slot, cuts, shares, dim)))
+                        hook = _cut_hook(slot, cuts, shares, channel_dim(module))
+                        handles.append(module.register_forward_pre_hook(hook))
             yield
         finally:
             for handle in handles:
@@ -248,7 +249,6 @@ class CompensatedReplayEngine(ReplayEngine):
             model, *args, compensation=self.compensation, **settings
         )
         self.name += "; cuts compensated"
-        self._replayed: Group | None = None
 
     def enter(self, group: Group) -> None:
         self.plain.enter(group)
@@ -259,10 +259,6 @@ class CompensatedReplayEngine(ReplayEngine):
         # what the graph lacks, as long as it is used: more may go before the next one is made
         self._lacks = kept_indices(self.structure, self._gone(taken_out=True))
         return super()._graph()
-
-    def _outputs(self, plan: Plan, *args: Any) -> Any:
-        self._replayed = plan.group
-        return super()._outputs(plan, *args)
 
     def remove(self, group: str, units: Sequence[int]) -> None:
         chosen = self.structure[group]
@@ -287,12 +283,13 @@ class CompensatedReplayEngine(ReplayEngine):
             self.compensation.inverses |= inverses
             self.compensation.gone = gone
 
-    def _handler(self, c: Consumer, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]) -> Any:
-        group = self._replayed
-        assert group is not None
+    def _handler(
+        self, plan: Plan, c: Consumer, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]
+    ) -> Any:
+        group = plan.group
         slot = next(s for s in group.consumers if s.module == str(c.node.target))
         if (group.name, slot.module) not in self.compensation.inverses:
-            return super()._handler(c, cuts, frontiers, shares)
+            return super()._handler(plan, c, cuts, frontiers, shares)
         source, left = c.node.all_input_nodes[0], self._lacks.get(f"{slot.module}.weight", {}).get(1)
 
         def changed(x: torch.Tensor, cut: tuple[int, ...]) -> torch.Tensor | float:

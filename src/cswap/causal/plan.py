@@ -109,18 +109,23 @@ def input_dim(module: nn.Module) -> int:
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
-    weight: torch.Tensor = module.get_parameter("weight").data
-    return weight
+    weight: Any = module.weight
+    return weight.data  # type: ignore[no-any-return]
 
 
-def without(module: nn.Module, x: torch.Tensor, positions: list[torch.Tensor], shares: list[int]) -> torch.Tensor:
-    """The layer on inputs of cut sets, one after the other, of `shares` samples each: a set's own positions count as zero."""
+def without(
+    module: nn.Module, x: torch.Tensor, positions: list[torch.Tensor], shares: list[int], *others: Any, **named: Any
+) -> torch.Tensor:
+    """The layer on inputs of cut sets, one after the other, of `shares` samples each: a set's own positions count as zero.
+
+    others, named: what it takes besides x, as it is.
+    """
     if len(positions) == 1:
         weight, dim, index = weight_of(module), input_dim(module), positions[0].to(x.device)
         held = weight.index_select(dim, index)
         weight.index_fill_(dim, index, 0.0)
         try:
-            result: torch.Tensor = module(x)
+            result: torch.Tensor = module(x, *others, **named)
         finally:
             weight.index_copy_(dim, index, held)
         return result
@@ -129,5 +134,5 @@ def without(module: nn.Module, x: torch.Tensor, positions: list[torch.Tensor], s
     for index, share in zip(positions, shares, strict=True):
         x[start : start + share * each].index_fill_(channel_dim(module), index.to(x.device), 0.0)
         start += share * each
-    masked: torch.Tensor = module(x)
+    masked: torch.Tensor = module(x, *others, **named)
     return masked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ from cswap.causal.plan import (
 from cswap.errors import InputError
 from cswap.structure.check import tensors_of
 from cswap.structure.groups import Group, Slot
-from cswap.structure.surgery import kept_indices, masked_copy, shrink_in_place
+from cswap.structure.surgery import kept_indices, masked_copy, prepared_copy, shrink_in_place
 from cswap.types import IntArray
 
 _CHECKED_ROWS = 4
@@ -57,7 +56,7 @@ class ReplayEngine(Engine):
     def __init__(self, model: nn.Module, *args: Any, tuning: Tuning = Tuning(), **settings: Any) -> None:
         super().__init__(model, *args, **settings)
         self.tuning = tuning
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = prepared_copy(model, self.structure).eval().requires_grad_(False)
         self.plain = PlainEngine(model, *args, **settings)
         self.removed: dict[str, set[int]] = {}
         self._planned: Plan | None = None
@@ -148,7 +147,10 @@ class ReplayEngine(Engine):
         (tensor, dim), *_ = self.structure.layers[slot.module].axes["in"]
         left = kept.get(f"{slot.module}.{tensor}", {}).get(dim)
         own = {n: p for n, p in slot.by_unit.items() if n not in gone}
-        return own if left is None else {n: np.searchsorted(left, p).astype(np.int64) for n, p in own.items()}
+        if left is None:
+            return own
+        there = {n: p[np.isin(p, left)] for n, p in own.items()}  # a head that is gone took its dimensions with it
+        return {n: np.searchsorted(left, p).astype(np.int64) for n, p in there.items()}
 
     # The frontier.
 
@@ -206,11 +208,14 @@ class ReplayEngine(Engine):
                 return values[0]
             return joined(values)
 
-        special = {c.node: self._handler(c, cuts, frontiers, shares) for c in plan.consumers}
+        special = {c.node: self._handler(plan, c, cuts, frontiers, shares) for c in plan.consumers}
         with torch.inference_mode(), self._precision():
             return plan.graph.run(plan.tail, {}, last_use=plan.tail_last, special=special, fetch=fetch)
 
-    def _handler(self, c: Consumer, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]) -> Any:
+    def _handler(
+        self, plan: Plan, c: Consumer, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]
+    ) -> Any:
+        scales = plan.graph.scales
         if c.first:
             source = c.node.all_input_nodes[0]
 
@@ -222,9 +227,14 @@ class ReplayEngine(Engine):
             return first
 
         def masked(env: Env) -> torch.Tensor:
-            node = c.node.all_input_nodes[0]
-            x = env[node] if node in env else joined([f[node] for f in frontiers])
-            return without(c.module, x, [c.of(cut) for cut in cuts], shares)
+            def value(node: fx.Node) -> Any:
+                if node in env:
+                    return env[node]
+                return frontiers[0][node] if scales[node] is False else joined([f[node] for f in frontiers])
+
+            args: Any = fx.node.map_arg(c.node.args, value)
+            named: Any = fx.node.map_arg(c.node.kwargs, value)
+            return without(c.module, args[0], [c.of(cut) for cut in cuts], shares, *args[1:], **named)
 
         return masked
 

@@ -18,7 +18,7 @@ from cswap.errors import CswapWarning
 from cswap.recovery.base import STEPS, Case, choosing, steps_of
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
-from cswap.structure.surgery import KeptIndices, kept_indices
+from cswap.structure.surgery import KeptIndices, kept_indices, prepared_copy
 from cswap.structure.twins import removed_units
 from cswap.tasks import Classification, Task
 from cswap.types import FloatArray
@@ -97,7 +97,8 @@ def recovered(
     else:
         removed, kept, structure = made.removed, made.kept, structure or made.structure
     plain, changed = _still(small, device), _still(small, device)
-    case = Case(changed, _still(teacher, device), calibration, structure, removed, kept, device, memory)
+    original = prepared_copy(teacher, structure).eval().to(device)
+    case = Case(changed, original, calibration, structure, removed, kept, device, memory)
     for name in names:
         STEPS[name](case)
     before, after = (_scores(net, calibration, task, device) for net in (plain, case.small))

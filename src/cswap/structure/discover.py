@@ -12,11 +12,14 @@ import numpy as np
 import torch
 import torch_pruning as tp
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cswap.errors import StructureError
 from cswap.structure.check import agreement, random_half, randomise_
 from cswap.structure.groups import Group, LayerCost, LeftOut, Slot, Structure
+from cswap.structure.heads import Whole, attention_of, head_groups, with_stand_ins
+from cswap.structure.hosts import replace_attention_
 from cswap.structure.layers import is_grouped, rule_of
 
 _OPS = tp.ops.OPTYPE
@@ -46,9 +49,9 @@ def macs_of(model: nn.Module, inputs: torch.Tensor) -> tuple[int, dict[str, int]
     """Multiply-accumulates of one sample, in all and by module name, by torch's own counter (which counts two each)."""
     counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused attention kernel is invisible to the counter
+    torch.backends.mha.set_fastpath_enabled(False)  # fused attention kernels are invisible to the counter
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(inputs[:1])
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -93,6 +96,8 @@ def _slots(group: Any, names: dict[nn.Module, str], size: int) -> list[Slot]:
         if node.type in _REFUSED:
             raise _Refused(_REFUSED[node.type])
         module = node.module
+        if isinstance(module, Whole):
+            raise _Refused("attention reads or writes this width as a whole")
         if module not in names:
             continue  # an operation without weights: add, cat, flatten, ...
         name = names[module]
@@ -170,7 +175,7 @@ def _layer_costs(model: nn.Module, groups: list[Group], macs: dict[str, int]) ->
         sides = {"out": rule.out, "in": rule.inn} if rule.mixes else {"out": rule.out}
         axes = {side: tuple(a for a in pairs if a[0] in shapes) for side, pairs in sides.items()}
         sizes = {side: shapes[pairs[0][0]][pairs[0][1]] for side, pairs in axes.items()}
-        layers[name] = LayerCost(own, macs.get(name, 0), sizes, axes)
+        layers[name] = LayerCost(own, macs.get(name, 0), sizes, axes, rule.additive)
     return layers
 
 
@@ -208,16 +213,18 @@ def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, see
             ) from error
         for p in work.parameters():
             p.requires_grad_(True)
+        replaced, unlike = attention_of(work, inputs, seed)
+        replace_attention_(work, replaced)
         order = _call_order(work, inputs)
         total_macs, macs = macs_of(work, inputs)
-        graph = _trace(work, inputs)
-        names = {m: n for n, m in work.named_modules()}
+        traced, names = with_stand_ins(work, replaced)
+        graph = _trace(traced, inputs)
         groups, left_out = _collect(graph, names, order)
+        groups = _disjoint(groups, left_out) + head_groups(work, replaced)
         groups.sort(key=lambda g: _place(g, order), reverse=True)
-        groups = _disjoint(groups, left_out)
         structure = Structure(
-            tuple(groups), tuple(left_out), _uncalled(work, order), _layer_costs(work, groups, macs),
-            count_params(work), total_macs, tuple(inputs.shape[1:]),
+            tuple(groups), (*left_out, *unlike), _uncalled(work, order), _layer_costs(work, groups, macs),
+            count_params(work), total_macs, tuple(inputs.shape[1:]), replaced,
         )  # fmt: skip
         return _verified(work, structure, inputs, seed) if verify and groups else structure
 
@@ -285,7 +292,7 @@ def _verified(work: nn.Module, structure: Structure, inputs: torch.Tensor, seed:
     left = structure.left_out + tuple(LeftOut(n, structure[n].size, why) for n, why in bad.items())
     smaller = Structure(
         kept, left, structure.uncalled, structure.layers, structure.total_params, structure.total_macs,
-        structure.input_shape,
+        structure.input_shape, structure.replaced,
     )  # fmt: skip
     if kept and not agreement(randomised, smaller, random_half(smaller, seed), inputs).ok:
         raise StructureError("groups agree one by one but not together; nothing was pruned")

@@ -115,13 +115,15 @@ class LeftOut:
 class LayerCost:
     """A layer's original sizes: tensor shapes by name, MACs a sample, its size a side, and the axes of each side.
 
-    `axes`: side -> (tensor name, dimension) pairs. A channel-by-channel layer has the side "out" alone.
+    `axes`: side -> (tensor name, dimension) pairs. A channel-by-channel layer has the side "out" alone. `additive`: MACs go
+    with the sum of the sides' sizes, not with their product.
     """
 
     tensors: dict[str, tuple[int, ...]]
     macs: int
     sides: dict[str, int]
     axes: dict[str, tuple[tuple[str, int], ...]]
+    additive: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -130,6 +132,7 @@ class LayerCost:
             "macs": self.macs,
             "sides": self.sides,
             "axes": {side: [list(a) for a in axes] for side, axes in self.axes.items()},
+            **({"additive": True} if self.additive else {}),
         }
 
     @classmethod
@@ -140,6 +143,7 @@ class LayerCost:
             int(data["macs"]),
             {str(k): int(v) for k, v in data["sides"].items()},
             {str(k): tuple((str(t), int(d)) for t, d in axes) for k, axes in data["axes"].items()},
+            bool(data.get("additive", False)),
         )
 
 
@@ -147,7 +151,8 @@ class LayerCost:
 class Structure:
     """What can be pruned in one network, from the output to the input, and what cannot.
 
-    `total_params`, `total_macs` (one sample) count the whole network; `layers` only those a group touches.
+    `total_params`, `total_macs` (one sample) count the whole network; `layers` only those a group touches. `replaced`: names
+    of attention modules that must become equivalent ones before anything is cut, and the kind of each (see attention.py).
     """
 
     groups: tuple[Group, ...]
@@ -157,6 +162,7 @@ class Structure:
     total_params: int
     total_macs: int
     input_shape: tuple[int, ...]
+    replaced: dict[str, str] = field(default_factory=dict)
     _by_name: dict[str, Group] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -199,7 +205,7 @@ class Structure:
         reasons = tuple(LeftOut(g.name, g.size, "excluded by --only or --exclude") for g in dropped)
         return Structure(
             tuple(kept), self.left_out + reasons, self.uncalled, self.layers, self.total_params, self.total_macs,
-            self.input_shape,
+            self.input_shape, self.replaced,
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
@@ -212,6 +218,7 @@ class Structure:
             "total_params": self.total_params,
             "total_macs": self.total_macs,
             "input_shape": list(self.input_shape),
+            "replaced": self.replaced,
         }
 
     @classmethod
@@ -225,6 +232,7 @@ class Structure:
             total_params=int(data["total_params"]),
             total_macs=int(data["total_macs"]),
             input_shape=tuple(int(v) for v in data["input_shape"]),
+            replaced={str(n): str(k) for n, k in data.get("replaced", {}).items()},
         )
 
 

@@ -20,13 +20,16 @@ class LayerRule:
 
     `out`/`inn`: (tensor name, dimension) pairs its outputs/inputs live on; a channel-by-channel layer has both the same.
     `mixes`: an output reads every input, so the layer is a consumer of its inputs and a producer of its outputs.
-    `refit`: sets the integer attributes from the shapes of the tensors.
+    `refit`: sets the integer attributes from the shapes of the tensors. `additive`: MACs go with the sum of its two sides,
+    not with their product. `channel`: the dimension of its input on which units lie.
     """
 
     out: Axes
     inn: Axes
     mixes: bool
     refit: Callable[[Any], None]
+    additive: bool = False
+    channel: int = 1
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -68,7 +71,7 @@ _CONV = LayerRule((("weight", 0), ("bias", 0)), (("weight", 1),), True, _refit_c
 _TRANSPOSED = LayerRule((("weight", 1), ("bias", 0)), (("weight", 0),), True, _refit_transposed)
 _DEPTHWISE_AXES: Axes = (("weight", 0), ("bias", 0))
 _DEPTHWISE = LayerRule(_DEPTHWISE_AXES, _DEPTHWISE_AXES, False, _refit_depthwise)
-_LINEAR = LayerRule((("weight", 0), ("bias", 0)), (("weight", 1),), True, _refit_linear)
+_LINEAR = LayerRule((("weight", 0), ("bias", 0)), (("weight", 1),), True, _refit_linear, channel=-1)
 _NORM_AXES: Axes = (("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0))
 _NORM = LayerRule(_NORM_AXES, _NORM_AXES, False, _refit_norm)
 _PRELU = LayerRule((("weight", 0),), (("weight", 0),), False, _refit_prelu)
@@ -76,7 +79,10 @@ _PRELU_SHARED = LayerRule((), (), False, lambda _module: None)
 
 
 def rule_of(module: nn.Module) -> LayerRule | None:
-    """The rule of a layer, or None for one that cannot be shrunk."""
+    """The rule of a layer, or None for one that cannot be shrunk. A layer of our own brings its rule as `layer_rule`."""
+    own = getattr(type(module), "layer_rule", None)
+    if isinstance(own, LayerRule):
+        return own
     if is_grouped(module):
         return None
     if is_depthwise(module):
@@ -97,4 +103,5 @@ def rule_of(module: nn.Module) -> LayerRule | None:
 
 def channel_dim(module: nn.Module) -> int:
     """The dimension of a consumer's INPUT on which its units lie: last for linear layers, 1 for convolutions."""
-    return -1 if isinstance(module, nn.Linear) else 1
+    rule = rule_of(module)
+    return 1 if rule is None else rule.channel

@@ -7,21 +7,28 @@ from math import prod
 import numpy as np
 
 from cswap.errors import TargetError
-from cswap.structure.groups import Group, Removed, Structure
-from cswap.types import Ratio, Target
+from cswap.structure.groups import Group, Removed, Slot, Structure
+from cswap.types import IntArray, Ratio, Target
 
 
 class Ledger:
     """Which units are gone, and what fraction of parameters, MACs and units that is.
 
     Parameters of a tensor are the product of its dimensions; MACs of a layer are proportional to its outputs times its
-    inputs (to its channels for a channel-by-channel layer), so both follow from the counts a side.
+    inputs (to its channels for a channel-by-channel layer, to the sum of both for an additive one), so both follow from the
+    counts a side.
     """
 
     def __init__(self, structure: Structure) -> None:
         self.structure = structure
         self._gone: dict[str, set[int]] = {g.name: set() for g in structure}
         self._left = {name: dict(cost.sides) for name, cost in structure.layers.items()}
+        # by position: a head and its inner dimensions own the same ones, and each goes once
+        self._there = {
+            (name, side): np.ones(size, dtype=bool)
+            for name, c in structure.layers.items()
+            for side, size in c.sides.items()
+        }
         self._gone_units = 0
         self._layer = {name: self._cost(name) for name in structure.layers}
         self.params = structure.total_params
@@ -34,7 +41,14 @@ class Ledger:
             prod(left[side_of[t, d]] if (t, d) in side_of else n for d, n in enumerate(shape))
             for t, shape in cost.tensors.items()
         )
+        if cost.additive:
+            return params, cost.macs * sum(left.values()) / sum(cost.sides.values())
         return params, cost.macs * prod(left[side] / n for side, n in cost.sides.items())
+
+    def _fresh(self, slot: Slot, unit: int) -> IntArray:
+        """Positions of the unit that no other unit took before."""
+        positions = slot.by_unit.get(unit, np.empty(0, dtype=np.int64))
+        return positions[self._there[slot.module, slot.side][positions]]
 
     def remove(self, group: Group, unit: int) -> None:
         """Count one unit as gone; raises TargetError when it is the last of its group or gone already."""
@@ -47,7 +61,9 @@ class Ledger:
         self._gone_units += 1
         touched = set()
         for slot in group.slots:
-            self._left[slot.module][slot.side] -= len(slot.by_unit.get(unit, ()))
+            fresh = self._fresh(slot, unit)
+            self._there[slot.module, slot.side][fresh] = False
+            self._left[slot.module][slot.side] -= len(fresh)
             touched.add(slot.module)
         for name in touched:
             before, after = self._layer[name], self._cost(name)
@@ -62,7 +78,7 @@ class Ledger:
         held = {s.module: dict(self._left[s.module]) for s in group.slots}
         total = 0.0
         for slot in group.slots:
-            self._left[slot.module][slot.side] -= len(slot.by_unit.get(unit, ()))
+            self._left[slot.module][slot.side] -= len(self._fresh(slot, unit))
         for name in {s.module for s in group.slots}:
             before, after = self._layer[name], self._cost(name)
             total += before[0] - after[0] if kind == "params" else before[1] - after[1]

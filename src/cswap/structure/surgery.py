@@ -11,6 +11,7 @@ from torch import nn
 
 from cswap.errors import ArtifactError
 from cswap.structure.groups import Removed, Structure
+from cswap.structure.hosts import replace_attention_
 from cswap.structure.layers import rule_of
 from cswap.types import IntArray
 
@@ -36,7 +37,7 @@ def kept_indices(structure: Structure, removed: Removed) -> KeptIndices:
 
 
 def removed_by(structure: Structure, kept: KeptIndices) -> Removed:
-    """The inverse of `kept_indices`: units of which some position is not kept, by group."""
+    """The inverse of `kept_indices`: units of which no position is kept on some side, by group."""
     removed: Removed = {}
     for group in structure:
         gone: set[int] = set()
@@ -45,7 +46,7 @@ def removed_by(structure: Structure, kept: KeptIndices) -> Removed:
             for tensor, dim in cost.axes[slot.side]:
                 left = kept.get(f"{slot.module}.{tensor}", {}).get(dim)
                 if left is not None:
-                    gone.update(slot.owner[~np.isin(slot.positions, left)].tolist())
+                    gone.update(np.setdiff1d(slot.owner, slot.owner[np.isin(slot.positions, left)]).tolist())
         if gone:
             removed[group.name] = np.asarray(sorted(gone), dtype=np.int64)
     return removed
@@ -84,23 +85,31 @@ def shrink_in_place(model: nn.Module, kept: KeptIndices) -> nn.Module:
     return model
 
 
+def prepared_copy(model: nn.Module, structure: Structure) -> nn.Module:
+    """A copy in which every layer the structure names is there: attention is replaced by its equivalent."""
+    return replace_attention_(copy.deepcopy(model), structure.replaced)
+
+
 def pruned_copy(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
     """A new, physically smaller module; `model` is untouched."""
-    return shrink_in_place(copy.deepcopy(model), kept_indices(structure, removed))
+    return shrink_in_place(prepared_copy(model, structure), kept_indices(structure, removed))
 
 
 def zero_cut_(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
-    """`do(n)` on the weights of `model` itself: zero at every weight that reads a removed unit; returns `model`."""
+    """`do(n)` on the weights of `model` itself: zero at every weight that reads a removed unit; returns `model`.
+
+    `model` comes from `prepared_copy`, or the structure replaces nothing in it.
+    """
     for name, units in removed.items():
         for slot in structure[name].consumers:
             positions = torch.from_numpy(slot.of(units))
             if len(positions):
                 (tensor, dim), *_ = structure.layers[slot.module].axes["in"]
-                weight: Any = model.get_submodule(slot.module).get_parameter(tensor)
+                weight: Any = getattr(model.get_submodule(slot.module), tensor)
                 weight.data.index_fill_(dim, positions.to(weight.device), 0.0)
     return model
 
 
 def masked_copy(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
     """The same network with the removed units cut but not taken out; `model` is untouched."""
-    return zero_cut_(copy.deepcopy(model), structure, removed)
+    return zero_cut_(prepared_copy(model, structure), structure, removed)
