@@ -45,6 +45,7 @@ def slim(method: dict[str, Any], seed: int) -> dict[str, Any]:
         found = {"none": p["quality"], **{how: r["quality"] for how, r in p["recovered"].items()}}
         points.append({
             "asked": p["asked"], "ratio": p["ratio"], "accuracy": {how: q["accuracy"] for how, q in found.items()},
+            "raw_accuracy": {how: r["raw_quality"]["accuracy"] for how, r in p["recovered"].items()},
             "worst_class": {how: min(q["by_class"]) for how, q in found.items()},
             "p_worse": {how: r.get("p_worse") for how, r in p["recovered"].items()},
             "declined": [how for how, r in p["recovered"].items() if r["declined"]],

@@ -318,8 +318,13 @@ def _points(run: _Run, path: PruningPath, tag: str, seed: int) -> list[dict[str,
         for how, ratios in run.job.ways.items():
             if how == "none" or (ratios is not None and not set(ratios) & set(p["asked"].values())):
                 continue
-            found = _point(run, small, tag, p["steps"], how, seed)
-            p["recovered"][how] = {k: v for k, v in found.items() if k != "hits"}
+            raw = _point(run, small, tag, p["steps"], how, seed)
+            # what a user gets is the plain network where the recovery is declined
+            found: dict[str, Any] = {
+                **raw,
+                **({k: plain[k] for k in ("quality", "hits") if k in plain} if raw["declined"] else {}),
+            }
+            p["recovered"][how] = {k: v for k, v in found.items() if k != "hits"} | {"raw_quality": raw["quality"]}
             if "hits" in plain and "hits" in found:
                 p["recovered"][how]["p_worse"] = mcnemar(_bits(plain["hits"]), _bits(found["hits"]))
     if run.job.latency:
@@ -338,7 +343,7 @@ def _point(run: _Run, small: nn.Module, tag: str, steps: int, how: str, seed: in
         found = recovered(
             small, run.model, calibration, how, task=run.task, device=run.device, memory=run.job.machine.memory
         )
-        small, facts = found.model, {"seconds": found.seconds, "declined": found.declined, "notes": found.notes}
+        small, facts = found.raw, {"seconds": found.seconds, "declined": found.declined, "notes": found.notes}
     samples: dict[str, list[float]] = {}
     quality = measure_quality(
         {how: small}, run.held_out, run.task, len(run.classes), device=run.device, amp=run.job.eval_amp, samples=samples

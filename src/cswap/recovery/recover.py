@@ -30,8 +30,9 @@ DOUBT = 0.05
 class Recovery:
     """A recovered network and what was done.
 
-    `declined`: why the network is as it was, or None. `score_before`, `score_after`: mean σ on the calibration samples that
-    choose and do not fit. `notes`: what was left as it was, and why; `facts`: figures by step.
+    `declined`: why the network is as it was, or None; `raw`: the recovered network all the same. `score_before`,
+    `score_after`, `quality_before`, `quality_after`: means of σ and of quality on the `judged` calibration samples, those that
+    did not fit where something is fitted, else all. `notes`: what was left as it was, and why; `facts`: figures by step.
     """
 
     model: nn.Module
@@ -39,6 +40,10 @@ class Recovery:
     seconds: float
     score_before: float
     score_after: float
+    quality_before: float
+    quality_after: float
+    judged: int
+    raw: nn.Module
     declined: str | None = None
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -47,7 +52,8 @@ class Recovery:
         """Plain JSON values, without the network."""
         return {
             "how": self.how, "seconds": self.seconds, "declined": self.declined, "score_before": self.score_before,
-            "score_after": self.score_after, "notes": self.notes, "facts": self.facts,
+            "score_after": self.score_after, "quality_before": self.quality_before, "quality_after": self.quality_after,
+            "judged": self.judged, "notes": self.notes, "facts": self.facts,
         }  # fmt: skip
 
 
@@ -64,8 +70,8 @@ def recover(
 ) -> nn.Module:
     """A copy of the pruned network `small` with what can be given back; `teacher` is its original. Both are untouched.
 
-    how: `bias`, `bn`, `lstsq`, `merge`, `fold`, or several joined by `+`, done in that order. When the score of the calibration
-    samples that do not fit falls (paired one-sided t-test at 5 %), the copy is as `small` was, and a warning says so;
+    how: `bias`, `bn`, `lstsq`, `merge`, `fold`, or several joined by `+`, done in that order. When calibration quality falls, or the
+    score does (paired one-sided t-test at 5 %), on samples that did not fit, the copy is as `small` was, and a warning says so;
     `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors.
     Raises InputError when they do not match.
     """
@@ -101,12 +107,15 @@ def recovered(
     case = Case(changed, original, calibration, structure, removed, kept, device, memory)
     for name in names:
         STEPS[name](case)
-    before, after = (_scores(net, calibration, task, device) for net in (plain, case.small))
+    numbers = choosing(calibration) if "lstsq" in names else np.arange(len(calibration))
+    before, after = (_measured(net, calibration.part(numbers), task, device) for net in (plain, case.small))
     seconds = round(time.perf_counter() - begin, 3)
     declined = _why_not(before, after)
-    net = plain if declined else case.small
+    raw = _like(case.small, small)
     return Recovery(
-        _like(net, small), how, seconds, float(before.mean()), float(after.mean()), declined, case.notes, case.facts,
+        model=_like(plain, small) if declined else raw, how=how, seconds=seconds, score_before=float(before[0].mean()),
+        score_after=float(after[0].mean()), quality_before=float(before[1].mean()), quality_after=float(after[1].mean()),
+        judged=len(numbers), raw=raw, declined=declined, notes=case.notes, facts=case.facts,
     )  # fmt: skip
 
 
@@ -120,27 +129,36 @@ def _like(net: nn.Module, given: nn.Module) -> nn.Module:
     return net.train(given.training).to(place)
 
 
-def _scores(net: nn.Module, calibration: CalibrationSet, task: Task, device: str) -> FloatArray:
-    """σ of the samples that choose, (M',) float64."""
-    part = calibration.part(choosing(calibration))
-    found = []
+def _measured(net: nn.Module, part: CalibrationSet, task: Task, device: str) -> tuple[FloatArray, FloatArray]:
+    """σ and quality of samples, (M',) float64 each."""
+    scores, quality = [], []
     with torch.no_grad():
         for inputs, targets in part.batches(128):
             if inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
-            found.append(task.score(net(inputs.to(device)), targets.to(device)).cpu().numpy())
-    return np.concatenate(found) if found else np.zeros(0)
+            outputs, labels = net(inputs.to(device)), targets.to(device)
+            scores.append(task.score(outputs, labels).double().cpu().numpy())
+            quality.append(task.sample_quality(outputs, labels).double().cpu().numpy())
+    return np.concatenate(scores), np.concatenate(quality)
 
 
-def _why_not(before: FloatArray, after: FloatArray) -> str | None:
-    """Why a recovery is not taken: scores that are no numbers, or lower by a paired one-sided t-test."""
-    if not np.isfinite(after).all():
+def _why_not(before: tuple[FloatArray, FloatArray], after: tuple[FloatArray, FloatArray]) -> str | None:
+    """Why a recovery is not taken: scores that are no numbers, lower quality, or scores lower by a paired one-sided t-test."""
+    if not np.isfinite(after[0]).all():
         return "declined: the recovered network gives no finite scores"
-    d = after - before
+    if after[1].mean() < before[1].mean():
+        return (
+            f"declined: quality on {len(after[1])} calibration samples would fall from {before[1].mean():.4f} to "
+            f"{after[1].mean():.4f}"
+        )
+    d = after[0] - before[0]
     if len(d) < 2 or not d.any():
         return None
     spread = d.std(ddof=1)
     p = float(stats.t.cdf(d.mean() / (spread / len(d) ** 0.5), len(d) - 1)) if spread > 0 else float(d.mean() >= 0)
     if p < DOUBT:
-        return f"declined: the mean score of {len(d)} samples that do not fit would fall from {before.mean():.4f} to {after.mean():.4f}"
+        return (
+            f"declined: the mean score of {len(d)} calibration samples would fall from {before[0].mean():.4f} to "
+            f"{after[0].mean():.4f}"
+        )
     return None
