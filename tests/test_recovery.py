@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
+from torchvision.models import VisionTransformer
 
 import cswap
 import cswap.errors
@@ -16,10 +17,12 @@ from cswap.errors import InputError
 from cswap.linear.patches import matrix_of
 from cswap.methods.path import PruningPath
 from cswap.recovery import recovered, reestimated
-from cswap.recovery.base import STEPS
+from cswap.recovery.attention import query_targets
+from cswap.recovery.base import STEPS, Case
 from cswap.recovery.walk import Walk
 from cswap.structure.check import randomise_
 from cswap.structure.ledger import Ledger
+from cswap.structure.surgery import prepared_copy
 from cswap.types import Decision, Target
 from tests.conftest import NETS
 from tests.reference.least_squares import ridge_by_hand, rows_by_hand, targets_by_hand
@@ -268,3 +271,43 @@ def test_values_kept_or_made_again_are_the_same():
     generous = recovered(small, net, calibration, "lstsq").model.state_dict()
     frugal = recovered(small, net, calibration, "lstsq", memory=150_000).model.state_dict()
     assert all(torch.allclose(v, frugal[k], atol=1e-5) for k, v in generous.items())
+
+
+def test_queries_that_lost_dimensions_aim_at_the_logits_of_all_of_them():
+    torch.manual_seed(0)
+    net = randomise_(VisionTransformer(32, 16, 2, 2, 32, 64, num_classes=4), seed=1).eval()
+    images = torch.randn(48, 3, 32, 32)
+    calibration = cswap.calibration_set(TensorDataset(images, torch.arange(4).repeat(12)), 12)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    name = next(g.name for g in structure if g.name.endswith("#qk1"))
+    removed = {name: np.array([0, 3, 7, 8, 12])}
+    small, _ = _pruned_of(net, structure, calibration, {name: removed[name].tolist()})
+    whole = prepared_copy(net, structure)
+    attention = name.removesuffix(".q#qk1")
+    seen: dict[str, list[torch.Tensor]] = {}
+    for key in ("q", "k"):
+        layer = whole.get_submodule(f"{attention}.{key}")
+        layer.register_forward_hook(lambda _m, _i, out, key=key: seen.setdefault(key, []).append(out.detach().double()))
+    whole(calibration.inputs(0, 48))
+    case = Case(small, prepared_copy(net, structure), calibration, structure, removed, small._cswap.kept)
+    ((layer, matrix),) = query_targets(case).items()
+    assert layer == f"{attention}.q"
+    k = torch.cat(seen["k"])[..., 16:]  # of the second head
+    centred = (k - k.mean(1, keepdim=True)).reshape(-1, 16)
+    left = [i for i in range(16) if i not in removed[name]]
+    by_hand = torch.linalg.lstsq(centred[:, left], centred).solution  # k from what is kept of it
+    np.testing.assert_allclose(matrix[16:, 16:], by_hand.T, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(matrix[:16, :16], np.eye(16), atol=1e-9)
+    whole_logits = torch.cat(seen["q"])[..., 16:] @ (k - k.mean(1, keepdim=True)).transpose(1, 2)
+    found = recovered(small, net, calibration, "lstsq").raw
+
+    def error(model: nn.Module) -> float:
+        got: dict[str, torch.Tensor] = {}
+        for key in ("q", "k"):
+            part = model.get_submodule(f"{attention}.{key}")
+            part.register_forward_hook(lambda _m, _i, out, key=key: got.update({key: out.detach().double()[..., 16:]}))
+        model(calibration.inputs(0, 48))
+        keys = got["k"] - got["k"].mean(1, keepdim=True)
+        return float((got["q"] @ keys.transpose(1, 2) - whole_logits).square().mean())
+
+    assert error(found) < 0.7 * error(small)

@@ -59,7 +59,12 @@ class Case:
 
     def readers(self) -> list[str]:
         """Layers with weights that mix their inputs, in order of their calls, from the first that reads a removed unit."""
-        reads = {s.module for g in self.removed for s in self.structure[g].consumers if len(self.removed[g])}
+        touched = [self.structure[g] for g, units in self.removed.items() if len(units)]
+        reads = {s.module for g in touched for s in g.consumers}
+        # what is read by a product, not by weights, is made good where it is written
+        products = {n for n in reads if not _mixes(self.teacher.get_submodule(n))}
+        reads |= {s.module for g in touched if any(s.module in products for s in g.consumers) for s in g.producers}
+        reads -= products
         for name in sorted(reads - set(self.counts)):
             self.note(f"{name} is read inside another layer, not called: left as it is")
         order = [n for n in self.counts if _mixes(self.teacher.get_submodule(n))]

@@ -9,6 +9,7 @@ import torch
 
 from cswap.linear.moments import Moments, ridge
 from cswap.linear.patches import Grid, columns_of, grid_for, groups_of, matrix_of, refusal, set_matrix
+from cswap.recovery.attention import query_targets
 from cswap.recovery.base import Case, step
 from cswap.recovery.walk import Walk
 
@@ -21,7 +22,7 @@ def lstsq(case: Case) -> None:
     """Refit the weights and the constant of each layer from the first that reads a removed unit to the output.
 
     x: what the pruned network, as refitted so far, gives the layer; y: what the layer gave in the original network, at
-    the outputs that are kept, before any add. W minimises Σ(y − xW − c)² + λ·d·‖W − W₀‖², where W₀ are the weights as they
+    the outputs that are kept, before any add; for queries that lost inner dimensions see `query_targets`. W minimises Σ(y − xW − c)² + λ·d·‖W − W₀‖², where W₀ are the weights as they
     are, d the mean diagonal of the centred second moments and λ that of `STRENGTHS` with the smallest error (downhill from the middle) on every fifth
     calibration sample, which does not fit; a layer whose error there does not fall keeps its weights. Moments are summed
     in float64, of every n-th place where an image has more than `ENOUGH` rows a column need. Source: ours; the closed form is ridge regression, as in Luo et al. (2017, arXiv 1707.06342, ThiNet).
@@ -34,13 +35,14 @@ def lstsq(case: Case) -> None:
     chunks, own = [*parts[0], *parts[1]], len(parts[0])
     small, teacher = Walk(case.small, chunks, case.memory // 2), Walk(case.teacher, chunks, case.memory // 2)
     fitted: dict[str, Any] = {}
+    queries = query_targets(case)
     for name in case.readers():
         if not case.called_once(name):
             continue
         if (why := _refused(case, name)) is not None:
             case.note(f"{name}: {why}")
             continue
-        fit, held = _moments(case, small, teacher, name, own)
+        fit, held = _moments(case, small, teacher, name, own, queries.get(name))
         fitted[name] = _refit(case, name, fit, held)
         source: Any = case.small.get_submodule(name)
         _copy_into(small.net.get_submodule(name), source)
@@ -60,8 +62,11 @@ def _refused(case: Case, name: str) -> str | None:
     return None
 
 
-def _moments(case: Case, small: Walk, teacher: Walk, name: str, own: int) -> tuple[Moments, Moments]:
-    """Of the samples that fit (the first `own` chunks), and of those that choose."""
+def _moments(
+    case: Case, small: Walk, teacher: Walk, name: str, own: int, mixed: torch.Tensor | None
+) -> tuple[Moments, Moments]:
+    """Of the samples that fit (the first `own` chunks), and of those that choose. `mixed`: makes targets of the original's
+    outputs, where they are not those that are kept."""
     module: Any = case.small.get_submodule(name)
     outputs = case.kept_of(name, "out")
     width = module.weight.shape[0]
@@ -75,7 +80,8 @@ def _moments(case: Case, small: Walk, teacher: Walk, name: str, own: int) -> tup
             step = grid_for(module, places * len(case.calibration), ENOUGH * columns_of(module))
         # the grid moves with the chunks, so that all places count
         part = Grid(step, i)
-        (fit if i < own else held).add(module, x, y if index is None else y.index_select(channel, index), part)
+        target = y if index is None else y.index_select(channel, index) if mixed is None else y @ mixed.to(y)
+        (fit if i < own else held).add(module, x, target, part)
     return fit, held
 
 
