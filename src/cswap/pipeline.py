@@ -90,6 +90,8 @@ class DataChoice:
     calibration_split: str | None = None
     eval_split: str | None = None
     eval_samples: int | None = None
+    tokenizer: Path | None = None
+    max_length: int | None = None
 
     def form(self, spec: ModelSpec | None) -> ImageFormat:
         """How its images become tensors."""
@@ -99,7 +101,7 @@ class DataChoice:
         """Train and evaluation datasets."""
         return open_data(
             self.text, self.form(spec), calibration_split=self.calibration_split, eval_split=self.eval_split,
-            labels=self.labels,
+            labels=self.labels, tokenizer=self.tokenizer or (spec.folder if spec else None), max_length=self.max_length,
         )  # fmt: skip
 
 
@@ -191,7 +193,7 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
         raise DataError(
             f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {line})"
         ) from error
-    if task.name == "classification":
+    if task.name in ("classification", "text"):
         from cswap.tasks.classification import logits_of
 
         width, classes = logits_of(outputs).shape[1], len(calibration.classes)
@@ -470,7 +472,8 @@ def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
         return DataChoice(data)  # saved from Python: the model's own image format
     try:
         recorded = dict(artifact.manifest["data"])
-        recorded["labels"] = Path(recorded["labels"]) if recorded.get("labels") else None
+        for file in ("labels", "tokenizer"):
+            recorded[file] = Path(recorded[file]) if recorded.get(file) else None
         choice = DataChoice(**recorded)
     except (KeyError, TypeError, ValueError):
         raise InputError("the artifact does not say what data it was made with: it was saved from Python") from None

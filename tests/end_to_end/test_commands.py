@@ -204,7 +204,7 @@ def test_bad_input_is_one_line_and_status_2(place, capsys):
         (["--model", f"{place.factory}:nosuch"], ["no factory"]),
         (["--model", f"{place.factory}:broken"], ["this factory fails"]),
         (["--model", f"{place.factory}:not_a_module"], ["nn.Module", "int"]),
-        (["--model", "hf:x"], ["not supported"]),
+        (["--model", "hf:./nosuch"], ["expected a folder with config.json"]),
         (["--model-arg", "classes=4"], ["of another model", "shape"]),
         (["--model-arg", "oops"], ["NAME=VALUE"]),
         (["--target", "params=1.5"], ["1.5", "0 <= F < 1"]),

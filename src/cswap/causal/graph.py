@@ -36,11 +36,11 @@ class NotTraceable(Exception):
 
 
 class _Tracer(fx.Tracer):
-    """Layers that have a shape rule, and modules without children, stay whole."""
+    """Layers that have a shape rule, and modules that contain none (an activation, the embedding of tokens), stay whole."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        bare = not any(True for _ in m.children())
-        return bare or rule_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        whole = rule_of(m) is not None or not any(rule_of(inner) is not None for inner in m.modules())
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
 
 class Graph:

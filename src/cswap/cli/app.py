@@ -33,7 +33,10 @@ app = typer.Typer(
 )  # fmt: skip
 
 ModelOption = Annotated[
-    str, typer.Option("--model", help="torchvision:NAME, timm:NAME, FILE.py:FACTORY, package.module:FACTORY")
+    str,
+    typer.Option(
+        "--model", help="torchvision:NAME, timm:NAME, hf:NAME_OR_DIR, FILE.py:FACTORY, package.module:FACTORY"
+    ),
 ]
 MaybeModel = Annotated[
     str | None, typer.Option("--model", help="the original's factory, where the artifact's is not to be used")
@@ -63,6 +66,10 @@ Trust = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="replace what the folder holds")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N")]
 Memory = Annotated[str, typer.Option("--memory", help="budget for activations, e.g. 4GiB")]
+Tokenizer = Annotated[
+    Path | None, typer.Option("--tokenizer", help="text: a tokenizer.json, or its folder (the hf: model's own)")
+]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help="text: most tokens of a sentence (128)")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="groups to prune (shell pattern); repeat it")]
 Exclude = Annotated[
     list[str] | None, typer.Option("--exclude", help="groups to leave alone (shell pattern); repeat it")
@@ -138,7 +145,7 @@ def prune(
     method: Annotated[
         str, typer.Option("--method", help="cswap, magnitude, taylor, taylor2, deeplift, lrp, random")
     ] = "cswap",
-    task: Annotated[str, typer.Option("--task", help="classification")] = "classification",
+    task: Annotated[str, typer.Option("--task", help="classification or text")] = "classification",
     per_class: Annotated[int, typer.Option("--per-class", help="calibration samples a class")] = 128,
     alpha: Annotated[float, typer.Option("--alpha", help="significance level of the paired t-tests")] = 0.05,
     vote: Annotated[str, typer.Option("--vote", help="class or pooled (general inference)")] = "class",
@@ -188,6 +195,8 @@ def prune(
     eval_samples: Annotated[
         int | None, typer.Option("--eval-samples", help="measure quality on at most this many")
     ] = None,
+    tokenizer: Tokenizer = None,
+    max_length: MaxLength = None,
     allow_imbalance: Annotated[bool, typer.Option("--allow-imbalance", help="take what a small class has")] = False,
     seed: Annotated[int, typer.Option("--seed", help="draws the calibration set")] = 0,
     device: DeviceOption = "auto",
@@ -213,6 +222,7 @@ def prune(
         data=DataChoice(
             _resolved(data), image_size, mean, std, per_class, allow_imbalance,
             labels.resolve() if labels else None, calibration_split, eval_split, eval_samples,
+            tokenizer.resolve() if tokenizer else None, max_length,
         ),
         out=out, target=Target.parse(target), method=method, task=task, options=options, only=tuple(only or ()),
         exclude=tuple(exclude or ()), machine=Machine(device, bytes_of(memory)), resume=resume, force=force, recover=recover,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from cswap.data.text import trimmed
 from cswap.errors import CswapWarning, DataError
 from cswap.types import IntArray
 
@@ -80,11 +81,11 @@ class CalibrationSet:
         return torch.stack(loaded)
 
     def inputs(self, start: int, stop: int) -> torch.Tensor:
-        """Inputs of samples start … stop − 1, (N, …)."""
+        """Inputs of samples start … stop − 1, (N, …); text is padded to the longest sentence of the whole set."""
         if self._cache is None:
             first = self._load(0, 1)
             if first.numel() * first.element_size() * len(self) <= CACHE_BYTES:
-                self._cache = self._load(0, len(self))
+                self._cache = trimmed(self._load(0, len(self)))
         return self._cache[start:stop] if self._cache is not None else self._load(start, stop)
 
     def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -18,15 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from cswap.data.hf import hugging_face
 from cswap.errors import MissingPartError, ModelError
 
-EXPECTED = "expected torchvision:NAME, timm:NAME, FILE.py:FACTORY or package.module:FACTORY"
-TRUSTED = ("torchvision", "timm")
+EXPECTED = "expected torchvision:NAME, timm:NAME, hf:NAME_OR_DIR, FILE.py:FACTORY or package.module:FACTORY"
+TRUSTED = ("torchvision", "timm", "hf")
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How to build a model: `kind` torchvision, timm, file or module; `where` the file or module; `name`; arguments."""
+    """How to build a model: `kind` torchvision, timm, hf, file or module; `where` the file or module; `name`; arguments."""
 
     text: str
     kind: str
@@ -40,10 +41,16 @@ class ModelSpec:
         where, colon, name = text.rpartition(":")
         if not colon or not where or not name:
             raise ModelError(f"model {text!r}: {EXPECTED}")
-        if where == "hf":
-            raise ModelError(f"model {text!r}: Hugging Face models are not supported in this version; {EXPECTED}")
+        if where == "hf" and Path(name).is_dir():
+            name = str(Path(name).resolve())  # so that an artifact can be used from anywhere
+            text = f"hf:{name}"
         kind = where if where in TRUSTED else "file" if where.endswith(".py") else "module"
         return cls(text, kind, where, name, dict(arguments or {}))
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder of a Hugging Face model."""
+        return Path(self.name) if self.kind == "hf" and Path(self.name).is_dir() else None
 
     @property
     def trusted(self) -> bool:
@@ -56,6 +63,8 @@ class ModelSpec:
             return _torchvision(self.name)
         if self.kind == "timm":
             return _timm(self.name)
+        if self.kind == "hf":
+            return hugging_face(self.name)  # type: ignore[no-any-return]
         module = module_from_file(Path(self.where)) if self.kind == "file" else module_named(self.where)
         made = getattr(module, self.name, None)
         if not callable(made):
@@ -68,6 +77,8 @@ class ModelSpec:
         with torch.random.fork_rng(devices=[]):
             try:
                 model = factory(**self.arguments)
+            except ModelError:
+                raise
             except Exception as error:
                 raise ModelError(
                     f"model {self.text!r}: its factory raised {type(error).__name__}: {one_line(error)}"

@@ -14,10 +14,12 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from cswap.data.calibration import class_names, labels_of
 from cswap.data.models import ModelSpec, module_from_file, module_named, one_line
+from cswap.data.text import is_text, open_text
 from cswap.errors import DataError, ModelError
 
 EXPECTED = (
-    "expected a folder with train/ and val/ or test/, torchvision:NAME@ROOT, FILE.py:FACTORY or package.module:FACTORY"
+    "expected a folder with train/ and val/ or test/ (text: train.tsv), torchvision:NAME@ROOT, FILE.py:FACTORY or "
+    "package.module:FACTORY"
 )
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -47,10 +49,12 @@ class ImageFormat:
 
 
 def image_format(spec: ModelSpec | None, size: int | None, mean: str | None, std: str | None) -> ImageFormat:
-    """What the user said; else what the named torchvision weights' own transform says; else ImageNet's."""
+    """What the user said; else what the named torchvision weights' own transform or the folder's processor says; else ImageNet's."""
     base = ImageFormat()
     if spec is not None and spec.kind == "torchvision":
         base = _format_of_torchvision(spec.name) or base
+    if spec is not None and spec.folder is not None:
+        base = _format_of_folder(spec.folder) or base
     if size is not None and not 1 <= size <= 4096:
         raise DataError(f"image-size: expected 1 to 4096, got {size}")
     means, stds = _numbers("mean", mean) or base.mean, _numbers("std", std) or base.std
@@ -66,6 +70,19 @@ def _format_of_torchvision(name: str) -> ImageFormat | None:
         t: Any = models.get_model_weights(name).DEFAULT.transforms()
         return ImageFormat(t.crop_size[0], t.resize_size[0], tuple(t.mean), tuple(t.std))
     except (ValueError, AttributeError, TypeError, IndexError):
+        return None
+
+
+def _format_of_folder(folder: Path) -> ImageFormat | None:
+    """What the processor of a Hugging Face folder says."""
+    try:
+        said = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        size = said["size"]
+        side = int(size.get("shortest_edge") or size["height"]) if isinstance(size, dict) else int(size)
+        crop = said.get("crop_size", side)
+        shown = int(crop["height"]) if isinstance(crop, dict) else int(crop)
+        return ImageFormat(shown, side, tuple(said["image_mean"]), tuple(said["image_std"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -102,21 +119,27 @@ def _read_image(path: str) -> Any:
 def names_code(text: str) -> bool:
     """Whether a data spec is a factory, code that runs: FILE.py:FACTORY or package.module:FACTORY."""
     return ".py:" in text or (
-        re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None and not Path(text).exists()
+        not text.startswith(("torchvision:", "hf:"))
+        and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None
+        and not Path(text).exists()
     )
 
 
 def open_data(
     text: str, form: ImageFormat, *, calibration_split: str | None = None, eval_split: str | None = None,
-    labels: Path | None = None,
+    labels: Path | None = None, tokenizer: Path | None = None, max_length: int | None = None,
 ) -> DataPair:  # fmt: skip
-    """Open a data spec. Raises DataError."""
+    """Open a data spec; `form` is for images, `tokenizer` and `max_length` for text. Raises DataError."""
     if text.startswith("hf:"):
         raise DataError(f"data {text!r}: Hugging Face datasets are not supported in this version; {EXPECTED}")
     if text.startswith("torchvision:"):
         train, evaluation = _torchvision(text, form)
     elif names_code(text):
         train, evaluation = _from_factory(text)
+    elif is_text(Path(text), calibration_split or "train"):
+        train, evaluation = open_text(
+            Path(text), tokenizer, calibration_split=calibration_split, eval_split=eval_split, max_length=max_length
+        )
     else:
         train, evaluation = _folders(Path(text), form, calibration_split, eval_split)
     known = getattr(train, "classes", None)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from cswap.data.text import trimmed
 from cswap.tasks.base import Task
 
 
@@ -16,7 +17,7 @@ def _batches(dataset: Dataset[Any], size: int) -> Iterator[tuple[torch.Tensor, t
     n = len(dataset)  # type: ignore[arg-type]
     for start in range(0, n, size):
         items = [dataset[i] for i in range(start, min(start + size, n))]
-        yield torch.stack([torch.as_tensor(x[0]) for x in items]), torch.as_tensor([int(x[1]) for x in items])
+        yield trimmed(torch.stack([torch.as_tensor(x[0]) for x in items])), torch.as_tensor([int(x[1]) for x in items])
 
 
 def measure_quality(

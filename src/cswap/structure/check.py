@@ -113,7 +113,7 @@ def _exact_agreement(model: nn.Module, structure: Structure, removed: Removed, i
     outs = []
     for net in (model, masked, pruned):
         with _recorded(net, names) as seen:
-            final = tensors_of(net(inputs.double()))
+            final = tensors_of(net(inputs.double() if inputs.is_floating_point() else inputs))
         outs.append((final, seen))
     (_, seen_o), (final_m, seen_m), (final_p, seen_p) = outs
     kept = kept_indices(structure, removed)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -135,8 +136,25 @@ def _slots(group: Any, names: dict[nn.Module, str], size: int) -> list[Slot]:
     return list(slots.values())
 
 
+def _gated_part(raw: Any, slots: list[Slot]) -> int:
+    """Width of the parts of a layer that is split in equal parts which meet again, as gate and up of a fused gated MLP; else 0.
+
+    The dependency library follows one part only, so no reader owns the others: they are one unit with it.
+    """
+    splits = [item.dep.target.module for item in raw if item.dep.target.type == _OPS.SPLIT]
+    widths = {int(w) for s in splits for w in np.diff(s.offsets or [0])}
+    read = [s.owner for s in slots if s.role == "consumer"]
+    if len(widths) != 1 or not read:
+        return 0
+    part = widths.pop()
+    return part if len(np.unique(np.concatenate(read) // part)) == 1 else 0
+
+
 def _group_of(raw: Any, names: dict[nn.Module, str], order: dict[str, int], root: str, size: int) -> Group:
     slots = _slots(raw, names, size)
+    part = _gated_part(raw, slots)
+    if part:
+        slots, size = [replace(s, owner=s.owner % part) for s in slots], part
     slots.sort(key=lambda s: (order.get(s.module, len(order)), s.side == "out"))
     producers = [s for s in slots if s.role == "producer"]
     if not any(s.role == "consumer" for s in slots):
@@ -234,7 +252,10 @@ def _collect(graph: Any, names: dict[nn.Module, str], order: dict[str, int]) -> 
     left_out: list[LeftOut] = []
     try:
         for raw in graph.get_all_groups():
-            root, size = names[raw[0].dep.target.module], len(raw[0].idxs)
+            first = raw[0].dep.target.module
+            root, size = names[first], len(raw[0].idxs)
+            if isinstance(first, Whole) and first.read:
+                continue  # its heads are groups of their own
             try:
                 groups.append(_group_of(raw, names, order, root, size))
             except _Refused as reason:

@@ -130,7 +130,9 @@ def _groups(module: HeadAttention, name: str) -> list[Group]:
 
 
 class Whole(nn.Linear):
-    """What the dependency library sees of an attention: its input and output widths."""
+    """What the dependency library sees of an attention: its input and output widths. `read`: its output is the heads'."""
+
+    read = False
 
 
 class StandIn(nn.Module):
@@ -140,12 +142,9 @@ class StandIn(nn.Module):
         super().__init__()
         out = host.out if isinstance(host.out, nn.Linear) else host.v
         self.whole, self.alone = Whole(host.q.in_features, out.out_features), host.kind in ("fused", "window")
-        for name in (
-            "batch_first",
-            "num_heads",
-            "in_proj_bias",
-            "_qkv_same_embed_dim",
-        ):  # an encoder layer asks for them
+        self.whole.read = out is host.v
+        # an encoder layer of PyTorch's own asks for these
+        for name in ("batch_first", "num_heads", "in_proj_bias", "_qkv_same_embed_dim"):
             if hasattr(host, name):
                 setattr(self, name, getattr(host, name))
 
