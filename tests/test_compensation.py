@@ -14,21 +14,54 @@ import cswap
 from cswap.causal.compensation import CompensatedPlainEngine, CompensatedReplayEngine
 from cswap.causal.replay import ReplayEngine, engine_for
 from cswap.linear.elimination import DAMPING
+from cswap.methods import registry
+from cswap.methods.options import Options
+from cswap.methods.path import Silence, Start
 from cswap.structure.check import randomise_
+from cswap.types import Target
 from tests.conftest import NETS
 from tests.reference.least_squares import rows_by_hand
 
 
-@pytest.fixture(params=["residual", "concat", "depthwise"])
+class PreActivation(nn.Module):
+    """Bias-free readers: one with a norm of its own behind it, one whose output the stream takes in place before the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 3, 1, 1)
+        self.b, self.n = nn.Conv2d(6, 5, 3, 1, 1, bias=False), nn.BatchNorm2d(5)
+        self.c, self.d = nn.Conv2d(5, 7, 1), nn.Conv2d(7, 5, 3, 1, 1, bias=False)
+        self.m, self.fc = nn.BatchNorm2d(5), nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.n(self.b(torch.relu(self.a(x))))
+        out = self.d(torch.relu(self.c(x)))
+        out += x
+        return self.fc(torch.relu(self.m(out)).mean((2, 3)))
+
+
+class TimeFirst(nn.Module):
+    """Inputs whose first dimension is not samples where the units are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Linear(64, 6), nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(2).transpose(0, 1)
+        return self.fc(torch.relu(self.b(torch.relu(self.a(x)))).mean(0))
+
+
+OWN = {"preactivation": PreActivation, "time_first": TimeFirst}
+
+
+@pytest.fixture(params=["residual", "concat", "depthwise", *OWN])
 def case(request):
-    net = randomise_(NETS[request.param](), seed=3).double().eval().requires_grad_(False)
+    net = randomise_({**NETS, **OWN}[request.param](), seed=3).double().eval().requires_grad_(False)
     g = torch.Generator().manual_seed(0)
     images = torch.randn(40, 3, 8, 8, generator=g).double()
     calibration = cswap.calibration_set(TensorDataset(images, torch.arange(4).repeat(10)), 10)
     return request.param, net, calibration, cswap.discover(net, calibration.inputs(0, 2))
-
-
-NORMS = {"conv": "bn", "dw": "bn", "a": None}
 
 
 def _by_hand(net: nn.Module, group, units: list[int], inputs: torch.Tensor, norm_behind) -> nn.Module:
@@ -65,7 +98,7 @@ def test_a_compensated_cut_is_the_refit_network(case):
     kind, net, calibration, structure = case
     engine = CompensatedPlainEngine(net, structure, calibration, cswap.Classification())
     inputs, targets = calibration.inputs(0, 40), torch.from_numpy(calibration.targets)
-    behind = {"residual": {}, "concat": {}, "depthwise": {}}[kind].get
+    behind = {"preactivation": {"b": "n"}}.get(kind, {}).get
     moved = 0.0
     for group in structure:
         engine.enter(group)
@@ -125,3 +158,21 @@ def test_engine_for_takes_the_compensated_engines(case):
     assert isinstance(
         engine_for(net, structure, calibration, cswap.Classification(), cut="compensated"), CompensatedReplayEngine
     )
+
+
+@pytest.mark.parametrize("method", ["cswap", "cbp"])
+def test_a_resumed_run_ends_the_same(digits_case, tmp_path, method):
+    """Moments are of the network as it was when its group was entered, also where a journal has decided the group."""
+    model, calibration, structure = digits_case
+    options = Options(cut="compensated")
+
+    def run(start: Start, target: str) -> cswap.PruningPath:
+        return registry.call(
+            method, model, structure, calibration, cswap.Classification(), target=Target.parse(target), options=options,
+            start=start, sink=Silence(), device="cpu", memory=1 << 30,
+        )  # fmt: skip
+
+    whole = run(Start(), "units=0.9")
+    tested = [d for d in whole if d.phase in ("walk", "test")]
+    again = run(Start(tuple(tested)), "units=0.9")
+    assert [(d.group, d.unit, d.quality) for d in again] == [(d.group, d.unit, d.quality) for d in whole]

@@ -143,3 +143,35 @@ def test_columns_taken_one_by_one_are_columns_taken_together():
     torch.testing.assert_close(one.costs(blocks, a, ones), all_at_once.costs(blocks, b, ones))
     pairs = torch.tensor(list(itertools.combinations(left.tolist(), 2)))
     assert bool((one.costs(pairs, a, ones) > 0).all())
+
+
+def test_large_means_do_not_drown_the_moments():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 6, generator=g) + 3000.0
+    y = x[:, :2] * 2 - x[:, 2:4] + torch.randn(4000, 2, generator=g) * 0.1
+    layer = nn.Linear(6, 2)
+    moments = Moments.of(layer, 2)
+    for part in range(0, 4000, 500):
+        moments.add(layer, x[part : part + 500], y[part : part + 500])
+    exact = x.double() - x.double().mean(0)
+    torch.testing.assert_close(moments.centred()[0][0], exact.T @ exact, rtol=1e-3, atol=1.0)
+    matrix, constant = ridge(moments, torch.zeros(1, 6, 2).double(), 1e-9, intercept=True)
+    error = (y.double() - x.double() @ matrix[0] - constant[0]).square().sum()
+    assert moments.error(matrix, constant) == pytest.approx(float(error), rel=1e-3)
+    assert float(error) / 8000 < 0.011
+    Inverse(moments.centred()[0][0] / moments.rows, moments.mean()[0])
+
+
+def test_a_grid_moved_by_seven_goes_through_all_places():
+    layer = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+    assert grid_for(layer, 1 << 20, 9) == 4
+    x = torch.arange(8 * 8.0).view(1, 1, 8, 8).expand(1, 4, 8, 8)
+    seen = torch.cat([output_rows(layer, x, Grid(4, 7 * i))[:, 0, 0] for i in range(16)])
+    assert sorted(seen.tolist()) == list(range(64))
+    first = [output_rows(layer, x, Grid(4, 7 * i))[:, 0, 0] for i in range(4)]
+    assert len({int(v) % 8 for r in first for v in r}) >= 6  # few chunks see most columns
+
+
+def test_what_rounding_leaves_without_an_inverse_is_damped_more():
+    flat = torch.ones(4, 4).double() * 1e6 - torch.eye(4).double() * 1e5
+    assert torch.isfinite(Inverse(flat, torch.zeros(4).double()).inverse).all()

@@ -8,6 +8,8 @@ from math import comb
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import TensorDataset
 
 import cswap
 from cswap.errors import InputError
@@ -121,3 +123,32 @@ def test_mcnemar_by_hand():
     assert mcnemar(first, second) == pytest.approx(sum(comb(5, k) for k in (4, 5)) / 2**5)
     assert mcnemar(first, first) == 1.0
     assert mcnemar(second, first) > 0.9
+
+
+def test_a_wide_group_s_pair_of_duplicates_does_not_go_in_one_round():
+    """More units than rounds: after one of a pair went, the other is as dear as it has become."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 256), nn.ReLU(), nn.Linear(256, 4)).eval()
+    with torch.no_grad():
+        net[2].weight[:, 5], net[2].weight[:, 7] = 0.02, 0.02
+        net[0].weight[7], net[0].bias[7] = net[0].weight[5], net[0].bias[5]
+    x = torch.randn(600, 20)
+    calibration = cswap.calibration_set(TensorDataset(x, torch.arange(4).repeat(150)), 150)
+    structure = cswap.discover(net, x[:2])
+    order = [
+        n for _, n in removal_order(structure, obs_scores(net, structure, calibration, cswap.Classification()), "layer")
+    ]
+    assert abs(order.index(5) - order.index(7)) > 2
+
+
+def test_what_is_read_by_no_plain_layer_is_left_alone_and_said():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 5, 3), nn.ReLU(), nn.Conv2d(5, 7, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(7 * 36, 4),
+    ).eval()  # fmt: skip
+    x = torch.randn(40, 3, 8, 8)
+    calibration = cswap.calibration_set(TensorDataset(x, torch.arange(4).repeat(10)), 10)
+    structure = cswap.discover(net, x[:2])
+    scores = obs_scores(net, structure, calibration, cswap.Classification())
+    assert set(scores) == {g.name for g in structure} - {"0"}

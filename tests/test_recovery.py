@@ -311,3 +311,64 @@ def test_queries_that_lost_dimensions_aim_at_the_logits_of_all_of_them():
         return float((got["q"] @ keys.transpose(1, 2) - whole_logits).square().mean())
 
     assert error(found) < 0.7 * error(small)
+
+
+class _Groups(nn.Module):
+    """A grouped and a depthwise convolution, a norm that nothing calls, and a layer inside one that a graph keeps whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 8, 1)
+        self.grouped, self.deep = nn.Conv2d(8, 8, 3, 1, 1, groups=2), nn.Conv2d(8, 8, 3, 1, 1, groups=8)
+        self.aside = nn.BatchNorm2d(8)
+        self.tokens = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        x = torch.relu(self.deep(torch.relu(self.grouped(x))))
+        return self.fc(self.tokens(x.flatten(2).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.parametrize("how", ["bias", "bn", "lstsq", "merge", "fold"])
+def test_grouped_and_inner_layers_and_norms_that_nothing_calls(how):
+    torch.manual_seed(0)
+    net, calibration = randomise_(_Groups(), seed=1).eval(), _calibration()
+    net.aside.running_mean.fill_(5.0)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    small, _ = _pruned_of(net, structure, calibration, {"a": [1, 5]})
+    found = recovered(small, net, calibration, how)
+    assert float(found.raw.aside.running_mean[0]) == 5.0
+    if how == "lstsq":
+        assert {"b", "grouped", "deep", "fc"} <= set(found.facts["lstsq"])
+        x = calibration.inputs(0, 80)
+        with torch.no_grad():
+            assert float((found.raw(x) - net(x)).square().mean()) < 0.5 * float((small(x) - net(x)).square().mean())
+
+
+def test_orders_that_undo_or_double_a_step_are_refused():
+    net, calibration = randomise_(NETS["residual"](), seed=3).eval(), _calibration()
+    small, _ = _pruned(net, calibration)
+    for how, words in (
+        ("lstsq+merge", "merge starts from the original"), ("bn+fold", "fold starts from"), ("bias+bias", "each step once"),
+        ("lstsq+bias", "bias is of the network as it was cut"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            recovered(small, net, calibration, how)
+    other = recovered(small, net, calibration, "lstsq").raw
+    with pytest.raises(InputError, match="those of this module are others"):
+        recovered(other, net, calibration, "merge")
+
+
+def test_a_norm_over_tokens_takes_no_constant():
+    net = nn.Sequential(
+        nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.Flatten(), nn.Linear(25, 4)
+    )
+    net = randomise_(net, seed=0).eval()
+    images = torch.randn(40, 5, 8)
+    calibration = cswap.calibration_set(TensorDataset(images, torch.arange(4).repeat(10)), 10)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    small, _ = _pruned_of(net, structure, calibration, {"0": [1, 3]})
+    found = recovered(small, net, calibration, "bias")
+    assert torch.equal(found.raw[3].running_mean, net[3].running_mean)
+    assert "neither a bias nor a batch norm" in found.notes[0]

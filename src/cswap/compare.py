@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from cswap.artifacts.files import RUN, read_json, write_json
 from cswap.artifacts.journal import Journal, open_folder, read_journal, read_state, rewrite_journal
 from cswap.causal.store import DifferenceStore, measure_differences
-from cswap.data.calibration import CalibrationSet, calibration_set
+from cswap.data.calibration import CalibrationSet, calibration_set, labels_of
 from cswap.data.sources import in_memory, limited
 from cswap.errors import InputError, StructureError, TargetError
 from cswap.evaluate.cost import latency_ms
@@ -33,7 +35,7 @@ from cswap.recovery.base import steps_of
 from cswap.structure.discover import count_params, discover
 from cswap.structure.groups import Structure
 from cswap.tasks import Task
-from cswap.types import RATIO_KINDS, BoolArray, Target
+from cswap.types import RATIO_KINDS, BoolArray, Ratio, Target
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 RESULT = "compare.json"
@@ -72,6 +74,14 @@ class CompareJob:
             raise InputError(f"methods: expected different names, got {','.join(self.methods)!r}")
         if not self.ratios or any(not 0 <= r < 1 for r in self.ratios):
             raise InputError(f"ratios: expected fractions in [0, 1), got {self.ratios}")
+        asked = {r for ratios in self.counted.values() for r in ratios}
+        if any(not 0 <= r < 1 for r in asked):
+            raise InputError(f"ratio-in: expected fractions in [0, 1), got {','.join(self.kinds)!r}")
+        missed = {r for ratios in self.ways.values() for r in ratios or ()} - asked
+        if missed:
+            raise InputError(f"recover: expected ratios that are asked for, got {min(missed):g}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise InputError(f"seeds: expected different numbers, got {','.join(str(s) for s in self.seeds)!r}")
         if not self.counted or any(k not in RATIO_KINDS for k in self.counted):
             raise InputError(f"ratio-in: expected some of {', '.join(RATIO_KINDS)}, got {','.join(self.kinds)!r}")
         for how in self.ways:
@@ -201,14 +211,22 @@ def _opened(job: CompareJob, watcher: Watcher) -> _Run:
         raise StructureError("nothing can be pruned in this model; `cswap support` says why")
     structure = structure.select(job.only, job.exclude)
     watcher.structure(structure, Target("complete"))
+    held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
     fingerprint = {
         "compare": job.source.spec.text, "weights": state_hash(model), "data": first.fingerprint(), "task": job.task,
         "options": job.options.as_dict(), "per_class": job.data.per_class, "eval_samples": job.data.eval_samples,
-        "recover_per_class": job.recover_per_class, "eval_amp": job.eval_amp, "only": list(job.only), "exclude": list(job.exclude),
+        "held_out": _fingerprint_of(held_out), "recover_per_class": job.recover_per_class, "eval_amp": job.eval_amp, "only": list(job.only), "exclude": list(job.exclude),
     }  # fmt: skip
     _claim(job, fingerprint)
-    held_out = in_memory(limited(pair.evaluation, job.data.eval_samples, job.options.seed))
-    return _Run(job, model, task, pair.train, held_out, pair.classes, structure, watcher, device)
+    return _Run(job, model, task, pair.train, in_memory(held_out), pair.classes, structure, watcher, device)
+
+
+def _fingerprint_of(dataset: Any) -> str:
+    """Hash of the labels, the first and the last input."""
+    digest = hashlib.sha256(labels_of(dataset).tobytes())
+    for i in (0, len(dataset) - 1):
+        digest.update(np.ascontiguousarray(torch.as_tensor(dataset[i][0]).numpy()).tobytes())
+    return digest.hexdigest()
 
 
 def _claim(job: CompareJob, fingerprint: dict[str, Any]) -> None:
@@ -289,7 +307,10 @@ def _journal(folder: Path, classes: tuple[str, ...]) -> Iterator[Journal]:
 
 def _prefixes(path: PruningPath, job: CompareJob) -> list[dict[str, Any]]:
     """Which prefixes are evaluated: each ratio in each kind, as far as the path goes; the same prefix once."""
-    found: dict[int, dict[str, Any]] = {}
+    # the unpruned network is always the first point
+    found: dict[int, dict[str, Any]] = {
+        0: {"steps": 0, "ratio": Ratio().as_dict(), "asked": {}, "target": Target("units", 0.0)}
+    }
     for kind, ratios in job.counted.items():
         for ratio in ratios:
             with contextlib.suppress(TargetError):

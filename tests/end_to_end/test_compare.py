@@ -90,6 +90,9 @@ def test_it_goes_on_and_refuses_another_comparison(place, capsys):
         (["--methods", "cswap", "--ratios", "x"], "numbers separated by commas"),
         (["--methods", "cswap", "--ratio-in", "weight"], "ratio-in"),
         (["--methods", "cswap", "--recover", "nosuch"], "recover: expected"),
+        (["--methods", "cswap", "--ratios", "0,0.5", "--recover", "lstsq@0.55"], "ratios that are asked for"),
+        (["--methods", "cswap", "--ratio-in", "params@1.5"], "fractions"),
+        (["--methods", "cswap", "--seeds", "0,0"], "seeds"),
         (["--methods", "magnitude:global:price"], "NAME:global:params"),
     ):
         capsys.readouterr()

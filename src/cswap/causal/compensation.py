@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cswap.causal.cut import PlainEngine, _cut_hook
+from cswap.causal.behind import norms_behind
+from cswap.causal.cut import PlainEngine, _cut_hook, _RowsDoNotMatch
 from cswap.causal.engine import Scores
 from cswap.causal.graph import Env, Graph
 from cswap.causal.plan import Consumer, Plan, joined
@@ -48,13 +49,11 @@ class Compensation:
     def measure(self, net: nn.Module, group: Group, batches: Iterator[torch.Tensor], example: torch.Tensor) -> None:
         """Moments of what the group's consumers read in `net`, once."""
         if not self.held:
-            counts, follows = call_counts(net, example)
+            counts, _ = call_counts(net, example)
+            norms = norms_behind(net, example)
             for name, m in net.named_modules():
                 if counts.get(name) == 1 and refusal(m) is None:
-                    after = follows.get(name)
-                    mean = None if after is None else getattr(net.get_submodule(after), "running_mean", None)
-                    takes = getattr(m, "bias", None) is not None
-                    self.held[name] = name if takes else after if isinstance(mean, torch.Tensor) else None
+                    self.held[name] = name if getattr(m, "bias", None) is not None else norms.get(name)
         wanted = {s.module: s for s in group.consumers if (group.name, s.module) not in self.inverses}
         sums: dict[str, Moments] = {}
         handles = []
@@ -81,8 +80,8 @@ class Compensation:
                 handle.remove()
         for name, m in sums.items():
             shifts = self.held.get(name) is not None
-            second = m.centred()[0][0] if shifts else m.second()[0]
-            mean = m.x[0] / m.rows if shifts else torch.zeros_like(m.x[0])
+            second = m.centred()[0][0] if shifts else m.whole()[0][0]
+            mean = m.mean()[0] if shifts else torch.zeros_like(m.x[0])
             self.inverses[group.name, name] = Inverse(second / m.rows, mean)
             if self.gone.get(name):
                 self.inverses[group.name, name].take(torch.tensor(self.gone[name]))
@@ -178,6 +177,7 @@ class CompensatedPlainEngine(PlainEngine):
     """Every compensated cut by a full forward pass."""
 
     name = "plain, compensated: hooks and full forward passes"
+    enters_known = True  # moments are of the network at that moment
 
     def __init__(self, model: nn.Module, *args: Any, compensation: Compensation | None = None, **settings: Any) -> None:
         super().__init__(model, *args, **settings)
@@ -214,9 +214,12 @@ class CompensatedPlainEngine(PlainEngine):
     def _change_hook(self, group: Group, slot: Slot, cuts: Sequence[Sequence[int]], shares: list[int]) -> Any:
         def hook(module: Any, args: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
             x, out = args[0], out.clone()
+            if len(cuts) > 1 and x.shape[0] % sum(shares):
+                raise _RowsDoNotMatch
+            whole = len(cuts) == 1  # one cut is of all rows, however they lie
             each, start = x.shape[0] // sum(shares), 0
             for cut, share in zip(cuts, shares, strict=True):
-                rows = slice(start * each, (start + share) * each)
+                rows = slice(None) if whole else slice(start * each, (start + share) * each)
                 at = torch.from_numpy(_positions(slot, cut))
                 change = self.compensation.change(group, slot, cut, module, x[rows], at, None) if len(at) else None
                 if change is not None:
@@ -241,6 +244,8 @@ def _positions(slot: Slot, units: Sequence[int]) -> IntArray:
 
 class CompensatedReplayEngine(ReplayEngine):
     """The fast engine with compensated cuts; checked group by group against `CompensatedPlainEngine`."""
+
+    enters_known = True
 
     def __init__(self, model: nn.Module, *args: Any, **settings: Any) -> None:
         super().__init__(model, *args, **settings)
@@ -307,7 +312,7 @@ class CompensatedReplayEngine(ReplayEngine):
             out: torch.Tensor = c.module(x)
             each, start = x.shape[0] // sum(shares), 0
             for cut, share in zip(cuts, shares, strict=True):
-                rows = slice(start * each, (start + share) * each)
+                rows = slice(None) if len(cuts) == 1 else slice(start * each, (start + share) * each)
                 out[rows] += changed(x[rows], cut)
                 start += share
             return out

@@ -91,6 +91,7 @@ class Engine:
     """Scores of a network, as pruned so far, under sets of cut units. The user's model is copied, never touched."""
 
     name = ""
+    enters_known = False  # whether groups that a journal has decided must be entered all the same
 
     def __init__(
         self,

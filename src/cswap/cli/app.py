@@ -267,6 +267,7 @@ def apply(
     trust: Trust = False,
     force: Force = False,
     device: DeviceOption = "auto",
+    memory: Memory = "4GiB",
     as_json: JsonFlag = False,
     quiet: Quiet = False,
 ) -> None:
@@ -276,7 +277,7 @@ def apply(
     with ProgressLine(quiet) as watcher:
         summary = pipeline.apply(
             folder, Target.parse(target), out, source=_source(model, model_arg, weights), data=data, trust=trust,
-            force=force, machine=Machine(device), watcher=watcher, recover=recover,
+            force=force, machine=Machine(device, bytes_of(memory)), watcher=watcher, recover=recover,
         )  # fmt: skip
     _print(as_json, summary, lambda s: render.summary(s, out))
 

@@ -88,6 +88,13 @@ class CalibrationSet:
                 self._cache = trimmed(self._load(0, len(self)))
         return self._cache[start:stop] if self._cache is not None else self._load(start, stop)
 
+    def of(self, numbers: IntArray) -> torch.Tensor:
+        """Inputs of these samples, in this order, (n, …)."""
+        self.inputs(0, 1)  # fills the cache where it may be filled
+        if self._cache is not None:
+            return self._cache[torch.from_numpy(numbers)]
+        return torch.cat([self._load(int(i), int(i) + 1) for i in numbers])
+
     def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(inputs, targets) in sample order."""
         for start in range(0, len(self), size):

@@ -7,6 +7,16 @@ import torch
 DAMPING = 1e-3  # of the mean diagonal: what the moments of a few hundred samples cannot tell from zero
 
 
+def _inverted(moments: torch.Tensor, damping: float, scale: float) -> torch.Tensor:
+    """Of the damped moments; with ten times the damping where rounding has left them without an inverse."""
+    system = moments.clone()
+    system.diagonal().add_(damping * scale)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if int(failed):
+        return _inverted(moments, 10 * damping, scale)
+    return torch.cholesky_inverse(factor)
+
+
 class Inverse:
     """The inverse of damped, centred second moments of a layer's inputs, `inverse` (D, D) float64, as inputs go.
 
@@ -17,9 +27,7 @@ class Inverse:
 
     def __init__(self, moments: torch.Tensor, mean: torch.Tensor, damping: float = DAMPING) -> None:
         scale = float(moments.diagonal().mean())
-        system = moments.clone()
-        system.diagonal().add_(damping * (scale if scale > 0 else 1.0))
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
+        self.inverse = _inverted(moments, damping, scale if scale > 0 else 1.0)
         self.mean = mean
         self.gone = torch.zeros(len(mean), dtype=torch.bool)
 

@@ -14,9 +14,11 @@ _BLOCK = 512
 
 @dataclass(eq=False)
 class Moments:
-    """Sums over rows, float64: `upper` (G, D, D), products of inputs in and above the blocks of the diagonal, `xy` (G, D, O), `x` (G, D), `y` (G, O), `yy` (G, O), and the number of rows.
+    """Sums over rows, float64, of inputs and targets less the means of the first block (`origin` (G, D), `start` (G, O)).
 
-    Products of a block are taken in the inputs' own precision and summed in float64.
+    `upper` (G, D, D): products of inputs in and above the blocks of the diagonal; `xy` (G, D, O), `x` (G, D), `y` (G, O),
+    `yy` (G, O), and the number of rows. Products of a block are taken in the inputs' own precision and summed in float64:
+    taken about the first block's means, they keep what large means would round away.
     """
 
     upper: torch.Tensor
@@ -24,6 +26,8 @@ class Moments:
     x: torch.Tensor
     y: torch.Tensor
     yy: torch.Tensor
+    origin: torch.Tensor | None = None
+    start: torch.Tensor | None = None
     rows: int = 0
 
     @classmethod
@@ -54,7 +58,12 @@ class Moments:
 
     def add_rows(self, rows: torch.Tensor, targets: torch.Tensor) -> None:
         """rows (R, G, D), targets (R, G, O)."""
-        a, b = rows.transpose(0, 1), targets.transpose(0, 1)
+        if self.origin is None or self.start is None:
+            # rounded to the inputs' precision, so that exactly this is subtracted
+            self.origin = rows.double().mean(0).to(rows.dtype).double().cpu()
+            self.start = targets.double().mean(0).to(targets.dtype).double().cpu()
+        a = (rows - self.origin.to(rows)).transpose(0, 1)
+        b = (targets - self.start.to(targets)).transpose(0, 1)
         for start in range(0, a.shape[2], _BLOCK):  # the lower half is the upper one's mirror
             block = a[:, :, start : start + _BLOCK].transpose(1, 2)
             self.upper[:, start : start + _BLOCK, start:] += torch.bmm(block, a[:, :, start:]).cpu()
@@ -65,33 +74,48 @@ class Moments:
         self.yy += b.double().square().sum(1).cpu()
         self.rows += len(rows)
 
-    def second(self) -> torch.Tensor:
-        """Sums of products of inputs, (G, D, D), whole."""
+    def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What inputs and targets are counted from."""
+        if self.origin is None or self.start is None:
+            return torch.zeros_like(self.x), torch.zeros_like(self.y)
+        return self.origin, self.start
+
+    def mean(self) -> torch.Tensor:
+        """Mean input, (G, D)."""
+        return self.x / max(1, self.rows) + self._places()[0]
+
+    def _second(self) -> torch.Tensor:
         above = self.upper.triu()
         return above + above.triu(1).transpose(1, 2)
-
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.upper + other.upper, self.xy + other.xy, self.x + other.x, self.y + other.y, self.yy + other.yy,
-            self.rows + other.rows,
-        )  # fmt: skip
 
     def centred(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Sums of products of what is left without the means: xx (G, D, D), xy (G, D, O)."""
         mean = self.x / max(1, self.rows)
         return (
-            self.second() - mean.unsqueeze(2) * self.x.unsqueeze(1),
+            self._second() - mean.unsqueeze(2) * self.x.unsqueeze(1),
             self.xy - mean.unsqueeze(2) * self.y.unsqueeze(1),
         )
 
+    def whole(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums of products of inputs and targets as they are: xx (G, D, D), xy (G, D, O)."""
+        (xx, xy), (s, t), n = self.centred(), self._places(), max(1, self.rows)
+        x, y = self.x / n + s, self.y / n + t
+        return xx + n * x.unsqueeze(2) * x.unsqueeze(1), xy + n * x.unsqueeze(2) * y.unsqueeze(1)
+
     def intercept(self, matrix: torch.Tensor) -> torch.Tensor:
         """The constant (G, O) that makes the mean error zero."""
-        return (self.y - torch.einsum("gd,gdo->go", self.x, matrix)) / max(1, self.rows)
+        y = self.y / max(1, self.rows) + self._places()[1]
+        return y - torch.einsum("gd,gdo->go", self.mean(), matrix)
+
+    def spread(self) -> float:
+        """Σ (y − mean)² over rows and outputs."""
+        return float(self.yy.sum() - (self.y**2).sum() / max(1, self.rows))
 
     def error(self, matrix: torch.Tensor, constant: torch.Tensor) -> float:
         """Σ (y − x·matrix − constant)² over rows and outputs."""
-        w, c = matrix, constant
-        total = self.yy.sum() + (w * torch.bmm(self.second(), w)).sum() - 2 * (w * self.xy).sum()
+        w, (s, t) = matrix, self._places()
+        c = constant + torch.einsum("gd,gdo->go", s, w) - t  # of inputs and targets as they are counted
+        total = self.yy.sum() + (w * torch.bmm(self._second(), w)).sum() - 2 * (w * self.xy).sum()
         total = total + self.rows * (c * c).sum() - 2 * (c * self.y).sum()
         return float(total + 2 * (c * torch.einsum("gd,gdo->go", self.x, w)).sum())
 
@@ -104,7 +128,7 @@ def ridge(
     prior: (G, D, O), the weights to stay near. The mean diagonal is that of the matrix of second moments (centred with an
     intercept), so that `strength` has no unit. Raises RuntimeError when the system is singular at this strength.
     """
-    xx, xy = moments.centred() if intercept else (moments.second(), moments.xy)
+    xx, xy = moments.centred() if intercept else moments.whole()
     mean = xx.diagonal(dim1=1, dim2=2).mean(1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
     system = xx.clone()

@@ -64,13 +64,14 @@ class Grid:
 
 
 ALL = Grid()
+_WIDEST = 4  # a grid that is moved from chunk to chunk should go through all of its places
 
 
 def grid_for(module: Any, rows: int, enough: int) -> int:
-    """The widest step that leaves `enough` of a convolution's `rows` rows; 1 for other layers."""
+    """The widest step, at most `_WIDEST`, that leaves `enough` of a convolution's `rows` rows; 1 for other layers."""
     if not isinstance(module, _ConvNd) or rows <= enough:
         return 1
-    return max(1, int((rows / enough) ** (1 / len(module.kernel_size))))
+    return min(_WIDEST, max(1, int((rows / enough) ** (1 / len(module.kernel_size)))))
 
 
 def input_rows(module: Any, x: torch.Tensor, grid: Grid = ALL) -> Iterator[torch.Tensor]:

@@ -60,6 +60,8 @@ def cbp(
     judge = Judge(calibration, options.rule, options.xi_floor)
     for group in units:
         todo = [n for n in range(group.size) if (group.name, n) not in known]
+        if engine.enters_known and not todo:
+            engine.enter(group)
         path.decisions += [known[group.name, n] for n in range(group.size) if (group.name, n) in known]
         for n, found in _judged(engine, judge, group, todo, store):
             decision = Decision(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,10 @@ from cswap.methods.options import Options
 from cswap.methods.path import PruningPath
 from cswap.methods.ranking import ranking_path
 from cswap.methods.registry import register
-from cswap.recovery.walk import ROWS, Walk
+from cswap.recovery.walk import Chunks, Walk
 from cswap.structure.calls import call_counts
 from cswap.structure.groups import Group, Slot, Structure
+from cswap.structure.surgery import prepared_copy
 from cswap.tasks.base import Task
 from cswap.types import FloatArray
 
@@ -38,8 +40,15 @@ def obs(
     `--recover lstsq` makes of the pruned network.
     """
     scores = obs_scores(model, units, calibration, task, device=device, memory=memory)
+    unknown = [g.name for g in units if g.name not in scores]
+    if len(unknown) == len(units):
+        raise InputError("obs: what reads these units is no plain layer, so nothing can be compensated in closed form")
+    known = units.select(exclude=tuple(glob.escape(n) for n in unknown)) if unknown else units
     machine: dict[str, Any] = {"device": device, "memory": memory}
-    return ranking_path(model, units, calibration, task, scores, method="obs", options=options, **machine, **run)
+    path = ranking_path(model, known, calibration, task, scores, method="obs", options=options, **machine, **run)
+    if unknown:
+        path.notes.append(f"left alone, because what reads them is no plain layer called once: {', '.join(unknown)}")
+    return path
 
 
 def obs_scores(
@@ -51,32 +60,28 @@ def obs_scores(
     v_o · [W_pᵀ (H⁻¹_pp)⁻¹ W_p]_oo, H the damped second moments of the consumer's inputs on the original network, p the
     columns that read the unit, and v_o = Σ over places of E[(∂σ/∂y_o)²]; W and H⁻¹ are updated after each round. A score is
     never below one before it, so that the ranking keeps the order. Source: ours, from Hassibi and Stork (1993) and Kurtic et
-    al. (2022, arXiv 2203.07259). Groups of which nothing is known (see `linear.patches.refusal`) rank by index.
+    al. (2022, arXiv 2203.07259). Groups with a reader that is no plain layer called once, or whose moments do not fit the
+    memory, are not among them.
     """
     importance = output_importance(model, units, calibration, task, device=device, memory=memory)
-    inputs = calibration.inputs(0, len(calibration))
-    if inputs.dim() == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    walk = Walk(model, [c.to(device) for c in torch.split(inputs, ROWS)], memory, device)
-    called = [n for n in call_counts(walk.net, inputs[:2].to(device))[0] if n in importance]
+    chunks = Chunks(calibration, [np.arange(len(calibration))], device)
+    walk = Walk(prepared_copy(model, units), chunks, memory, device)
+    called = [n for n in call_counts(walk.net, calibration.inputs(0, 2).to(device))[0] if n in importance]
     readers: dict[str, list[_Reader]] = {g.name: [] for g in units}
     scores: dict[str, FloatArray] = {}
-    for name in called:
-        module: Any = model.get_submodule(name)
+    for place, name in enumerate(called):
+        module: Any = walk.net.get_submodule(name)
+        reading = [(g, s) for g in units for s in g.consumers if s.module == name]
         inverse = _inverse(walk, name, module, memory)
-        reading = [(g, s) for g in units for s in g.consumers if s.module == name and inverse is not None]
         for group, slot in reading:
-            own = copy.deepcopy(inverse) if len(reading) > 1 else inverse  # groups are eliminated each on its own
-            assert own is not None
-            readers[group.name].append(_Reader.of(module, slot, own, importance[name]))
-        for group in units:
-            if called.index(name) == max(
-                (called.index(s.module) for s in group.consumers if s.module in called), default=-1
-            ):
-                scores[group.name] = _eliminated(
-                    group, readers.pop(group.name)
-                )  # its last consumer: the moments may go
-    return {g.name: scores.get(g.name, np.arange(g.size, dtype=np.float64)) for g in units}
+            if inverse is not None:
+                own = copy.deepcopy(inverse) if len(reading) > 1 else inverse  # groups are eliminated each on its own
+                readers[group.name].append(_Reader.of(module, slot, own, importance[name]))
+            if not any(s.module in called[place + 1 :] for s in group.consumers):  # its last: the moments may go
+                found = readers.pop(group.name)
+                if len(found) == len(group.consumers):
+                    scores[group.name] = _eliminated(group, found)
+    return scores
 
 
 def output_importance(
@@ -129,8 +134,7 @@ def _inverse(walk: Walk, name: str, module: Any, memory: int) -> Inverse | None:
     for x in walk.inputs(name):
         for rows in input_rows(module, x):
             moments.add_rows(rows, rows.new_zeros((len(rows), 1, 0)))
-    centred = moments.centred()[0][0] / moments.rows
-    return Inverse(centred, moments.x[0] / moments.rows)
+    return Inverse(moments.centred()[0][0] / moments.rows, moments.mean()[0])
 
 
 @dataclass(eq=False)
@@ -169,17 +173,24 @@ class _Reader:
 def _eliminated(group: Group, readers: list[_Reader]) -> FloatArray:
     """Scores (size,) of one group; see `obs_scores`."""
     scores, left, floor = np.zeros(group.size), list(range(group.size)), 0.0
-    if not readers:
-        return np.arange(group.size, dtype=np.float64)
     step = max(1, group.size // _ROUNDS)
     while left:
-        costs = sum((r.costs(left) for r in readers), np.zeros(len(left)))
-        cheapest = np.argsort(costs, kind="stable")[:step]
-        for i in cheapest:
-            floor = max(floor * (1 + 1e-12), float(costs[i]))
-            scores[left[i]] = floor
-        gone = [left[i] for i in cheapest]
-        for r in readers:
-            r.take(gone)
-        left = [n for n in left if n not in set(gone)]
+        costs = _costs(readers, left)
+        order = np.argsort(costs, kind="stable")
+        most = float(costs[order[step]]) if step < len(left) else float("inf")
+        gone: set[int] = set()
+        for n in (left[i] for i in order[:step]):
+            now = float(_costs(readers, [n])[0])  # what went in this round may have made it dear, as one of a pair does
+            if gone and now > most:
+                continue
+            floor = max(floor * (1 + 1e-12), now)
+            scores[n] = floor
+            gone.add(n)
+            for r in readers:
+                r.take([n])
+        left = [n for n in left if n not in gone]
     return scores
+
+
+def _costs(readers: list[_Reader], units: list[int]) -> FloatArray:
+    return sum((r.costs(units) for r in readers), np.zeros(len(units)))

@@ -141,6 +141,8 @@ class _Walk:
         """
         todo, known = self._order(group), self._known("walk", group.name)
         if len(known) == len(todo):
+            if self.engine.enters_known:
+                self._enter(group)
             for d in known:
                 self._recall(d)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,13 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from cswap.causal.behind import norms_behind
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import InputError
-from cswap.recovery.walk import ROWS
+from cswap.recovery.walk import Chunks
 from cswap.structure.calls import call_counts
 from cswap.structure.groups import Removed, Structure
 from cswap.structure.layers import rule_of
-from cswap.structure.surgery import KeptIndices
+from cswap.structure.surgery import KeptIndices, shrink_in_place
 from cswap.types import IntArray
 
 HELD_OUT = 5  # every fifth sample of a class chooses, and does not fit
@@ -42,7 +44,9 @@ class Case:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.counts, self._follows = call_counts(self.teacher, self.calibration.inputs(0, 2).to(self.device))
+        few = self.calibration.inputs(0, 2).to(self.device)
+        self.counts, _ = call_counts(self.teacher, few)
+        self._norms = norms_behind(self.teacher, few)
 
     def note(self, text: str) -> None:
         """Say something once."""
@@ -53,7 +57,8 @@ class Case:
         """Original indices kept of a layer's outputs or inputs (in its weight); None when all are."""
         dims = self.kept.get(f"{layer}.weight", {})
         rule = rule_of(self.teacher.get_submodule(layer))
-        assert rule is not None
+        if rule is None:
+            return None  # what has no rule has not shrunk
         axes = dict(rule.out if side == "out" else rule.inn)
         return dims.get(axes["weight"])
 
@@ -122,21 +127,17 @@ class Case:
         return whole if index is None else whole[torch.from_numpy(index).to(whole.device)]
 
     def norm_behind(self, layer: str) -> str | None:
-        """The batch norm that reads the layer's output first-hand, when it keeps statistics and is called once."""
-        name = self._follows.get(layer)
-        if name is None or self.counts.get(name) != 1:
-            return None
-        held = getattr(self.small.get_submodule(name), "running_mean", None)
-        return name if isinstance(held, torch.Tensor) else None
+        """The batch norm that takes the layer's outputs, and nothing else does; see `norms_behind`."""
+        return self._norms.get(layer)
 
-    def chunks(self, numbers: IntArray | None = None) -> list[torch.Tensor]:
-        """Calibration inputs in chunks on the device; `numbers` of samples, or all."""
-        inputs = self.calibration.inputs(0, len(self.calibration))
-        chosen = inputs if numbers is None else inputs[torch.from_numpy(numbers)]
-        return [
-            (c.contiguous(memory_format=torch.channels_last) if c.dim() == 4 else c).to(self.device)
-            for c in torch.split(chosen, ROWS)
-        ]
+    def chunks(self, *parts: IntArray) -> Chunks:
+        """Calibration inputs in chunks on the device: the samples of each part after those of the one before, or all."""
+        return Chunks(self.calibration, parts or [np.arange(len(self.calibration))], self.device)
+
+    def unchanged(self) -> bool:
+        """Whether the pruned network's tensors are the original's, less what is gone."""
+        fresh = shrink_in_place(copy.deepcopy(self.teacher), self.kept).state_dict()
+        return all(torch.equal(fresh[k], v) for k, v in self.small.state_dict().items())
 
     def choosing(self) -> IntArray:
         """Numbers of the samples that choose and do not fit: every fifth of each class (the last where there are fewer)."""
@@ -183,6 +184,13 @@ def step(name: str) -> Callable[[Callable[[Case], None]], Callable[[Case], None]
 def steps_of(how: str) -> list[str]:
     """The recoveries that `how` names, joined by `+`, in order. Raises InputError."""
     names = [n.strip() for n in how.split("+") if n.strip() and n.strip() != "none"]
+    if len(set(names)) < len(names):
+        raise InputError(f"recover: expected each step once, got {how!r}")
+    for name in ("merge", "fold"):
+        if name in names[1:]:
+            raise InputError(f"recover: {name} starts from the original's weights, so it comes first; got {how!r}")
+    if "bias" in names and {"bn", "lstsq"} & set(names[: names.index("bias")]):
+        raise InputError(f"recover: bias is of the network as it was cut, so it comes before bn and lstsq; got {how!r}")
     unknown = next((n for n in names if n not in STEPS), None)
     if unknown is not None or (not names and how.strip() != "none"):
         raise InputError(f"recover: expected none or some of {', '.join(sorted(STEPS))} joined by '+', got {how!r}")

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cswap.data.calibration import CalibrationSet
 from cswap.recovery.base import Case, step
+from cswap.structure.calls import call_counts
 
 
 @step("bn")
@@ -26,7 +27,10 @@ def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 1
     control, e.g. Li et al., 2020, arXiv 2007.02491). The model is untouched.
     """
     net = copy.deepcopy(model).eval()
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    called, _ = call_counts(net, calibration.inputs(0, 2).to(next((p.device for p in net.parameters()), "cpu")))
+    norms = [
+        m for n, m in net.named_modules() if n in called and isinstance(m, _BatchNorm) and m.track_running_stats
+    ]  # a norm that no pass reaches would be left without statistics
     momenta = [m.momentum for m in norms]
     for m in norms:
         m.reset_running_stats()
@@ -36,12 +40,11 @@ def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 1
     parts = -(-total // batch)  # equal parts: batches count the same in the average
     edges = [round(i * total / parts) for i in range(parts + 1)]
     # samples of all classes in every batch: class order would give each batch the statistics of one class
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-    inputs = calibration.inputs(0, total)[order]
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).numpy()
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     with torch.no_grad():
         for start, stop in itertools.pairwise(edges):
-            part = inputs[start:stop].to(device)
+            part = calibration.of(order[start:stop]).to(device)
             net(part.contiguous(memory_format=torch.channels_last) if part.dim() == 4 else part)
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum

@@ -21,7 +21,7 @@ def bias(case: Case) -> None:
     layer's. Readers without a bias get it in the mean of the batch norm behind them, others are left with a note. Source:
     ours (the constant of a least-squares fit whose weights stay).
     """
-    walk = Walk(case.teacher, case.chunks(), case.memory)
+    walk = Walk(case.teacher, case.chunks(), case.memory, case.device)
     for name in case.readers():
         inputs, outputs = case.kept_of(name, "in"), case.kept_of(name, "out")
         module: Any = case.teacher.get_submodule(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from cswap.linear.moments import Moments, ridge
@@ -28,12 +29,9 @@ def lstsq(case: Case) -> None:
     in float64, of every n-th place where an image has more than `ENOUGH` rows a column need. Source: ours; the closed form is ridge regression, as in Luo et al. (2017, arXiv 1707.06342, ThiNet).
     """
     choosing = case.choosing()
-    every = set(range(len(case.calibration)))
-    fitting = sorted(every - set(choosing.tolist()))
-    numbers = torch.tensor(fitting).numpy()
-    parts = (case.chunks(numbers), case.chunks(choosing) if len(choosing) else [])
-    chunks, own = [*parts[0], *parts[1]], len(parts[0])
-    small, teacher = Walk(case.small, chunks, case.memory // 2), Walk(case.teacher, chunks, case.memory // 2)
+    fitting = np.setdiff1d(np.arange(len(case.calibration)), choosing)
+    chunks, own = case.chunks(fitting, choosing), len(case.chunks(fitting))
+    small, teacher = (Walk(net, chunks, case.memory // 2, case.device) for net in (case.small, case.teacher))
     fitted: dict[str, Any] = {}
     queries = query_targets(case)
     for name in case.readers():
@@ -78,8 +76,8 @@ def _moments(
         if not step:
             places = y[0].numel() // y.shape[channel]
             step = grid_for(module, places * len(case.calibration), ENOUGH * columns_of(module))
-        # the grid moves with the chunks, so that all places count
-        part = Grid(step, i)
+        # the grid moves with the chunks, 7 and the number of its places having no common factor, so that all places count
+        part = Grid(step, 7 * i)
         target = y if index is None else y.index_select(channel, index) if mixed is None else y @ mixed.to(y)
         (fit if i < own else held).add(module, x, target, part)
     return fit, held
@@ -116,13 +114,15 @@ def _refit(case: Case, name: str, fit: Moments, held: Moments) -> dict[str, Any]
     judge = held if held.rows else fit
     start = judge.error(before, constant)
     error, strength, matrix, c = _best(fit, judge, before, constant, shift)
+    if matrix is None:
+        case.note(f"{name}: no strength makes its least squares solvable: left as it is")
     if not error < start:
         error, matrix = start, None
     if matrix is not None:
         set_matrix(module, matrix)
         if shift:
             case.set_constant(name, c.reshape(-1))
-    scale = float(judge.yy.sum() - (judge.y**2).sum() / max(1, judge.rows))
+    scale = judge.spread()
     return {
         "strength": None if matrix is None else strength,
         "error_before": max(0.0, start) / scale if scale > 0 else 0.0,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cswap.errors import InputError
 from cswap.recovery.base import Case, step
 from cswap.recovery.bias import mean_given
 from cswap.recovery.walk import Walk
@@ -30,6 +31,7 @@ def fold(case: Case) -> None:
     Nearness: the cosine of all that writes a unit, norms folded in, of at least `LEAST_COSINE`. Source: model folding
     (Wang et al., 2025, arXiv 2502.10216), with the path's units kept in the place of cluster centres.
     """
+    _refuse_changed(case, "fold")
     merged = copy.deepcopy(case.teacher)
     joined = 0
     for name, gone in case.removed.items():
@@ -49,8 +51,9 @@ def merge(case: Case) -> None:
     the consumers' weights of b gain s times those of a, and their constants the rest. Producers stay: with b fixed, s is the
     best a consumer can do. Source: ours (Kim et al., 2020, arXiv 2006.10903, neuron merging, takes s from the weights).
     """
+    _refuse_changed(case, "merge")
     merged = copy.deepcopy(case.teacher)
-    walk = Walk(case.teacher, case.chunks(), case.memory)
+    walk = Walk(case.teacher, case.chunks(), case.memory, case.device)
     shifts: dict[str, torch.Tensor] = {}
     for name in case.readers():
         inputs = case.kept_of(name, "in")
@@ -70,6 +73,11 @@ def merge(case: Case) -> None:
             case.shift(name, shift)
         else:
             case.note(f"{name} has neither a bias nor a batch norm behind it: means are not given back")
+
+
+def _refuse_changed(case: Case, name: str) -> None:
+    if not case.unchanged():
+        raise InputError(f"recover: {name} starts from the original's weights, and those of this module are others")
 
 
 def _take(case: Case, merged: nn.Module) -> None:
@@ -133,9 +141,10 @@ def _fold_group(merged: nn.Module, case: Case, group: Group, joins: dict[int, in
                 places = [slot.by_unit.get(u, np.empty(0, dtype=np.int64)) for u in units]
                 if len({len(p) for p in places}) != 1 or not len(places[0]):
                     continue
-                stacked = torch.stack([value.index_select(dim, torch.from_numpy(p)) for p in places])
+                index = [torch.from_numpy(p).to(value.device) for p in places]
+                stacked = torch.stack([value.index_select(dim, i) for i in index])
                 joined = stacked.sum(0) if slot.role == "consumer" else stacked.mean(0)
-                value.index_copy_(dim, torch.from_numpy(places[0]), joined)
+                value.index_copy_(dim, index[0], joined)
 
 
 def _moments(walk: Walk, name: str, module: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,6 +176,7 @@ def _give(
     s, into = slope.gather(0, best.unsqueeze(0)).squeeze(0), kept[best]
     weight = module.weight.data
     shape = [1, -1] + [1] * (weight.dim() - 2)
-    weight.index_add_(1, into, weight.index_select(1, away) * s.to(weight).view(shape))
+    moved = weight.index_select(1, away.to(weight.device)) * s.to(weight).view(shape)
+    weight.index_add_(1, into.to(weight.device), moved)
     left = (means[away] - s * means[into]).view([1, -1] + [1] * (rest.dim() - 2))
     rest.index_copy_(1, away, left.expand(1, -1, *rest.shape[2:]).contiguous())

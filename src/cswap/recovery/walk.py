@@ -15,8 +15,25 @@ import torch
 from torch import fx, nn
 
 from cswap.causal.graph import Env, Graph, NotTraceable
+from cswap.data.calibration import CalibrationSet
+from cswap.types import IntArray
 
 ROWS = 64
+
+
+class Chunks(Sequence[torch.Tensor]):
+    """Inputs of these samples, at most `ROWS` at a time on the device, loaded when they are asked for; parts do not mix."""
+
+    def __init__(self, calibration: CalibrationSet, parts: Sequence[IntArray], device: str) -> None:
+        self.calibration, self.device = calibration, device
+        self.numbers = [part[i : i + ROWS] for part in parts for i in range(0, len(part), ROWS)]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: Any) -> Any:
+        inputs = self.calibration.of(self.numbers[i])
+        return (inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs).to(self.device)
 
 
 class _Reached(Exception):
@@ -43,7 +60,7 @@ class Walk:
         except NotTraceable:
             return None
         self._last = _last_uses(graph.nodes)
-        held = _most_held(graph, self._last) * sum(len(c) for c in self.chunks)
+        held = _most_held(graph, self._last) * ROWS * len(self.chunks)
         return graph if held <= memory else None
 
     @property
@@ -60,7 +77,7 @@ class Walk:
         return self._values(layer, before=False)
 
     def _values(self, layer: str, before: bool) -> Iterator[torch.Tensor]:
-        if self._graph is None:
+        if self._graph is None or layer not in self._graph.calls:  # inside a layer that the graph keeps whole
             for chunk in self.chunks:
                 yield self._again(layer, chunk, before)
             return

@@ -1,4 +1,4 @@
-"""Which layers a forward pass calls, how often, and which reads which first-hand."""
+"""Which layers a forward pass calls, how often, and with what dimensions."""
 
 from __future__ import annotations
 
@@ -8,30 +8,26 @@ import torch
 from torch import nn
 
 
-def call_counts(net: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, int], dict[str, str]]:
-    """How often each module is called, in order of the first call; and by layer the module that reads its output first-hand."""
+def call_counts(net: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, int], dict[str, int]]:
+    """By name of a module without children: how often it is called, in order of the first call; and its output's dimensions."""
     counts: dict[str, int] = {}
-    follows: dict[str, str] = {}
-    given: list[tuple[str, torch.Tensor]] = []
+    dims: dict[str, int] = {}
     handles = []
     for name, module in net.named_modules():
         if any(True for _ in module.children()):
             continue
 
-        def before(_m: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+        def note(_m: nn.Module, _args: Any, out: Any, name: str = name) -> None:
             counts[name] = counts.get(name, 0) + 1
-            if args and isinstance(args[0], torch.Tensor):
-                follows.update({n: name for n, t in given if t is args[0] and n not in follows})
-
-        def after(_m: nn.Module, _args: Any, out: Any, name: str = name) -> None:
             if isinstance(out, torch.Tensor):
-                given.append((name, out))
+                dims[name] = out.dim()
 
-        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+        # the order is that of the calls, not of the returns: leaves return before the next one is called
+        handles.append(module.register_forward_hook(note))
     try:
         with torch.no_grad():
             net(inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return counts, follows
+    return counts, dims
