@@ -87,6 +87,30 @@ def test_obs_is_a_complete_path(digits_case):
         cswap.prune_path(model, calibration, structure=structure, method="obs", per="params")
 
 
+@pytest.mark.parametrize("method", ["cswap", "cbp"])
+def test_critical_units_go_by_their_loss_a_parameter(digits_case, method):
+    """The walk, or the tests, are those of the paper's mode; the order of critical units is another."""
+    model, calibration, structure = digits_case
+    plain, per = (
+        cswap.prune_path(model, calibration, structure=structure, method=method, per=p) for p in ("unit", "params")
+    )
+    before = [d for d in plain if d.phase in ("walk", "test")]
+    assert [(d.group, d.unit, d.verdict, d.xi) for d in before] == [
+        (d.group, d.unit, d.verdict, d.xi) for d in per if d.phase in ("walk", "test")
+    ]
+    ledger, waiting = Ledger(structure), {(d.group, d.unit): -d.xi for d in before if str(d.verdict) == "critical"}
+    for d in per:
+        if not d.removed:
+            continue
+        if (d.group, d.unit) in waiting:
+            open_ = [k for k in waiting if ledger.kept(structure[k[0]]) > 1]
+            price = {k: waiting[k] / ledger.cost_of(structure[k[0]]) if waiting[k] > 0 else waiting[k] for k in open_}
+            assert price[d.group, d.unit] == pytest.approx(min(price.values()))
+            del waiting[d.group, d.unit]
+        ledger.remove(structure[d.group], d.unit)
+    assert sum(d.removed for d in per) == structure.units - len(structure)
+
+
 @pytest.mark.parametrize("kind", ["params", "macs"])
 def test_a_ranking_per_parameter_takes_the_cheapest_as_the_network_stands(digits_case, kind):
     _, _, structure = digits_case

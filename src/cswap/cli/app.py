@@ -86,7 +86,10 @@ Cut = Annotated[
 Scope = Annotated[str, typer.Option("--scope", help="rankings: layer or global")]
 Per = Annotated[
     str,
-    typer.Option("--per", help="rankings with --scope global: score a unit, or a parameter or MAC that goes with it"),
+    typer.Option(
+        "--per",
+        help="cswap, cbp, and rankings with --scope global: score a unit, or a parameter or MAC that goes with it",
+    ),
 ]
 
 

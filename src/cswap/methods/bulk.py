@@ -11,12 +11,13 @@ from cswap.causal.judge import Judge, Judgement
 from cswap.causal.replay import engine_for
 from cswap.causal.store import DifferenceStore
 from cswap.data.calibration import CalibrationSet
+from cswap.methods.buffer import ordered
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink, Start
 from cswap.methods.ranking import Ranked, remove_in_order
 from cswap.methods.registry import register
 from cswap.structure.groups import Group, Structure
-from cswap.structure.ledger import check_reachable
+from cswap.structure.ledger import Ledger, check_reachable
 from cswap.tasks.base import Task
 from cswap.types import Decision, Target, Verdict
 
@@ -72,7 +73,14 @@ def cbp(
             sink.decided(decision, found.stats)
     engine.leave()
     place = {g.name: i for i, g in enumerate(units)}
-    order = sorted(path.decisions, key=lambda d: (*_rank(d, options.buffer_order), place[d.group], d.unit))
+    # what no class needs by gain, as without a choice of order; what some class needs as the buffer goes
+    tested = sorted(path.decisions, key=lambda d: (place[d.group], d.unit))
+    free = sorted((d for d in tested if d.verdict is not Verdict.CRITICAL), key=lambda d: -(d.xi or 0.0))
+    ledger = Ledger(units)
+    for d in free:
+        if ledger.kept(units[d.group]) > 1:
+            ledger.remove(units[d.group], d.unit)
+    order = free + ordered([d for d in tested if d.verdict is Verdict.CRITICAL], ledger, options)
     if target.kind == "noncritical":
         order = [d for d in order if d.verdict is not Verdict.CRITICAL]
     ranked = [Ranked(d.group, d.unit, _why(d), d.xi or 0.0, d.verdict, d.xi, d.effects) for d in order]
@@ -88,12 +96,6 @@ def _judged(
         return
     for n, scores, base in engine.one_by_one(group, todo):
         yield n, judge.judge(scores, base)
-
-
-def _rank(d: Decision, order: str) -> tuple[bool, float]:
-    xi = d.xi or 0.0
-    critical = d.verdict is Verdict.CRITICAL
-    return critical, abs(xi) if order == "abs" and critical else -xi
 
 
 def _why(d: Decision) -> str:

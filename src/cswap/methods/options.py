@@ -28,7 +28,7 @@ class Options:
     first. max_drop: stop when calibration quality fell by more. effects: "verdict" leaves a critical unit as soon as one
     class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). cut: "compensated"
     judges a removal after the layers that read the unit make up for it (ours). scope: for rankings. per: for
-    global rankings, the score a unit, or a parameter or MAC that goes with it (ours). norm: for `magnitude`.
+    global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter or MAC (ours). norm: for `magnitude`.
     """
 
     alpha: float = 0.05
@@ -54,8 +54,6 @@ class Options:
             if getattr(self, name) not in choices:
                 shown = name.replace("_", "-")
                 raise InputError(f"{shown}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.per != "unit" and self.scope != "global":
-            raise InputError(f"per: {self.per} goes with --scope global, got --scope {self.scope}")
         if self.seed < 0:
             raise InputError(f"seed: expected a number of at least 0, got {self.seed}")
         if not self.xi_floor > 0:

@@ -16,6 +16,7 @@ from cswap.causal.replay import engine_for
 from cswap.causal.stats import EffectStats
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import ArtifactError
+from cswap.methods.buffer import ordered
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink, Start
 from cswap.methods.registry import register
@@ -246,9 +247,7 @@ class _Walk:
         waiting = [d for d in self.path.decisions if d.phase == "walk" and d.verdict is Verdict.CRITICAL]
         if any(d.xi is None for d in waiting):
             waiting = list(self._scored({(d.group, d.unit) for d in waiting}))
-        if self.options.buffer_order == "signed":
-            return sorted(waiting, key=lambda d: -(d.xi or 0.0))
-        return sorted(waiting, key=lambda d: abs(d.xi or 0.0))
+        return ordered(waiting, self.ledger, self.options)
 
     def _scored(self, waiting: set[tuple[str, int]]) -> Iterator[Decision]:
         """Effects of the buffer's units on all classes, on the network as the walk left it."""

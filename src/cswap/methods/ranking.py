@@ -11,7 +11,7 @@ from torch import nn
 from cswap.causal.engine import Engine, refuse_near_chance
 from cswap.causal.replay import engine_for
 from cswap.data.calibration import CalibrationSet
-from cswap.errors import TargetError
+from cswap.errors import InputError, TargetError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink, Start
 from cswap.methods.watch import QualityWatch
@@ -38,7 +38,12 @@ def removal_order(
         if own[group.name].shape != (group.size,):
             raise ValueError(f"group {group.name}: expected {group.size} scores, got shape {own[group.name].shape}")
     if per != "unit":
-        return _cheapest_first(units, own, per)
+        if scope != "global":
+            raise InputError(f"per: {per} goes with --scope global, got --scope {scope}")
+        waiting = {g: [(float(s[n]), n) for n in np.argsort(s, kind="stable").tolist()] for g, s in own.items()}
+        order = cheapest_first(Ledger(units), waiting, per)
+        first = set(order)
+        return order + [(g.name, n) for g in units for _, n in waiting[g.name] if (g.name, n) not in first]
     keyed = []
     for place, group in enumerate(units):
         score = own[group.name]
@@ -51,24 +56,30 @@ def removal_order(
     return [(name, n) for _, _, n, name in sorted(keyed)]
 
 
-def _cheapest_first(units: Structure, scores: Mapping[str, FloatArray], per: str) -> list[tuple[str, int]]:
-    """The unit of least score a parameter or MAC at each step; those that groups must keep come last, in order."""
-    ledger, queues = Ledger(units), {g.name: np.argsort(scores[g.name], kind="stable").tolist() for g in units}
+def cheapest_first(
+    ledger: Ledger, waiting: Mapping[str, Sequence[tuple[float, int]]], per: str
+) -> list[tuple[str, int]]:
+    """(group, unit): the least score a parameter or MAC that goes (`per`) at each step, as the network stands there (ours).
+
+    waiting: (score, unit) by group, lowest first. ledger: what is gone already; it is used up. Groups keep a unit.
+    """
+    units = ledger.structure
     beside: dict[str, set[str]] = {}
     for group in units:
         for slot in group.slots:
             beside.setdefault(slot.module, set()).add(group.name)
-    costs = {g.name: ledger.cost_of(g, per) for g in units}
-    order: list[tuple[str, int]] = []
     place = {g.name: i for i, g in enumerate(units)}
-    while open_groups := [n for n, q in queues.items() if len(q) > 1]:
-        name = min(open_groups, key=lambda n: (scores[n][queues[n][0]] / costs[n], place[n]))
-        unit = queues[name].pop(0)
+    queues = {name: list(queue) for name, queue in waiting.items()}
+    costs = {name: ledger.cost_of(units[name], per) for name in queues}
+    order: list[tuple[str, int]] = []
+    while still := [n for n, q in queues.items() if q and ledger.kept(units[n]) > 1]:
+        name = min(still, key=lambda n: (queues[n][0][0] / costs[n], place[n]))
+        unit = queues[name].pop(0)[1]
         ledger.remove(units[name], unit)
         order.append((name, unit))
-        for other in {o for s in units[name].slots for o in beside[s.module]}:
+        for other in {o for s in units[name].slots for o in beside[s.module]} & set(queues):
             costs[other] = ledger.cost_of(units[other], per)
-    return order + [(name, n) for name, q in queues.items() for n in q]
+    return order
 
 
 @dataclass(frozen=True, eq=False)
