@@ -12,12 +12,15 @@ import numpy as np
 import torch
 import torch_pruning as tp
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from cswap.errors import StructureError
 from cswap.structure.check import agreement, random_half, randomise_
 from cswap.structure.groups import Group, LayerCost, LeftOut, Slot, Structure
+from cswap.structure.joined import Dimension, Grouped, joined
 from cswap.structure.layers import is_grouped, rule_of
+from cswap.types import IntArray
 
 _OPS = tp.ops.OPTYPE
 _REFUSED = {
@@ -85,20 +88,43 @@ def _call_order(model: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
     return order
 
 
-def _slots(group: Any, names: dict[nn.Module, str], size: int) -> list[Slot]:
+def _dimension(raw: Any, names: dict[nn.Module, str]) -> Dimension:
+    """One dependency group as a dimension; a refusal is kept with it."""
+    root, size = names[raw[0].dep.target.module], len(raw[0].idxs)
+    blocks = tuple(
+        (names[item.dep.target.module], _writes(raw, item), _indices(item.idxs), _indices(item.root_idxs))
+        for item in raw
+        if is_grouped(item.dep.target.module)
+    )
+    try:
+        return Dimension(root, size, tuple(_slots(raw, names, size)), blocks)
+    except _Refused as reason:
+        return Dimension(root, size, (), blocks, str(reason))
+
+
+def _indices(values: Any) -> IntArray:
+    return np.asarray(values, dtype=np.int64)
+
+
+def _writes(raw: Any, item: Any) -> bool:
+    """Whether the item says what happens to a layer's outputs."""
+    return bool(raw._DG.is_out_channel_pruning_fn(item.dep.handler))
+
+
+def _slots(raw: Any, names: dict[nn.Module, str], size: int) -> list[Slot]:
     """Our slots of one dependency group; raises _Refused with the reason."""
     slots: dict[tuple[str, str], Slot] = {}
-    for item in group:
-        node, side_fn = item.dep.target, item.dep.handler
+    for item in raw:
+        node = item.dep.target
         if node.type in _REFUSED:
             raise _Refused(_REFUSED[node.type])
         module = node.module
         if module not in names:
             continue  # an operation without weights: add, cat, flatten, ...
         name = names[module]
-        if is_grouped(module):
-            raise _Refused(f"grouped convolution {name}: its channels can only go in equal numbers from each group")
         rule = rule_of(module)
+        if is_grouped(module) and rule is not None:
+            continue  # it acts on blocks of channels: `joined` makes its slots
         if rule is None:
             if any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
                 raise _Refused(f"no rule to shrink {name} ({type(module).__name__})")
@@ -108,15 +134,11 @@ def _slots(group: Any, names: dict[nn.Module, str], size: int) -> list[Slot]:
         own = {n for n, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
         if "weight" not in own and rule.mixes:
             raise _Refused(f"the weight of {name} is computed (a parametrisation), not a parameter of its own")
-        writes = group._DG.is_out_channel_pruning_fn(side_fn)
         if rule.mixes:
-            side, role = ("out", "producer") if writes else ("in", "consumer")
+            side, role = ("out", "producer") if _writes(raw, item) else ("in", "consumer")
         else:
             side, role = "out", "channelwise"
-        slot = Slot(
-            name, side, role,  # type: ignore[arg-type]
-            np.asarray(item.idxs, dtype=np.int64), np.asarray(item.root_idxs, dtype=np.int64),
-        )  # fmt: skip
+        slot = Slot(name, side, role, _indices(item.idxs), _indices(item.root_idxs))  # type: ignore[arg-type]
         if len(np.unique(slot.positions)) != len(slot.positions) or (
             len(slot.owner) and (slot.owner.min() < 0 or slot.owner.max() >= size)
         ):
@@ -130,20 +152,21 @@ def _slots(group: Any, names: dict[nn.Module, str], size: int) -> list[Slot]:
     return list(slots.values())
 
 
-def _group_of(raw: Any, names: dict[nn.Module, str], order: dict[str, int], root: str, size: int) -> Group:
-    slots = _slots(raw, names, size)
-    slots.sort(key=lambda s: (order.get(s.module, len(order)), s.side == "out"))
+def _group_of(dimension: Dimension, order: dict[str, int]) -> Group:
+    if dimension.refused:
+        raise _Refused(dimension.refused)
+    slots = sorted(dimension.slots, key=lambda s: (order.get(s.module, len(order)), s.side == "out"))
     producers = [s for s in slots if s.role == "producer"]
     if not any(s.role == "consumer" for s in slots):
         raise _Refused("no weight reads these channels: they are the model's output")
     if not producers:
         raise _Refused("no weight writes these channels: they are the model's input")
     first = producers[0]
-    if len(np.unique(first.owner)) != size:
-        first = next((s for s in producers if s.module == root), first)
-    if size < 2:
+    if len(np.unique(first.owner)) != dimension.size:
+        first = next((s for s in producers if s.module == dimension.root), first)
+    if dimension.size < 2:
         raise _Refused("it has a single unit, and a group keeps at least one")
-    return Group(first.module, size, tuple(slots))
+    return Group(first.module, dimension.size, tuple(slots))
 
 
 def _trace(model: nn.Module, inputs: torch.Tensor) -> Any:
@@ -223,19 +246,24 @@ def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, see
 
 
 def _collect(graph: Any, names: dict[nn.Module, str], order: dict[str, int]) -> tuple[list[Group], list[LeftOut]]:
-    groups: list[Group] = []
-    left_out: list[LeftOut] = []
     try:
-        for raw in graph.get_all_groups():
-            root, size = names[raw[0].dep.target.module], len(raw[0].idxs)
-            try:
-                groups.append(_group_of(raw, names, order, root, size))
-            except _Refused as reason:
-                left_out.append(LeftOut(root, size, str(reason)))
+        dimensions = [_dimension(raw, names) for raw in graph.get_all_groups()]
     except Exception as error:
         raise StructureError(
             f"the dependency library fails on this network ({type(error).__name__}: {error}); nothing was pruned"
         ) from error
+    convs = {
+        n: Grouped(m.in_channels // m.groups, m.out_channels // m.groups, m.groups)
+        for m, n in names.items()
+        if isinstance(m, _ConvNd) and is_grouped(m)
+    }
+    groups: list[Group] = []
+    left_out: list[LeftOut] = []
+    for dimension in joined(dimensions, convs):
+        try:
+            groups.append(_group_of(dimension, order))
+        except _Refused as reason:
+            left_out.append(LeftOut(dimension.root, dimension.size, str(reason)))
     return groups, left_out
 
 

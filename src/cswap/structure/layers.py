@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from cswap.errors import ArtifactError
+
 Axes = tuple[tuple[str, int], ...]
 
 
@@ -35,7 +37,7 @@ def is_depthwise(module: nn.Module) -> bool:
 
 
 def is_grouped(module: nn.Module) -> bool:
-    """A convolution with groups that is not depthwise: its channels cannot go one by one."""
+    """A convolution with groups that is not depthwise: it acts on blocks of channels one by one."""
     return isinstance(module, _ConvNd) and module.groups > 1 and not is_depthwise(module)
 
 
@@ -49,6 +51,14 @@ def _refit_transposed(conv: _ConvNd) -> None:
 
 def _refit_depthwise(conv: _ConvNd) -> None:
     conv.groups = conv.in_channels = conv.out_channels = conv.weight.shape[0]
+
+
+def _refit_grouped(conv: _ConvNd) -> None:
+    inn, out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    groups, rest = divmod(conv.weight.shape[0], out)
+    if rest:
+        raise ArtifactError(f"a convolution of {conv.groups} groups cannot keep {conv.weight.shape[0]} channels")
+    conv.groups, conv.in_channels, conv.out_channels = groups, inn * groups, out * groups
 
 
 def _refit_linear(linear: nn.Linear) -> None:
@@ -68,6 +78,7 @@ _CONV = LayerRule((("weight", 0), ("bias", 0)), (("weight", 1),), True, _refit_c
 _TRANSPOSED = LayerRule((("weight", 1), ("bias", 0)), (("weight", 0),), True, _refit_transposed)
 _DEPTHWISE_AXES: Axes = (("weight", 0), ("bias", 0))
 _DEPTHWISE = LayerRule(_DEPTHWISE_AXES, _DEPTHWISE_AXES, False, _refit_depthwise)
+_GROUPED = LayerRule(_DEPTHWISE_AXES, _DEPTHWISE_AXES, False, _refit_grouped)
 _LINEAR = LayerRule((("weight", 0), ("bias", 0)), (("weight", 1),), True, _refit_linear)
 _NORM_AXES: Axes = (("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0))
 _NORM = LayerRule(_NORM_AXES, _NORM_AXES, False, _refit_norm)
@@ -78,7 +89,7 @@ _PRELU_SHARED = LayerRule((), (), False, lambda _module: None)
 def rule_of(module: nn.Module) -> LayerRule | None:
     """The rule of a layer, or None for one that cannot be shrunk."""
     if is_grouped(module):
-        return None
+        return None if isinstance(module, _ConvTransposeNd) else _GROUPED
     if is_depthwise(module):
         return _DEPTHWISE
     if isinstance(module, _ConvTransposeNd):
