@@ -53,7 +53,7 @@ def smallest(module: str) -> str | None:
         try:
             with torch.device("meta"):
                 model = timm.create_model(name, pretrained=False)
-        except Exception:  # noqa: BLE001, S112 — some cannot be built without memory; a sibling can
+        except Exception:  # noqa: BLE001 — some cannot be built without memory; a sibling can
             continue
         size = sum(p.numel() for p in model.parameters())
         best = min(best or (size, name), (size, name))

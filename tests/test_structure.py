@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
@@ -15,10 +14,11 @@ from torch import nn
 from cswap.errors import InputError, StructureError, TargetError
 from cswap.structure.check import VISIBLE, agreement, random_half, randomise_
 from cswap.structure.discover import count_params, discover, macs_of
-from cswap.structure.groups import Group, Slot, Structure
+from cswap.structure.groups import Slot
 from cswap.structure.ledger import Ledger, check_reachable, highest_ratio
 from cswap.structure.surgery import masked_copy, pruned_copy
 from cswap.types import Target
+from tests.conftest import off_by_one
 
 ZOO = {
     "resnet18": (12, 64), "resnet50": (37, 64), "mobilenet_v2": (25, 64), "vgg11_bn": (10, 64), "densenet121": (120, 64),
@@ -31,19 +31,6 @@ def _zoo(name: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return getattr(torchvision.models, name)(**extra)
-
-
-def _off_by_one(structure: Structure) -> Structure:
-    """The same structure with every consumer reading its neighbour's column."""
-    groups = []
-    for g in structure:
-        slots = tuple(
-            dataclasses.replace(s, positions=np.roll(s.positions, 1)) if s.role == "consumer" else s for s in g.slots
-        )
-        groups.append(Group(g.name, g.size, slots))
-    return Structure(
-        tuple(groups), (), (), structure.layers, structure.total_params, structure.total_macs, structure.input_shape
-    )
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))
@@ -72,7 +59,7 @@ def test_masked_equals_pruned_in_torchvision(name, capsys):
     assert ledger.params == count_params(small)
     assert round(ledger.macs) == macs_of(small, x)[0]
 
-    wrong = _off_by_one(structure)
+    wrong = off_by_one(structure)
     with torch.no_grad():
         crossed = (masked_copy(model, structure, removed)(x) - pruned_copy(model, wrong, removed)(x)).abs().max()
     assert not crossed <= result.allowed  # the off-by-one is caught
@@ -80,7 +67,7 @@ def test_masked_equals_pruned_in_torchvision(name, capsys):
 
 def test_each_group_alone_and_an_off_by_one_in_each_is_caught(small_net, inputs):
     structure = discover(small_net, inputs)
-    wrong, exact = _off_by_one(structure), copy.deepcopy(small_net).double()
+    wrong, exact = off_by_one(structure), copy.deepcopy(small_net).double()
     for g in structure:
         seen = caught = 0
         for n in range(g.size):

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_model
 from torch import nn
 
 from cswap._version import __version__
@@ -29,11 +30,12 @@ from cswap.artifacts.files import (
     write_json,
 )  # fmt: skip
 from cswap.artifacts.journal import is_ours, line_of, read_journal, write_effects
-from cswap.data.models import ModelSpec, one_line, sha256_of
-from cswap.errors import ArtifactError, CswapError, InputError, MismatchError
+from cswap.data.models import ModelSpec, one_line, put_tensors, sha256_of
+from cswap.errors import ArtifactError, CswapError, InputError, MismatchError, ModelError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Surgery
 from cswap.structure.groups import Structure
+from cswap.structure.recurrent import replace_recurrent_
 from cswap.structure.surgery import KeptIndices, shrink_in_place
 from cswap.types import Cliff
 
@@ -193,8 +195,8 @@ def spec_of(folder: Path, manifest: dict[str, Any], trust: bool) -> ModelSpec:
 def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, trust: bool = False) -> nn.Module:
     """The pruned module of an artifact, in eval mode, on the CPU.
 
-    Builds the original network by `factory` (or the one the manifest names), shrinks it by the manifest, loads the
-    weights. Checks schema, hash, names and shapes. Raises ArtifactError.
+    Builds the original network by `factory` (or the one the manifest names), replaces recurrent modules and shrinks by the
+    manifest, loads the weights. Checks schema, hash, names and shapes. Raises ArtifactError.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -205,6 +207,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
             str(t): {int(d): np.asarray(i, dtype=np.int64) for d, i in dims.items()}
             for t, dims in manifest["kept"].items()
         }
+        replaced = [str(name) for name in manifest.get("structure", {}).get("replaced", {})]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise ArtifactError(f"{folder}: the manifest is malformed") from None
     if any(i.ndim != 1 or (np.diff(i) <= 0).any() for dims in kept.values() for i in dims.values()):
@@ -216,10 +219,10 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
         model = build()
     if not isinstance(model, nn.Module):
         raise ArtifactError(f"expected the factory to return an nn.Module, got {type(model).__name__}")
-    shrink_in_place(model, kept)
+    shrink_in_place(replace_recurrent_(model, replaced), kept)
     try:
-        load_model(model, str(weights))
-    except RuntimeError as error:
+        put_tensors(model, load_file(weights))
+    except (ModelError, SafetensorError) as error:
         raise ArtifactError(f"{weights} does not fit the network the factory builds ({one_line(error)})") from None
     return model.eval()
 

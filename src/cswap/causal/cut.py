@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 from cswap.causal.engine import Engine, Job, Scores
 from cswap.structure.groups import Group, Slot
 from cswap.structure.layers import channel_dim
-from cswap.structure.surgery import zero_cut_
+from cswap.structure.surgery import prepared_copy, zero_cut_
 
 
 class _RowsDoNotMatch(Exception):
@@ -28,7 +27,7 @@ class PlainEngine(Engine):
 
     def __init__(self, model: nn.Module, *args: Any, **settings: Any) -> None:
         super().__init__(model, *args, **settings)
-        self.net = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
+        self.net = prepared_copy(model, self.structure).eval().requires_grad_(False).to(self.device)
         if self.calibration.inputs(0, 1).dim() == 4:
             self.net = self.net.to(memory_format=torch.channels_last)
         self._largest = self._probe()

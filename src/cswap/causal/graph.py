@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from cswap.structure.check import tensors_of
 from cswap.structure.layers import rule_of
+from cswap.structure.recurrent import Recurrent
 
 Env = dict[fx.Node, Any]
 
@@ -40,7 +41,8 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         bare = not any(True for _ in m.children())
-        return bare or rule_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        own = isinstance(m, Recurrent)  # loops over steps
+        return bare or own or rule_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
 
 class Graph:

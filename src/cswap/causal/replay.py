@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ from cswap.causal.plan import (
 from cswap.errors import InputError
 from cswap.structure.check import tensors_of
 from cswap.structure.groups import Group, Slot
-from cswap.structure.surgery import kept_indices, masked_copy, shrink_in_place
+from cswap.structure.surgery import kept_indices, masked_copy, prepared_copy, shrink_in_place
 from cswap.types import IntArray
 
 _CHECKED_ROWS = 4
@@ -57,7 +56,7 @@ class ReplayEngine(Engine):
     def __init__(self, model: nn.Module, *args: Any, tuning: Tuning = Tuning(), **settings: Any) -> None:
         super().__init__(model, *args, **settings)
         self.tuning = tuning
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = prepared_copy(model, self.structure).eval().requires_grad_(False)
         self.plain = PlainEngine(model, *args, **settings)
         self.removed: dict[str, set[int]] = {}
         self._planned: Plan | None = None

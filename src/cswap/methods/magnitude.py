@@ -13,13 +13,14 @@ from cswap.methods.path import PruningPath
 from cswap.methods.ranking import ranking_path
 from cswap.methods.registry import register
 from cswap.structure.groups import Structure
+from cswap.structure.surgery import prepared_copy
 from cswap.tasks.base import Task
 from cswap.types import FloatArray
 
 
 def magnitude_scores(model: nn.Module, units: Structure, norm: str = "l1") -> dict[str, FloatArray]:
     """L1 or L2 norm, by group (size,), of all weights that write each unit, over all its producers."""
-    scores = {}
+    scores, model = {}, prepared_copy(model, units)
     for group in units:
         total = np.zeros(group.size)
         for slot in group.producers:

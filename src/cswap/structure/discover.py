@@ -20,6 +20,8 @@ from cswap.structure.check import agreement, random_half, randomise_
 from cswap.structure.groups import Group, LayerCost, LeftOut, Slot, Structure
 from cswap.structure.joined import Dimension, Grouped, joined
 from cswap.structure.layers import is_grouped, rule_of
+from cswap.structure.recurrent import replace_recurrent_, step_by_step, why_not
+from cswap.structure.standins import recurrent_of, with_recurrence, with_stand_ins
 from cswap.types import IntArray
 
 _OPS = tp.ops.OPTYPE
@@ -28,10 +30,12 @@ _REFUSED = {
     _OPS.GN: "a GroupNorm mixes these channels, so a zero is not a removal",
     _OPS.MHA: "nn.MultiheadAttention ties this width to all its heads",
     _OPS.LSTM: "an LSTM ties this width to its gates and its recurrence",
-    _OPS.EMBED: "an embedding table writes this width, with no rule to cut it",
     _OPS.PARAMETER: "a parameter outside any known layer acts on these channels",
     _OPS.OUTPUT: "these channels are the model's output",
 }
+
+
+_ROOTS = (_ConvNd, nn.Linear, nn.Embedding)
 
 
 class _Refused(Exception):
@@ -46,12 +50,23 @@ def untouched_rng() -> Iterator[None]:
 
 
 def macs_of(model: nn.Module, inputs: torch.Tensor) -> tuple[int, dict[str, int]]:
-    """Multiply-accumulates of one sample, in all and by module name, by torch's own counter (which counts two each)."""
+    """Multiply-accumulates of one sample, in all and by module name, by torch's own counter (which counts two each).
+
+    What torch computes by a fused kernel the counter cannot see; so recurrent modules are counted by their equivalents.
+    """
+    hosts = [n for n, m in model.named_modules() if n and isinstance(m, nn.RNNBase) and why_not(m) is None]
+    if hosts:
+        with contextlib.suppress(TypeError):  # it packs its sequences, or gives them a first state
+            return _counted(replace_recurrent_(copy.deepcopy(model), hosts), inputs)
+    return _counted(model, inputs)
+
+
+def _counted(model: nn.Module, inputs: torch.Tensor) -> tuple[int, dict[str, int]]:
     counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused attention kernel is invisible to the counter
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), step_by_step(), counter:
             model(inputs[:1])
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -88,7 +103,7 @@ def _call_order(model: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
     return order
 
 
-def _dimension(raw: Any, names: dict[nn.Module, str]) -> Dimension:
+def _dimension(raw: Any, names: dict[nn.Module, str], shared: dict[str, str]) -> Dimension:
     """One dependency group as a dimension; a refusal is kept with it."""
     root, size = names[raw[0].dep.target.module], len(raw[0].idxs)
     blocks = tuple(
@@ -97,7 +112,7 @@ def _dimension(raw: Any, names: dict[nn.Module, str]) -> Dimension:
         if is_grouped(item.dep.target.module)
     )
     try:
-        return Dimension(root, size, tuple(_slots(raw, names, size)), blocks)
+        return Dimension(root, size, tuple(_slots(raw, names, shared, size)), blocks)
     except _Refused as reason:
         return Dimension(root, size, (), blocks, str(reason))
 
@@ -111,7 +126,7 @@ def _writes(raw: Any, item: Any) -> bool:
     return bool(raw._DG.is_out_channel_pruning_fn(item.dep.handler))
 
 
-def _slots(raw: Any, names: dict[nn.Module, str], size: int) -> list[Slot]:
+def _slots(raw: Any, names: dict[nn.Module, str], shared: dict[str, str], size: int) -> list[Slot]:
     """Our slots of one dependency group; raises _Refused with the reason."""
     slots: dict[tuple[str, str], Slot] = {}
     for item in raw:
@@ -122,6 +137,8 @@ def _slots(raw: Any, names: dict[nn.Module, str], size: int) -> list[Slot]:
         if module not in names:
             continue  # an operation without weights: add, cat, flatten, ...
         name = names[module]
+        if name in shared:
+            raise _Refused(f"{name} and {shared[name]} share a weight")
         rule = rule_of(module)
         if is_grouped(module) and rule is not None:
             continue  # it acts on blocks of channels: `joined` makes its slots
@@ -152,10 +169,12 @@ def _slots(raw: Any, names: dict[nn.Module, str], size: int) -> list[Slot]:
     return list(slots.values())
 
 
-def _group_of(dimension: Dimension, order: dict[str, int]) -> Group:
+def _group_of(dimension: Dimension, model: nn.Module, order: dict[str, int]) -> Group:
     if dimension.refused:
         raise _Refused(dimension.refused)
-    slots = sorted(dimension.slots, key=lambda s: (order.get(s.module, len(order)), s.side == "out"))
+    slots = sorted(
+        with_recurrence(list(dimension.slots), model), key=lambda s: (order.get(s.module, len(order)), s.side == "out")
+    )
     producers = [s for s in slots if s.role == "producer"]
     if not any(s.role == "consumer" for s in slots):
         raise _Refused("no weight reads these channels: they are the model's output")
@@ -190,7 +209,7 @@ def _layer_costs(model: nn.Module, groups: list[Group], macs: dict[str, int]) ->
         assert rule is not None
         own = {n: tuple(p.shape) for n, p in module.named_parameters(recurse=False)}
         shapes = own | {n: tuple(b.shape) for n, b in module.named_buffers(recurse=False)}
-        sides = {"out": rule.out, "in": rule.inn} if rule.mixes else {"out": rule.out}
+        sides = {"out": rule.out, "in": rule.inn} if rule.mixes and rule.inn else {"out": rule.out}
         axes = {side: tuple(a for a in pairs if a[0] in shapes) for side, pairs in sides.items()}
         sizes = {side: shapes[pairs[0][0]][pairs[0][1]] for side, pairs in axes.items()}
         layers[name] = LayerCost(own, macs.get(name, 0), sizes, axes)
@@ -231,40 +250,73 @@ def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, see
             ) from error
         for p in work.parameters():
             p.requires_grad_(True)
+        replaced, unlike = recurrent_of(work, inputs, seed)
+        replace_recurrent_(work, replaced)
         order = _call_order(work, inputs)
         total_macs, macs = macs_of(work, inputs)
-        graph = _trace(work, inputs)
-        names = {m: n for n, m in work.named_modules()}
-        groups, left_out = _collect(graph, names, order)
+        traced = with_stand_ins(work)
+        graph = _trace(traced, inputs)
+        groups, left_out = _collect(graph, {m: n for n, m in traced.named_modules()}, work, order)
         groups.sort(key=lambda g: _place(g, order), reverse=True)
         groups = _disjoint(groups, left_out)
         structure = Structure(
-            tuple(groups), tuple(left_out), _uncalled(work, order), _layer_costs(work, groups, macs),
-            count_params(work), total_macs, tuple(inputs.shape[1:]),
+            tuple(groups), (*left_out, *unlike), _uncalled(work, order), _layer_costs(work, groups, macs),
+            count_params(work), total_macs, tuple(inputs.shape[1:]), replaced,
         )  # fmt: skip
         return _verified(work, structure, inputs, seed) if verify and groups else structure
 
 
-def _collect(graph: Any, names: dict[nn.Module, str], order: dict[str, int]) -> tuple[list[Group], list[LeftOut]]:
-    try:
-        dimensions = [_dimension(raw, names) for raw in graph.get_all_groups()]
-    except Exception as error:
-        raise StructureError(
-            f"the dependency library fails on this network ({type(error).__name__}: {error}); nothing was pruned"
-        ) from error
+def _dependency_groups(graph: Any, names: dict[nn.Module, str]) -> Iterator[Any]:
+    """One dependency group for each dimension that a layer writes, or what could not be followed, with the reason."""
+    seen: set[nn.Module] = set()
+    for module in [m for m in graph.module2node if isinstance(m, _ROOTS)]:
+        if module in seen or module not in names:
+            continue
+        pruner = graph.get_pruner_of_module(module)
+        size = pruner.get_out_channels(module)
+        try:
+            raw = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(size)))
+        except Exception as error:  # noqa: BLE001 — whatever it raises, this dimension is not understood
+            why = f"the dependency library fails on it ({type(error).__name__}: {error})"
+            yield LeftOut(names[module], size, why)
+            continue
+        seen.update(
+            item.dep.target.module for item in raw if _writes(raw, item) and isinstance(item.dep.target.module, _ROOTS)
+        )
+        yield raw
+
+
+def _collect(
+    graph: Any, names: dict[nn.Module, str], model: nn.Module, order: dict[str, int]
+) -> tuple[list[Group], list[LeftOut]]:
+    shared = _shared(model)
+    dimensions, left_out = [], []
+    for raw in _dependency_groups(graph, names):
+        if isinstance(raw, LeftOut):
+            left_out.append(raw)
+        else:
+            dimensions.append(_dimension(raw, names, shared))
     convs = {
         n: Grouped(m.in_channels // m.groups, m.out_channels // m.groups, m.groups)
         for m, n in names.items()
         if isinstance(m, _ConvNd) and is_grouped(m)
     }
     groups: list[Group] = []
-    left_out: list[LeftOut] = []
     for dimension in joined(dimensions, convs):
         try:
-            groups.append(_group_of(dimension, order))
+            groups.append(_group_of(dimension, model, order))
         except _Refused as reason:
             left_out.append(LeftOut(dimension.root, dimension.size, str(reason)))
     return groups, left_out
+
+
+def _shared(model: nn.Module) -> dict[str, str]:
+    """Modules that hold the same parameter as another one, and which: taking it out of one would take it out of both."""
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for p in module.parameters(recurse=False):
+            holders.setdefault(id(p), []).append(name)
+    return {n: next(m for m in held if m != n) for held in holders.values() if len(set(held)) > 1 for n in held}
 
 
 def _place(group: Group, order: dict[str, int]) -> tuple[int, int]:
@@ -313,7 +365,7 @@ def _verified(work: nn.Module, structure: Structure, inputs: torch.Tensor, seed:
     left = structure.left_out + tuple(LeftOut(n, structure[n].size, why) for n, why in bad.items())
     smaller = Structure(
         kept, left, structure.uncalled, structure.layers, structure.total_params, structure.total_macs,
-        structure.input_shape,
+        structure.input_shape, structure.replaced,
     )  # fmt: skip
     if kept and not agreement(randomised, smaller, random_half(smaller, seed), inputs).ok:
         raise StructureError("groups agree one by one but not together; nothing was pruned")

@@ -147,7 +147,8 @@ class LayerCost:
 class Structure:
     """What can be pruned in one network, from the output to the input, and what cannot.
 
-    `total_params`, `total_macs` (one sample) count the whole network; `layers` only those a group touches.
+    `total_params`, `total_macs` (one sample) count the whole network; `layers` only those a group touches. `replaced`: names
+    of modules that must become equivalent ones before anything is cut, and the kind of each (see recurrent.py).
     """
 
     groups: tuple[Group, ...]
@@ -157,6 +158,7 @@ class Structure:
     total_params: int
     total_macs: int
     input_shape: tuple[int, ...]
+    replaced: dict[str, str] = field(default_factory=dict)
     _by_name: dict[str, Group] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -199,7 +201,7 @@ class Structure:
         reasons = tuple(LeftOut(g.name, g.size, "excluded by --only or --exclude") for g in dropped)
         return Structure(
             tuple(kept), self.left_out + reasons, self.uncalled, self.layers, self.total_params, self.total_macs,
-            self.input_shape,
+            self.input_shape, self.replaced,
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
@@ -212,6 +214,7 @@ class Structure:
             "total_params": self.total_params,
             "total_macs": self.total_macs,
             "input_shape": list(self.input_shape),
+            "replaced": self.replaced,
         }
 
     @classmethod
@@ -225,6 +228,7 @@ class Structure:
             total_params=int(data["total_params"]),
             total_macs=int(data["total_macs"]),
             input_shape=tuple(int(v) for v in data["input_shape"]),
+            replaced={str(n): str(k) for n, k in data.get("replaced", {}).items()},
         )
 
 

@@ -22,13 +22,15 @@ class LayerRule:
 
     `out`/`inn`: (tensor name, dimension) pairs its outputs/inputs live on; a channel-by-channel layer has both the same.
     `mixes`: an output reads every input, so the layer is a consumer of its inputs and a producer of its outputs.
-    `refit`: sets the integer attributes from the shapes of the tensors.
+    `refit`: sets the integer attributes from the shapes of the tensors. `channel`: the dimension of its input on which
+    units lie.
     """
 
     out: Axes
     inn: Axes
     mixes: bool
     refit: Callable[[Any], None]
+    channel: int = 1
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -39,6 +41,12 @@ def is_depthwise(module: nn.Module) -> bool:
 def is_grouped(module: nn.Module) -> bool:
     """A convolution with groups that is not depthwise: it acts on blocks of channels one by one."""
     return isinstance(module, _ConvNd) and module.groups > 1 and not is_depthwise(module)
+
+
+def is_frozen_norm(module: nn.Module) -> bool:
+    """A batch norm of buffers alone (torchvision, timm and transformers each have their own class of it)."""
+    own = dict(module.named_buffers(recurse=False))
+    return "FrozenBatchNorm" in type(module).__name__ and {"weight", "bias", "running_mean", "running_var"} == set(own)
 
 
 def _refit_conv(conv: _ConvNd) -> None:
@@ -70,6 +78,10 @@ def _refit_norm(norm: _BatchNorm) -> None:
     norm.num_features = sized.shape[0]
 
 
+def _refit_embedding(table: nn.Embedding) -> None:
+    table.embedding_dim = table.weight.shape[1]
+
+
 def _refit_prelu(prelu: nn.PReLU) -> None:
     prelu.num_parameters = prelu.weight.shape[0]
 
@@ -79,15 +91,20 @@ _TRANSPOSED = LayerRule((("weight", 1), ("bias", 0)), (("weight", 0),), True, _r
 _DEPTHWISE_AXES: Axes = (("weight", 0), ("bias", 0))
 _DEPTHWISE = LayerRule(_DEPTHWISE_AXES, _DEPTHWISE_AXES, False, _refit_depthwise)
 _GROUPED = LayerRule(_DEPTHWISE_AXES, _DEPTHWISE_AXES, False, _refit_grouped)
-_LINEAR = LayerRule((("weight", 0), ("bias", 0)), (("weight", 1),), True, _refit_linear)
+_LINEAR = LayerRule((("weight", 0), ("bias", 0)), (("weight", 1),), True, _refit_linear, channel=-1)
 _NORM_AXES: Axes = (("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0))
 _NORM = LayerRule(_NORM_AXES, _NORM_AXES, False, _refit_norm)
+_FROZEN_NORM = LayerRule(_NORM_AXES, _NORM_AXES, False, lambda _module: None)
+_EMBEDDING = LayerRule((("weight", 1),), (), True, _refit_embedding, channel=-1)
 _PRELU = LayerRule((("weight", 0),), (("weight", 0),), False, _refit_prelu)
 _PRELU_SHARED = LayerRule((), (), False, lambda _module: None)
 
 
 def rule_of(module: nn.Module) -> LayerRule | None:
-    """The rule of a layer, or None for one that cannot be shrunk."""
+    """The rule of a layer, or None for one that cannot be shrunk. A layer of our own brings its rule as `layer_rule`."""
+    own = getattr(type(module), "layer_rule", None)
+    if isinstance(own, LayerRule):
+        return own
     if is_grouped(module):
         return None if isinstance(module, _ConvTransposeNd) else _GROUPED
     if is_depthwise(module):
@@ -101,6 +118,10 @@ def rule_of(module: nn.Module) -> LayerRule | None:
     if isinstance(module, _BatchNorm | _InstanceNorm):
         sized = any(t is not None for t in (module.weight, module.bias, module.running_mean))
         return _NORM if sized else None
+    if is_frozen_norm(module):
+        return _FROZEN_NORM
+    if type(module) is nn.Embedding:
+        return _EMBEDDING if module.max_norm is None else None
     if isinstance(module, nn.PReLU):
         return _PRELU if module.num_parameters > 1 else _PRELU_SHARED
     return None
@@ -108,4 +129,5 @@ def rule_of(module: nn.Module) -> LayerRule | None:
 
 def channel_dim(module: nn.Module) -> int:
     """The dimension of a consumer's INPUT on which its units lie: last for linear layers, 1 for convolutions."""
-    return -1 if isinstance(module, nn.Linear) else 1
+    rule = rule_of(module)
+    return 1 if rule is None else rule.channel

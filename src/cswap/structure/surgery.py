@@ -12,6 +12,7 @@ from torch import nn
 from cswap.errors import ArtifactError
 from cswap.structure.groups import Removed, Structure
 from cswap.structure.layers import rule_of
+from cswap.structure.recurrent import replace_recurrent_
 from cswap.types import IntArray
 
 KeptIndices = dict[str, dict[int, IntArray]]
@@ -68,13 +69,21 @@ def shrink_in_place(model: nn.Module, kept: KeptIndices) -> nn.Module:
     return model
 
 
+def prepared_copy(model: nn.Module, structure: Structure) -> nn.Module:
+    """A copy in which every layer the structure names is there: recurrent modules are replaced by their equivalents."""
+    return replace_recurrent_(copy.deepcopy(model), structure.replaced)
+
+
 def pruned_copy(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
     """A new, physically smaller module; `model` is untouched."""
-    return shrink_in_place(copy.deepcopy(model), kept_indices(structure, removed))
+    return shrink_in_place(prepared_copy(model, structure), kept_indices(structure, removed))
 
 
 def zero_cut_(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
-    """`do(n)` on the weights of `model` itself: zero at every weight that reads a removed unit; returns `model`."""
+    """`do(n)` on the weights of `model` itself: zero at every weight that reads a removed unit; returns `model`.
+
+    `model` comes from `prepared_copy`, or the structure replaces nothing in it.
+    """
     for name, units in removed.items():
         for slot in structure[name].consumers:
             positions = torch.from_numpy(slot.of(units))
@@ -87,4 +96,4 @@ def zero_cut_(model: nn.Module, structure: Structure, removed: Removed) -> nn.Mo
 
 def masked_copy(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
     """The same network with the removed units cut but not taken out; `model` is untouched."""
-    return zero_cut_(copy.deepcopy(model), structure, removed)
+    return zero_cut_(prepared_copy(model, structure), structure, removed)
