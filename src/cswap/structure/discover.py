@@ -342,31 +342,38 @@ def _uncalled(model: nn.Module, order: dict[str, int]) -> tuple[str, ...]:
     )
 
 
-def _disagreement(model: nn.Module, structure: Structure, inputs: torch.Tensor, seed: int, name: str) -> str | None:
-    """Why half of this one group cannot be removed safely, or None."""
+def _disagreement(
+    model: nn.Module, structure: Structure, inputs: torch.Tensor, seed: int, names: list[str]
+) -> str | None:
+    """Why half of these groups cannot be removed safely, or None."""
     try:
-        result = agreement(model, structure, random_half(structure, seed, [name]), inputs)
+        result = agreement(model, structure, random_half(structure, seed, names), inputs)
     except Exception as error:  # noqa: BLE001 — whatever the pruned network raises is the reason to leave it alone
-        return f"the pruned network does not run ({type(error).__name__}: {str(error).splitlines()[0][:160]})"
-    if not result.ok:
-        return f"masked and pruned networks disagree: {result}"
-    return None
+        return f"the pruned network does not run ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]})"
+    return None if result.ok else f"masked and pruned networks disagree: {result}"
+
+
+def _bad(model: nn.Module, structure: Structure, inputs: torch.Tensor, seed: int, names: list[str]) -> dict[str, str]:
+    """Those of the groups that cannot be pruned, with the reason; found by halves."""
+    why = _disagreement(model, structure, inputs, seed, names)
+    if why is None or len(names) == 1:
+        return {} if why is None else {names[0]: why}
+    middle = len(names) // 2
+    return _bad(model, structure, inputs, seed, names[:middle]) | _bad(model, structure, inputs, seed, names[middle:])
 
 
 def _verified(work: nn.Module, structure: Structure, inputs: torch.Tensor, seed: int) -> Structure:
-    randomised = randomise_(copy.deepcopy(work), seed).requires_grad_(False)
-    try:
-        if agreement(randomised, structure, random_half(structure, seed), inputs).ok:
-            return structure
-    except Exception:  # noqa: BLE001, S110 — found group by group below
-        pass
-    bad = {g.name: why for g in structure if (why := _disagreement(randomised, structure, inputs, seed, g.name))}
+    randomised = randomise_(copy.deepcopy(work), seed, inputs).requires_grad_(False)
+    names = [g.name for g in structure]
+    if _disagreement(randomised, structure, inputs, seed, names) is None:
+        return structure
+    bad = _bad(randomised, structure, inputs, seed, names)
     kept = tuple(g for g in structure if g.name not in bad)
     left = structure.left_out + tuple(LeftOut(n, structure[n].size, why) for n, why in bad.items())
     smaller = Structure(
         kept, left, structure.uncalled, structure.layers, structure.total_params, structure.total_macs,
         structure.input_shape, structure.replaced,
     )  # fmt: skip
-    if kept and not agreement(randomised, smaller, random_half(smaller, seed), inputs).ok:
-        raise StructureError("groups agree one by one but not together; nothing was pruned")
+    if kept and (why := _disagreement(randomised, smaller, inputs, seed, [g.name for g in kept])) is not None:
+        raise StructureError(f"groups agree one by one but not together; nothing was pruned ({why})")
     return smaller
