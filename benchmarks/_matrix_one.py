@@ -1,12 +1,10 @@
-"""One model of the support matrix, in a process of its own: what came of it is the last line of its output, as JSON."""
+"""One model of the support matrix."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import resource
 import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -91,10 +89,10 @@ def tried(request: dict[str, Any], found: dict[str, Any]) -> None:
     """Discover, prune 30 %, compare, save, load; what was found goes into `found` as it comes."""
     spec, model, inputs = built(request)
     found |= {"arguments": spec.arguments, "input": list(inputs.shape[1:]), "params": count_params(model)}
-    start = time.perf_counter()
+    start = time.process_time()
     structure = discover(model, inputs)
     found |= {
-        "structure_seconds": round(time.perf_counter() - start, 2), "groups": len(structure), "units": structure.units,
+        "structure_seconds": round(time.process_time() - start, 2), "groups": len(structure), "units": structure.units,
         "macs": structure.total_macs, "left_out": reasons(structure), "never_called": len(structure.uncalled),
     }  # fmt: skip
     if not len(structure):
@@ -128,13 +126,12 @@ def tried(request: dict[str, Any], found: dict[str, Any]) -> None:
         found["status"] = "pruned" if result.visible else "unseen"
 
 
-def main() -> None:
-    """argv: the request as JSON, and the memory limit in bytes."""
-    request, memory = json.loads(sys.argv[1]), int(sys.argv[2])
+def outcome(request: dict[str, Any], memory: int) -> dict[str, Any]:
+    """What came of one model, with at most `memory` bytes of address space."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     torch.set_num_threads(1)
     found: dict[str, Any] = {"name": request["name"], "spec": request["spec"], "status": "error"}
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     try:
         tried(request, found)
     except StructureError as reason:
@@ -149,9 +146,7 @@ def main() -> None:
             "status": "memory" if memory_ran_out else "error",
             "reason": f"{type(error).__name__}: {one_line(error)}", "trace": traceback.format_exc()[-1500:],
         }  # fmt: skip
-    found["seconds"] = round(time.perf_counter() - start, 1)
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+    return found | {
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - used, 1),
+    }

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+import multiprocessing
 import time
 from fnmatch import fnmatch
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from _machine import ROOT, machine, write_result
+from _matrix_one import outcome
 
-ONE = Path(__file__).with_name("_matrix_one.py")
+FORK = multiprocessing.get_context("fork")
 Request = dict[str, Any]
 
 
@@ -91,25 +92,30 @@ def of_hugging_face() -> list[Request]:
     ]
 
 
+def _child(pipe: Connection, request: Request, memory: int) -> None:
+    pipe.send(outcome(request, memory))
+
+
 def run_one(request: Request, seconds: int, memory: int) -> dict[str, Any]:
-    """What came of one model."""
+    """What came of one model, in a process forked from this one, which has the libraries loaded."""
     failed = {"name": request["name"], "spec": request["spec"]}
     start = time.perf_counter()
+    mine, its = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_child, args=(its, request, memory))
+    process.start()
+    its.close()
     try:
-        done = subprocess.run(
-            [sys.executable, str(ONE), json.dumps(request), str(memory)],
-            capture_output=True, text=True, timeout=seconds, check=False, cwd=ROOT,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return failed | {"status": "time", "reason": f"not done after {seconds} s", "seconds": seconds}
-    lines = done.stdout.strip().splitlines()
-    try:
-        found: dict[str, Any] = json.loads(lines[-1])
-    except (IndexError, json.JSONDecodeError):
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        status = "memory" if done.returncode < 0 else "error"
-        return failed | {"status": status, "reason": f"exit {done.returncode}: {last[:200]}", "seconds": round(time.perf_counter() - start, 1)}  # fmt: skip
-    return found
+        if not mine.poll(seconds):
+            return failed | {"status": "time", "reason": f"not done after {seconds} s", "seconds": seconds}
+        found: dict[str, Any] = mine.recv()
+        return found
+    except EOFError:
+        process.join()
+        took = round(time.perf_counter() - start, 1)
+        return failed | {"status": "memory", "reason": f"its process ended with {process.exitcode}", "seconds": took}
+    finally:
+        process.kill()
+        process.join()
 
 
 def main() -> None:
@@ -121,7 +127,7 @@ def main() -> None:
     parser.add_argument("--retry", action="store_true")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--seconds", type=int, default=300)
-    parser.add_argument("--memory", type=int, default=14 << 30)
+    parser.add_argument("--memory", type=int, default=12 << 30)
     parser.add_argument("--budget", type=int, default=10**9, help="start no further model after so many seconds")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -131,6 +137,7 @@ def main() -> None:
         found = {line["name"]: line for line in map(json.loads, journal.read_text().splitlines())}
     requests = of_torchvision() + of_timm(given.work) + of_hugging_face()
     begin = time.perf_counter()
+    torch.set_num_threads(1)
     for request in requests:
         name = request["name"]
         if not any(fnmatch(name, p) or fnmatch(request["spec"], p) for p in given.only):

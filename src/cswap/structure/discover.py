@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from cswap.errors import StructureError
+from cswap.structure.chains import chains
 from cswap.structure.check import agreement, random_half, randomise_
 from cswap.structure.groups import Group, LayerCost, LeftOut, Slot, Structure
 from cswap.structure.joined import Dimension, Grouped, joined
@@ -189,16 +190,13 @@ def _group_of(dimension: Dimension, model: nn.Module, order: dict[str, int]) -> 
 
 
 def _trace(model: nn.Module, inputs: torch.Tensor) -> Any:
+    """The dependency library's graph, or the error in one line where it cannot be built."""
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
-        graph = tp.DependencyGraph()
         try:
-            return graph.build_dependency(model, example_inputs=(inputs,), verbose=False)
-        except Exception as error:
-            raise StructureError(
-                f"the dependency graph of {type(model).__name__} cannot be built "
-                f"({type(error).__name__}: {error}); nothing was pruned"
-            ) from error
+            return tp.DependencyGraph().build_dependency(model, example_inputs=(inputs,), verbose=False)
+        except Exception as error:  # noqa: BLE001 — whatever it raises, chains are left to see
+            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
 
 
 def _layer_costs(model: nn.Module, groups: list[Group], macs: dict[str, int]) -> dict[str, LayerCost]:
@@ -290,12 +288,18 @@ def _collect(
     graph: Any, names: dict[nn.Module, str], model: nn.Module, order: dict[str, int]
 ) -> tuple[list[Group], list[LeftOut]]:
     shared = _shared(model)
-    dimensions, left_out = [], []
-    for raw in _dependency_groups(graph, names):
-        if isinstance(raw, LeftOut):
-            left_out.append(raw)
-        else:
-            dimensions.append(_dimension(raw, names, shared))
+    dimensions: list[Dimension] = []
+    left_out: list[LeftOut] = []
+    if isinstance(graph, str):
+        why = f"the dependency library fails on this network ({graph}): only what goes straight from layer to layer is seen"
+        dimensions = [d for d in chains(model) if not any(s.module in shared for s in d.slots)]
+        left_out = [LeftOut(n, w, why) for n, w in _unseen(model, dimensions, order)]
+    else:
+        for raw in _dependency_groups(graph, names):
+            if isinstance(raw, LeftOut):
+                left_out.append(raw)
+            else:
+                dimensions.append(_dimension(raw, names, shared))
     convs = {
         n: Grouped(m.in_channels // m.groups, m.out_channels // m.groups, m.groups)
         for m, n in names.items()
@@ -317,6 +321,16 @@ def _shared(model: nn.Module) -> dict[str, str]:
         for p in module.parameters(recurse=False):
             holders.setdefault(id(p), []).append(name)
     return {n: next(m for m in held if m != n) for held in holders.values() if len(set(held)) > 1 for n in held}
+
+
+def _unseen(model: nn.Module, dimensions: list[Dimension], order: dict[str, int]) -> Iterator[tuple[str, int]]:
+    """Layers whose outputs are no dimension's, and their widths."""
+    seen = {s.module for d in dimensions for s in d.slots if s.role == "producer"}
+    for name in order:
+        module = model.get_submodule(name)
+        if name not in seen and isinstance(module, _ROOTS) and (rule := rule_of(module)) is not None and rule.mixes:
+            tensor, dim = rule.out[0]
+            yield name, int(getattr(module, tensor).shape[dim])
 
 
 def _place(group: Group, order: dict[str, int]) -> tuple[int, int]:
