@@ -23,6 +23,7 @@ from cswap.structure.joined import Dimension, Grouped, joined
 from cswap.structure.layers import is_grouped, rule_of
 from cswap.structure.recurrent import replace_recurrent_, step_by_step, why_not
 from cswap.structure.standins import recurrent_of, with_recurrence, with_stand_ins
+from cswap.structure.surgery import count_params
 from cswap.types import IntArray
 
 _OPS = tp.ops.OPTYPE
@@ -79,11 +80,6 @@ def _counted(model: nn.Module, inputs: torch.Tensor) -> tuple[int, dict[str, int
         if str(name).startswith(root + ".")
     }
     return counter.get_total_flops() // 2, by_module
-
-
-def count_params(model: nn.Module) -> int:
-    """Number of parameters, shared ones once."""
-    return sum(p.numel() for p in model.parameters())
 
 
 def _call_order(model: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
@@ -230,13 +226,38 @@ def _disjoint(groups: list[Group], left_out: list[LeftOut]) -> list[Group]:
     return kept
 
 
+def refuse_unfit(model: nn.Module) -> None:
+    """Raise StructureError for a network whose layers cannot be taken apart: scripted, compiled, quantised, of no layers."""
+    kind = type(model).__name__
+    for name, module in model.named_modules():
+        at = f"its layer {name}" if name else "it"
+        where = type(module).__module__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise StructureError(
+                f"{kind} cannot be pruned: {at} is scripted (torch.jit), so its layers cannot be taken apart; expected the "
+                "nn.Module it was made from"
+            )
+        if where.startswith("torch._dynamo"):
+            raise StructureError(
+                f"{kind} cannot be pruned: {at} is compiled (torch.compile); expected the nn.Module it was made from"
+            )
+        if ".quantized" in where:
+            raise StructureError(
+                f"{kind} cannot be pruned: {at} is quantised ({type(module).__name__}), and packed weights cannot be sliced; "
+                "expected the network in floating point: prune first, quantise then"
+            )
+    if not any(p.is_floating_point() for p in model.parameters()):
+        raise StructureError(f"{kind} cannot be pruned: it has no parameters of a floating type")
+
+
 def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, seed: int = 0) -> Structure:
     """Units and groups of `model`, from the output to the input, verified on a randomised copy.
 
     inputs: (N, …) example input, N ≥ 1. `model` and the global random state are untouched. With `verify`, a random half
     of all groups is removed from a randomised copy, and every group whose masked and pruned networks disagree is left
-    out with that reason. Raises StructureError when the network cannot be traced.
+    out with that reason. Raises StructureError for a network that cannot be taken apart at all.
     """
+    refuse_unfit(model)
     inputs = inputs.detach()[:2].cpu().float() if inputs.is_floating_point() else inputs.detach()[:2].cpu()
     with untouched_rng():
         try:
@@ -247,7 +268,7 @@ def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, see
                 "like first (torch.nn.utils.remove_weight_norm)"
             ) from error
         for p in work.parameters():
-            p.requires_grad_(True)
+            p.requires_grad_(p.is_floating_point())
         replaced, unlike = recurrent_of(work, inputs, seed)
         replace_recurrent_(work, replaced)
         order = _call_order(work, inputs)

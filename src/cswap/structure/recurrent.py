@@ -116,11 +116,11 @@ class Recurrent(nn.Module):
             for layer in range(host.num_layers)
         ]
         for suffix in (s for layer in self.suffixes for s in layer):
-            both = [
+            ih, hh = (
                 Gates(getattr(host, f"weight_{w}{suffix}"), getattr(host, f"bias_{w}{suffix}", None), _GATES[self.kind])
                 for w in ("ih", "hh")
-            ]
-            self.add_module(suffix[1:], Direction(self.kind, *both, reverse=suffix.endswith("_reverse")))
+            )
+            self.add_module(suffix[1:], Direction(self.kind, ih, hh, suffix.endswith("_reverse")))
 
     def forward(self, x: torch.Tensor, hx: None = None) -> tuple[torch.Tensor, Any]:
         if not isinstance(x, torch.Tensor) or x.dim() != 3 or hx is not None:

@@ -19,6 +19,11 @@ KeptIndices = dict[str, dict[int, IntArray]]
 """Tensor name -> dimension -> ORIGINAL indices kept, ascending; only dimensions that shrink are listed."""
 
 
+def count_params(model: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters())
+
+
 def kept_indices(structure: Structure, removed: Removed) -> KeptIndices:
     """What stays of every tensor dimension when `removed` goes."""
     gone: dict[tuple[str, str], list[IntArray]] = {}
