@@ -129,6 +129,30 @@ def test_engines_agree_and_say_where_they_fall_back(kind, first):
     assert any("called inside another layer" in note for note in fast.notes)
 
 
+class _StepsFirst(nn.Module):
+    """Steps before samples at a consumer: as many steps as two cut sets of samples have rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.a, self.b = nn.Embedding(30, 5), nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.relu(self.a(self.emb(x).transpose(0, 1)))).mean(0)
+
+
+def test_cut_sets_do_not_share_a_batch_where_samples_do_not_come_first():
+    net = randomise_(_StepsFirst(), 3).eval().double()
+    x = torch.randint(1, 30, (8, 16), generator=torch.Generator().manual_seed(1))
+    calibration = cswap.calibration_set(TensorDataset(x, torch.arange(8) % 2), 4)
+    structure = discover(net, x[:2])
+    plain, group = PlainEngine(net, structure, calibration, Classification()), structure["a"]
+    together = plain.cut(group, [[0], [1]])
+    assert plain.units_together(group) == 1
+    for n, scores in enumerate(together):
+        np.testing.assert_allclose(scores.sigma, plain.cut(group, [[n]])[0].sigma, atol=1e-12)
+    assert np.abs(together[0].sigma - together[1].sigma).max() > 1e-3
+
+
 def test_first_order_follows_small_cuts():
     """On a network whose hidden units hardly matter the first-order estimate is the effect itself."""
     net, calibration, structure = _case("LSTM", {})

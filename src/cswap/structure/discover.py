@@ -275,7 +275,9 @@ def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, see
         total_macs, macs = macs_of(work, inputs)
         traced = with_stand_ins(work)
         graph = _trace(traced, inputs)
-        groups, left_out = _collect(graph, {m: n for n, m in traced.named_modules()}, work, order)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library's own, of what it does not follow: left out below
+            groups, left_out = _collect(graph, {m: n for n, m in traced.named_modules()}, work, order)
         groups.sort(key=lambda g: _place(g, order), reverse=True)
         groups = _disjoint(groups, left_out)
         structure = Structure(
