@@ -153,6 +153,12 @@ def _slots(raw: Any, names: dict[nn.Module, str], shared: dict[str, str], size: 
         else:
             side, role = "out", "channelwise"
         slot = Slot(name, side, role, _indices(item.idxs), _indices(item.root_idxs))  # type: ignore[arg-type]
+        tensor, dim = (rule.out if side == "out" else rule.inn)[0]
+        width = module.get_parameter(tensor).shape[dim] if rule.mixes else None
+        if width is not None and len(slot.positions) and slot.positions.max() >= width:
+            raise _Refused(
+                f"the dependency library loses these channels on the way to {name} (a split, slice or reshape)"
+            )
         if len(np.unique(slot.positions)) != len(slot.positions) or (
             len(slot.owner) and (slot.owner.min() < 0 or slot.owner.max() >= size)
         ):
