@@ -306,6 +306,23 @@ def _peers(data: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _support(data: dict[str, Any]) -> list[str]:
+    sources = list(dict.fromkeys(m["name"].partition(":")[0] for m in data["models"]))
+    statuses = list(dict.fromkeys(m["status"] for m in data["models"]))
+    rows = [
+        [source, *(str(sum(m["name"].startswith(source + ":") and m["status"] == s for m in data["models"])) for s in statuses)]
+        for source in sources
+    ]  # fmt: skip
+    return [
+        "## What can be pruned",
+        "",
+        _origin(data),
+        "By model: `docs/support.md`.",
+        "",
+        *_table(["models", *statuses], rows),
+    ]
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "prune_resnet18": _prune,
     "effects_speed": _speed,
@@ -315,6 +332,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "methods_resnet18": _methods,
     "methods_resnet20": _methods,
     "peers": _peers,
+    "support_matrix": _support,
 }
 
 

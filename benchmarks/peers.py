@@ -43,8 +43,9 @@ from cswap.data.models import ModelSpec, load_weights, one_line, sha256_of
 from cswap.data.sources import ImageFormat, in_memory, limited, open_data
 from cswap.evaluate.quality import measure_quality
 from cswap.recovery import recovered, reestimated
-from cswap.structure.discover import count_params, discover, macs_of
+from cswap.structure.discover import discover, macs_of
 from cswap.structure.groups import Structure
+from cswap.structure.surgery import count_params
 
 SHARED = Path(os.environ.get("CSWAP_SHARED", ROOT.parent / "shared"))
 FORMAT = ImageFormat(32, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))

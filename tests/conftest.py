@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cswap.artifacts.folder import save
+from cswap.methods.options import Options
+from cswap.methods.path import PruningPath
 from cswap.structure.check import randomise_
+from cswap.structure.groups import Group, Removed, Structure
+from cswap.structure.ledger import Ledger
+from cswap.types import Decision, Target
 
 SHARED = Path(os.environ.get("CSWAP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -68,6 +78,44 @@ class ConcatNet(nn.Module):
         b = self.b(F.relu(self.n1(a)))
         c = F.relu(self.c(F.relu(self.n2(torch.cat([a, b], 1)))))
         return self.fc(F.relu(self.hidden(c.flatten(1))))
+
+
+def off_by_one(structure: Structure) -> Structure:
+    """The same structure with every consumer reading its neighbour's column."""
+    groups = []
+    for g in structure:
+        slots = tuple(
+            dataclasses.replace(s, positions=np.roll(s.positions, 1)) if s.role == "consumer" else s for s in g.slots
+        )
+        groups.append(Group(g.name, g.size, slots))
+    return dataclasses.replace(structure, groups=tuple(groups))
+
+
+def path_of(structure: Structure, removed: Removed, example: torch.Tensor) -> PruningPath:
+    """A path that removes these units, for surgery, saving and loading without an analysis."""
+    ledger, decisions = Ledger(structure), []
+    for name, units in removed.items():
+        for n in units:
+            ledger.remove(structure[name], int(n))
+            decisions.append(Decision(len(decisions) + 1, "rank", name, int(n), True, "chosen", ratio=ledger.ratio()))
+    return PruningPath(structure, "random", Options().as_dict(), ("0",), decisions, ended="chosen", example=example)
+
+
+def saved_and_loaded_elsewhere(net, structure, removed, x, folder, factory, arguments=None) -> nn.Module:
+    """Prune, save, load in a new process, and assert that the logits there are the same; returns the pruned network."""
+    path = path_of(structure, removed, x)
+    small = path.apply(net, Target("units", path.ratio.units))
+    save(small, folder / "artifact", path=path, factory=factory, arguments=arguments)
+    torch.save(x, folder / "x.pt")
+    code = (
+        "import sys, torch, cswap; torch.set_num_threads(1); folder = sys.argv[1]; "
+        "net = cswap.load(folder + '/artifact', trust=True); "
+        "x = torch.load(folder + '/x.pt', weights_only=True); torch.save(net(x).detach(), folder + '/y.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+    with torch.no_grad():
+        assert torch.equal(torch.load(folder / "y.pt", weights_only=True), small(x))
+    return small
 
 
 NETS = {"residual": ResidualNet, "depthwise": DepthwiseNet, "concat": ConcatNet}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
@@ -12,13 +11,14 @@ import torch_pruning as tp
 import torchvision
 from torch import nn
 
-from cswap.errors import InputError, StructureError, TargetError
+from cswap.errors import InputError, TargetError
 from cswap.structure.check import VISIBLE, agreement, random_half, randomise_
 from cswap.structure.discover import count_params, discover, macs_of
-from cswap.structure.groups import Group, Slot, Structure
+from cswap.structure.groups import Slot
 from cswap.structure.ledger import Ledger, check_reachable, highest_ratio
 from cswap.structure.surgery import masked_copy, pruned_copy
 from cswap.types import Target
+from tests.conftest import off_by_one
 
 ZOO = {
     "resnet18": (12, 64), "resnet50": (37, 64), "mobilenet_v2": (25, 64), "vgg11_bn": (10, 64), "densenet121": (120, 64),
@@ -31,17 +31,6 @@ def _zoo(name: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return getattr(torchvision.models, name)(**extra)
-
-
-def _off_by_one(structure: Structure) -> Structure:
-    """The same structure with every consumer reading its neighbour's column."""
-    groups = []
-    for g in structure:
-        slots = tuple(
-            dataclasses.replace(s, positions=np.roll(s.positions, 1)) if s.role == "consumer" else s for s in g.slots
-        )
-        groups.append(Group(g.name, g.size, slots))
-    return dataclasses.replace(structure, groups=tuple(groups))
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))
@@ -70,7 +59,7 @@ def test_masked_equals_pruned_in_torchvision(name, capsys):
     assert ledger.params == count_params(small)
     assert round(ledger.macs) == macs_of(small, x)[0]
 
-    wrong = _off_by_one(structure)
+    wrong = off_by_one(structure)
     with torch.no_grad():
         crossed = (masked_copy(model, structure, removed)(x) - pruned_copy(model, wrong, removed)(x)).abs().max()
     assert not crossed <= result.allowed  # the off-by-one is caught
@@ -78,7 +67,7 @@ def test_masked_equals_pruned_in_torchvision(name, capsys):
 
 def test_each_group_alone_and_an_off_by_one_in_each_is_caught(small_net, inputs):
     structure = discover(small_net, inputs)
-    wrong, exact = _off_by_one(structure), copy.deepcopy(small_net).double()
+    wrong, exact = off_by_one(structure), copy.deepcopy(small_net).double()
     for g in structure:
         seen = caught = 0
         for n in range(g.size):
@@ -159,27 +148,17 @@ def test_what_cannot_be_pruned_safely_is_left_out_with_its_reason(inputs):
     assert "disagree" in {o.name: o.reason for o in structure.left_out}["a"]
 
 
-def test_norms_that_mix_and_grouped_convolutions_are_left_out():
+def test_norms_that_mix_are_left_out():
     convnext = discover(_zoo("convnext_tiny"), torch.randn(2, 3, 64, 64))
     assert len(convnext) == 18  # the hidden layers of its MLPs
     assert any("LayerNorm" in o.reason for o in convnext.left_out)
-    resnext = discover(_zoo("resnext50_32x4d"), torch.randn(2, 3, 64, 64))
-    assert any("grouped convolution" in o.reason for o in resnext.left_out)
 
 
-def test_a_network_the_tracer_fails_on_is_one_error():
-    with pytest.raises(StructureError, match="ZeroDivisionError"):
-        discover(_zoo("shufflenet_v2_x1_0"), torch.randn(2, 3, 64, 64))
-
-
-def test_the_support_report_says_what_the_tracer_cannot():
-    from cswap.data.models import ModelSpec
-    from cswap.pipeline import Source
-    from cswap.report.support import support_report
-
-    report = support_report(Source(ModelSpec.parse("torchvision:shufflenet_v2_x0_5")), 64)
-    assert report["groups"] == []
-    assert "ZeroDivisionError" in report["left_out"][0]["reason"]
+def test_where_the_dependency_library_fails_chains_are_seen_and_the_rest_is_left_out():
+    structure = discover(_zoo("shufflenet_v2_x0_5"), torch.randn(2, 3, 64, 64))
+    assert "stage2.1.branch2.0" in [g.name for g in structure]  # between two convolutions of a branch
+    reasons = {o.name: o.reason for o in structure.left_out}
+    assert "ZeroDivisionError" in reasons["stage2.1.branch2.5"]  # goes into the shuffle
 
 
 def test_attention_counts_and_its_own_layers_are_not_called_unused():

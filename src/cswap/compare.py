@@ -32,8 +32,9 @@ from cswap.methods.path import PruningPath, Start
 from cswap.pipeline import Both, DataChoice, Machine, Source, Watcher, check_fits, state_hash, task_named
 from cswap.recovery import recovered
 from cswap.recovery.base import steps_of
-from cswap.structure.discover import count_params, discover
+from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
+from cswap.structure.surgery import count_params
 from cswap.tasks import Task
 from cswap.types import RATIO_KINDS, BoolArray, Ratio, Target
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_model
 from torch import nn
 
 from cswap._version import __version__
@@ -29,12 +30,12 @@ from cswap.artifacts.files import (
     write_json,
 )  # fmt: skip
 from cswap.artifacts.journal import is_ours, line_of, read_journal, write_effects
-from cswap.data.models import ModelSpec, one_line, sha256_of
-from cswap.errors import ArtifactError, CswapError, InputError, MismatchError
+from cswap.data.models import ModelSpec, one_line, put_tensors, sha256_of
+from cswap.errors import ArtifactError, CswapError, InputError, MismatchError, ModelError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Surgery
 from cswap.structure.groups import Structure
-from cswap.structure.hosts import replace_attention_
+from cswap.structure.replaced import replace_
 from cswap.structure.surgery import KeptIndices, removed_by, shrink_in_place
 from cswap.types import Cliff, Ratio, Target
 
@@ -194,7 +195,7 @@ def spec_of(folder: Path, manifest: dict[str, Any], trust: bool) -> ModelSpec:
 def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, trust: bool = False) -> nn.Module:
     """The pruned module of an artifact, in eval mode, on the CPU.
 
-    Builds the original network by `factory` (or the one the manifest names), replaces attention and shrinks by the
+    Builds the original network by `factory` (or the one the manifest names), replaces attention and recurrent modules and shrinks by the
     manifest, loads the weights. Checks schema, hash, names and shapes. Raises ArtifactError.
     """
     folder = Path(folder)
@@ -218,10 +219,10 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
         model = build()
     if not isinstance(model, nn.Module):
         raise ArtifactError(f"expected the factory to return an nn.Module, got {type(model).__name__}")
-    shrink_in_place(replace_attention_(model, replaced), kept)
+    shrink_in_place(replace_(model, replaced), kept)
     try:
-        load_model(model, str(weights))
-    except RuntimeError as error:
+        put_tensors(model, load_file(weights))
+    except (ModelError, SafetensorError) as error:
         raise ArtifactError(f"{weights} does not fit the network the factory builds ({one_line(error)})") from None
     made: Any = model
     made._cswap = _surgery(folder, manifest, kept)

@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from cswap.causal.graph import _Tracer
 from cswap.structure.calls import call_counts
+from cswap.structure.chains import WholeLayers
 
 
 def norms_behind(net: nn.Module, inputs: torch.Tensor) -> dict[str, str]:
@@ -19,7 +19,7 @@ def norms_behind(net: nn.Module, inputs: torch.Tensor) -> dict[str, str]:
     """
     counts, dims = call_counts(net, inputs)
     try:
-        nodes = list(_Tracer().trace(copy.deepcopy(net)).nodes)
+        nodes = list(WholeLayers().trace(copy.deepcopy(net)).nodes)
     except Exception:  # noqa: BLE001 — tracing runs the model's own code on stand-ins, which may raise anything
         return {}
     found: dict[str, str] = {}

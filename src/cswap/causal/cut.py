@@ -31,7 +31,7 @@ class PlainEngine(Engine):
         if self.calibration.inputs(0, 1).dim() == 4:
             self.net = self.net.to(memory_format=torch.channels_last)
         self._largest = self._probe()
-        self._together = True
+        self._together = self._samples_first()
         self.rows(None)  # refuses a sample that does not fit
 
     def _probe(self) -> int:
@@ -51,6 +51,23 @@ class PlainEngine(Engine):
             for handle in handles:
                 handle.remove()
         return largest
+
+    def _samples_first(self) -> bool:
+        """Whether dimension 0 of every consumer's input grows with the samples, so that cut sets may share a batch."""
+        lengths: dict[str, list[int]] = {s.module: [] for g in self.structure for s in g.consumers}
+
+        def see(name: str) -> Any:
+            return lambda _m, args: lengths[name].append(args[0].shape[0])
+
+        handles = [self.net.get_submodule(name).register_forward_pre_hook(see(name)) for name in lengths]
+        try:
+            for samples in (1, 2):
+                self.outputs(None, [()], self._ready(self.calibration.inputs(0, samples)))
+        finally:
+            for handle in handles:
+                handle.remove()
+        halves = ((seen[: len(seen) // 2], seen[len(seen) // 2 :]) for seen in lengths.values())
+        return all([2 * n for n in one] == two for one, two in halves)
 
     def rows(self, group: Group | None) -> int:
         return self._rows_for(self._largest // 2, 2 * self._largest)

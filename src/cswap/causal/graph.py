@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from cswap.structure.chains import WholeLayers
 from cswap.structure.check import tensors_of
-from cswap.structure.layers import rule_of
 
 Env = dict[fx.Node, Any]
 
@@ -35,14 +35,6 @@ class NotTraceable(Exception):
     """The model cannot be had as a graph that gives its own results; the message is the reason."""
 
 
-class _Tracer(fx.Tracer):
-    """Layers that have a shape rule, and modules that contain none (an activation, the embedding of tokens), stay whole."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = rule_of(m) is not None or not any(rule_of(inner) is not None for inner in m.modules())
-        return whole or super().is_leaf_module(m, module_qualified_name)
-
-
 class Graph:
     """Nodes of `net` in order. `net` is changed: nothing in it works in place, and eval-mode batch norms are folded.
 
@@ -56,7 +48,7 @@ class Graph:
         self.net = net.eval()
         expected = tensors_of(net(inputs))
         try:
-            graph = _Tracer().trace(net)
+            graph = WholeLayers().trace(net)
         except Exception as error:
             raise NotTraceable(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}") from error
         self.nodes: list[fx.Node] = list(graph.nodes)

@@ -436,13 +436,14 @@ def support(
     weights: Weights = None,
     image_size: Annotated[int | None, typer.Option("--image-size", help="side of the square input")] = None,
     channels: Annotated[int, typer.Option("--channels", help="channels of the input")] = 3,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="length of the input, for a model of tokens")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """What can be pruned in this model, what cannot, and why."""
     from cswap.report.support import support_report
 
     source = Source(ModelSpec.parse(model, parse_arguments(model_arg or [])), weights)
-    _print(as_json, support_report(source, image_size, channels), render.support)
+    _print(as_json, support_report(source, image_size, channels, tokens), render.support)
 
 
 @app.command()

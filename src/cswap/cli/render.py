@@ -168,6 +168,8 @@ def support(data: dict[str, Any]) -> None:
         f"{escape(data['model'])}: {data['params']:,} parameters, {data['macs'] / 1e9:.3f} GMAC at {tuple(data['input'])}, "
         f"{len(data['groups'])} groups, {data['units']:,} units"
     )
+    if data["nothing"]:
+        console.print(f"NOTHING can be pruned in this model: {escape(data['nothing'])}", style="bold")
     table = _table("can be pruned, output to input", "group", "units", "written by", "read by", right=(1,))
     for g in data["groups"]:
         table.add_row(escape(g["group"]), str(g["units"]), escape(_few(g["producers"])), escape(_few(g["consumers"])))

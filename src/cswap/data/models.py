@@ -232,4 +232,26 @@ def load_weights(model: nn.Module, path: Path) -> None:
     bad = next((n for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
     if bad is not None:
         raise ModelError(f"weights {path}: {bad} holds NaN or Inf")
-    model.load_state_dict(state, strict=False)
+    put_tensors(model, state)
+
+
+def put_tensors(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy tensors into the model's own of the same names; a tensor that shares its memory with one of them needs no entry.
+
+    Not `load_state_dict`: some classes take a dict without version numbers for an older checkpoint and change it, or
+    themselves (torchvision's MNASNet). Raises ModelError where names or shapes differ.
+    """
+    own = model.state_dict()
+    given = {own[n].data_ptr() for n in state if n in own}
+    missing = [n for n, t in own.items() if n not in state and t.numel() and t.data_ptr() not in given]
+    extra = [n for n in state if n not in own]
+    wrong = [n for n, t in state.items() if n in own and own[n].shape != t.shape]
+    optional = [n for n in missing if n.endswith("num_batches_tracked")]
+    if len(missing) > len(optional) or extra or wrong:
+        first = ([n for n in missing if n not in optional] or extra or wrong)[0]
+        expected = tuple(own[first].shape) if first in own else "none"
+        came = tuple(state[first].shape) if first in state else "none"
+        raise ModelError(f"tensor {first!r}: expected {expected}, got {came}")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cswap.structure.discover import count_params, macs_of, untouched_rng
+from cswap.structure.discover import macs_of, untouched_rng
+from cswap.structure.surgery import count_params
 
 BATCHES = (1, 64)
 

@@ -18,7 +18,7 @@ from cswap.errors import MismatchError, TargetError
 from cswap.structure.check import Agreement, agreement
 from cswap.structure.groups import Removed, Structure
 from cswap.structure.ledger import Ledger
-from cswap.structure.surgery import KeptIndices, kept_indices, pruned_copy
+from cswap.structure.surgery import KeptIndices, count_params, kept_indices, pruned_copy
 from cswap.types import TESTS, Cliff, Decision, FloatArray, Ratio, Target, Verdict
 
 
@@ -172,6 +172,11 @@ class PruningPath:
             if not agreed.ok:
                 raise MismatchError(f"{agreed}; nothing was written")
         small: Any = pruned_copy(model, self.structure, removed)
+        left, counted = count_params(small), round((1 - ratio.params) * self.structure.total_params)
+        if left != counted:
+            raise MismatchError(
+                f"the path says that {counted:,} parameters are left, the pruned network has {left:,}; nothing was written"
+            )
         small._cswap = Surgery(
             target, ratio, steps, removed, kept_indices(self.structure, removed), self.structure, agreed
         )

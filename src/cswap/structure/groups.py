@@ -152,7 +152,7 @@ class Structure:
     """What can be pruned in one network, from the output to the input, and what cannot.
 
     `total_params`, `total_macs` (one sample) count the whole network; `layers` only those a group touches. `replaced`: names
-    of attention modules that must become equivalent ones before anything is cut, and the kind of each (see attention.py).
+    of modules that must become equivalent ones before anything is cut, and the kind of each (see attention.py, recurrent.py).
     """
 
     groups: tuple[Group, ...]

@@ -154,11 +154,16 @@ class StandIn(nn.Module):
         return out if self.alone else (out, None)
 
 
-def with_stand_ins(model: nn.Module, names: Iterable[str]) -> tuple[nn.Module, dict[nn.Module, str]]:
-    """A copy to be traced by the dependency library, each replaced attention being one layer; and the names of its modules."""
+def with_whole_heads(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """A copy to be traced by the dependency library, each replaced attention being one layer."""
     traced = copy.deepcopy(model)
     for name in names:
         module = traced.get_submodule(name)
         assert isinstance(module, HeadAttention)
         traced.set_submodule(name, StandIn(module))
-    return traced, {m: n.removesuffix(".whole") if isinstance(m, Whole) else n for n, m in traced.named_modules()}
+    return traced
+
+
+def names_in(traced: nn.Module) -> dict[nn.Module, str]:
+    """Names of the modules of a copy that was made for tracing; an attention's one layer has the attention's."""
+    return {m: n.removesuffix(".whole") if isinstance(m, Whole) else n for n, m in traced.named_modules()}

@@ -11,12 +11,17 @@ from torch import nn
 
 from cswap.errors import ArtifactError
 from cswap.structure.groups import Removed, Structure
-from cswap.structure.hosts import replace_attention_
 from cswap.structure.layers import rule_of
+from cswap.structure.replaced import replace_
 from cswap.types import IntArray
 
 KeptIndices = dict[str, dict[int, IntArray]]
 """Tensor name -> dimension -> ORIGINAL indices kept, ascending; only dimensions that shrink are listed."""
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def kept_indices(structure: Structure, removed: Removed) -> KeptIndices:
@@ -86,8 +91,8 @@ def shrink_in_place(model: nn.Module, kept: KeptIndices) -> nn.Module:
 
 
 def prepared_copy(model: nn.Module, structure: Structure) -> nn.Module:
-    """A copy in which every layer the structure names is there: attention is replaced by its equivalent."""
-    return replace_attention_(copy.deepcopy(model), structure.replaced)
+    """A copy in which every layer the structure names is there: attention and recurrent modules are replaced."""
+    return replace_(copy.deepcopy(model), structure.replaced)
 
 
 def pruned_copy(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
