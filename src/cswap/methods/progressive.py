@@ -59,7 +59,7 @@ def cswap(
     check_reachable(units, target)
     made = engine(
         model, units, calibration, task, device=device, memory=memory, units_per_batch=units_per_batch,
-        vote_score=options.vote_score, amp=options.amp, cut=options.cut,
+        vote_score=options.vote_score, amp=options.amp, **({} if options.cut == "plain" else {"cut": options.cut}),
     )  # fmt: skip
     return _Walk(made, units, calibration, target, options, sink or Silence()).run(start)
 

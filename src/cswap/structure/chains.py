@@ -42,7 +42,8 @@ class WholeLayers(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = isinstance(m, Recurrent)  # loops over steps
-        whole = own or rule_of(m) is not None or not any(rule_of(inner) is not None for inner in m.modules())
+        layers = (inner for inner in m.modules() if not isinstance(inner, nn.Embedding))
+        whole = own or rule_of(m) is not None or not any(rule_of(layer) is not None for layer in layers)
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 
