@@ -221,7 +221,23 @@ def _methods(data: dict[str, Any]) -> list[str]:
                 "analysis, s",
             ]
             lines += _table(head, rows)
-    return lines + _goals(data, base) + _losses(data)
+    return lines + _goals(data, base) + _why(data) + _losses(data)
+
+
+def _why(data: dict[str, Any]) -> list[str]:
+    """Where C-SWAP loses to a cheaper method, and why, in two sentences."""
+    mine, other = data["methods"].get("cswap"), data["methods"].get("taylor:global:params")
+    a, b = (_at(x["points"], "params", 0.5) if x else None for x in (mine, other))
+    if not (mine and other and a and b) or a["accuracy"]["none"] >= b["accuracy"]["none"]:
+        return []
+    v = mine["verdicts"]
+    return [
+        f"C-SWAP loses: with half of the parameters gone it has {100 * a['accuracy']['none']:.1f} % where Taylor per parameter has "
+        f"{100 * b['accuracy']['none']:.1f} %, for {mine['seconds']:.0f} against {other['seconds']:.0f} seconds of analysis. "
+        f"{v['critical']:,} of {sum(v.values()):,} units are critical by their class vote, so nearly the whole path is the buffer, whose "
+        "order by each unit's own ξ knows neither what a unit costs nor what many small effects add up to: it thins out early layers "
+        f"(MACs −{100 * a['ratio']['macs']:.0f} %) where Taylor per parameter empties the last stage (MACs −{100 * b['ratio']['macs']:.0f} %).", "",
+    ]  # fmt: skip
 
 
 _GOALS = (("params", 0.5, 0.2), ("params", 0.7, 0.5), ("macs", 0.5, 0.5), ("macs", 0.7, 3.0))
