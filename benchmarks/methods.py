@@ -72,6 +72,7 @@ def run() -> None:
     parser.add_argument("--per-class", type=int, default=32)
     parser.add_argument("--recover-per-class", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--result", help="name of the JSON (methods_NETWORK)")
     parser.add_argument("--latency", action="store_true", help="time every point: on a machine that does nothing else")
     parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "methods", help="where paths and points are kept")
@@ -90,10 +91,10 @@ def run() -> None:
     command = (
         f"python benchmarks/methods.py --network {given.network} --per-class {given.per_class} --recover-per-class "
         f"{given.recover_per_class} --methods {given.methods} --recover {given.recover} --ratios {given.ratios} --ratio-in "
-        f"{given.ratio_in} --seed {given.seed}"
+        f"{given.ratio_in} --seed {given.seed}" + (f" --result {given.result}" if given.result else "")
     )
     write_result(
-        f"methods_{given.network}",
+        given.result or f"methods_{given.network}",
         {
             "command": command, **machine(), "seed": given.seed, "network": given.network,
             **{k: result[k] for k in ("unpruned", "measured_in", "per_class", "recover_per_class", "held_out_samples", "recover",
