@@ -20,15 +20,14 @@ from cswap.structure.groups import Group, Slot
 from cswap.structure.surgery import shrink_in_place
 from cswap.types import FloatArray, IntArray
 
-LEAST_COSINE = 0.7  # of two units' weights, below which `fold` cuts: a mean of unlike filters is neither
-
 
 @step("fold")
 def fold(case: Case) -> None:
-    """Data-free: every unit that goes joins the kept unit whose weights point most the same way, if any is near.
+    """Data-free: every unit that goes joins the kept unit with the nearest weights, if that is better than a cut.
 
     Producers (weights, biases, norms) become the mean over the units that join, consumers their sum; exact for duplicates.
-    Nearness: the cosine of all that writes a unit, norms folded in, of at least `LEAST_COSINE`. Source: model folding
+    A mean leaves both units a squared weight error of ‖v − w‖²/2 in all (all that writes a unit, norms folded in), a cut
+    leaves ‖v‖² of the one that goes: they join where the first is less (ours). Source: model folding
     (Wang et al., 2025, arXiv 2502.10216), with the path's units kept in the place of cluster centres.
     """
     _refuse_changed(case, "fold")
@@ -89,11 +88,12 @@ def _take(case: Case, merged: nn.Module) -> None:
 def _nearest_weights(net: nn.Module, group: Group, gone: IntArray) -> dict[int, int]:
     """Unit that goes -> the kept unit it joins."""
     vectors = _written(net, group)
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     kept = np.setdiff1d(np.arange(group.size), gone)
-    cosine = vectors[gone] @ vectors[kept].T
-    best = cosine.argmax(1)
-    return {int(n): int(kept[b]) for n, b, c in zip(gone, best, cosine.max(1), strict=True) if c >= LEAST_COSINE}
+    square = (vectors**2).sum(1)
+    apart = square[gone][:, None] + square[kept] - 2 * vectors[gone] @ vectors[kept].T
+    best = apart.argmin(1)
+    pairs = zip(gone, best, apart.min(1), strict=True)
+    return {int(n): int(kept[b]) for n, b, d in pairs if d / 2 < square[n]}
 
 
 def _written(net: nn.Module, group: Group) -> FloatArray:
