@@ -211,12 +211,15 @@ class Search:
 
 
 def qualities(
-    small: nn.Module, original: nn.Module, structure: Structure, calibration: CalibrationSet, held_out: Dataset[Any]
-) -> dict[str, dict[str, Any]]:
+    small: nn.Module, original: nn.Module, structure: Structure, calibration: CalibrationSet, held_out: Dataset[Any],
+    ways: tuple[str, ...] = ("bn", "lstsq"),
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Accuracy and accuracy by class, as pruned, with batch norms estimated again, and refitted."""
-    again = reestimated(small, calibration, batch=BATCH)
-    refitted = recovered(small, original, calibration, "lstsq", structure=structure, memory=6 << 30).model
-    models = {"plain": small, "bn": again, "lstsq": refitted}
+    models = {"plain": small}
+    if "bn" in ways:
+        models["bn"] = reestimated(small, calibration, batch=BATCH)
+    if "lstsq" in ways:
+        models["lstsq"] = recovered(small, original, calibration, "lstsq", structure=structure, memory=6 << 30).raw
     models = {name: m.to(memory_format=torch.channels_last) for name, m in models.items()}
     measured = measure_quality(models, held_out, Classification(), len(calibration.classes), batch=BATCH, amp=True)
     return {name: {k: q[k] for k in ("accuracy", "by_class")} for name, q in measured.items()}
@@ -249,7 +252,13 @@ class Bench:
     """One network, its calibration images and its held-out images; scores are computed once for both scopes."""
 
     def __init__(
-        self, model: nn.Module, calibration: CalibrationSet, held_out: Dataset[Any], partial: Partial, seed: int
+        self,
+        model: nn.Module,
+        calibration: CalibrationSet,
+        held_out: Dataset[Any],
+        partial: Partial,
+        seed: int,
+        ways: tuple[str, ...] = ("bn", "lstsq"),
     ) -> None:
         self.model, self.calibration, self.held_out, self.partial, self.seed = (
             model,
@@ -258,7 +267,7 @@ class Bench:
             partial,
             seed,
         )
-        self.example = calibration.inputs(0, 1)
+        self.example, self.ways = calibration.inputs(0, 1), ways
         self.structure = discover(model, calibration.inputs(0, 2))
         self.params, self.macs = count_params(model), macs_of(model, self.example)[0]
         self._scores: dict[str, tuple[dict[str, torch.Tensor | None], float]] = {}
@@ -274,7 +283,9 @@ class Bench:
     def unpruned(self) -> dict[str, Any]:
         """The network itself, measured in the same two ways."""
         if ("unpruned", 0.0) not in self.partial.points:
-            figures = qualities(copy.deepcopy(self.model), self.model, self.structure, self.calibration, self.held_out)
+            figures = qualities(
+                copy.deepcopy(self.model), self.model, self.structure, self.calibration, self.held_out, self.ways
+            )
             self.partial.add("unpruned", {"asked": 0.0, **figures})
         return {k: v for k, v in self.partial.points["unpruned", 0.0].items() if k != "asked"}
 
@@ -294,7 +305,7 @@ class Bench:
             "ratio": {
                 "params": 1 - count_params(small) / self.params, "macs": 1 - macs_of(small, self.example)[0] / self.macs,
             },
-            **qualities(small, self.model, self.structure, self.calibration, self.held_out),
+            **qualities(small, self.model, self.structure, self.calibration, self.held_out, self.ways),
             "seconds": {"importance": importance_seconds, "search": searched - begin, "pruning": done - searched},
         }  # fmt: skip
 
@@ -332,7 +343,8 @@ def said(point: dict[str, Any]) -> str:
         return str(point["error"])
     return (
         f"channels {point['channel_ratio']:.4f}, params {point['ratio']['params']:.4f}, macs {point['ratio']['macs']:.4f}, "
-        f"accuracy {point['plain']['accuracy']:.4f}, with batch norms again {point['bn']['accuracy']:.4f}, refitted {point['lstsq']['accuracy']:.4f}; "
+        + ", ".join(f"{way} {point[way]['accuracy']:.4f}" for way in ("plain", "bn", "lstsq") if way in point)
+        + "; "
         + ", ".join(f"{k} {v:.1f} s" for k, v in point["seconds"].items())
     )
 
@@ -343,11 +355,13 @@ def run() -> None:
     parser.add_argument("--targets", default="0.2,0.4,0.5,0.6,0.8", help="fractions of the parameters to remove")
     parser.add_argument("--per-class", type=int, default=128)
     parser.add_argument("--eval-samples", type=int, help="held-out images; all of them when left out")
+    parser.add_argument("--recover", default="bn,lstsq", help="some of bn, lstsq, beside the network as pruned")
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "peers", help="where points are kept as they come")
     given = parser.parse_args()
+    ways = tuple(given.recover.split(","))
     targets, peers = sorted({float(t) for t in given.targets.split(",")}), given.peers.split(",")
     unknown = [p for p in peers if p not in PEERS]
     if unknown:
@@ -370,14 +384,14 @@ def run() -> None:
         calibration.inputs(0, 1)  # keeps all of them in memory, so that no peer pays for the decoding
         held_out = in_memory(limited(data.evaluation, given.eval_samples, given.seed))
     kind = {
-        "weights": sha256_of(weights)[:16], "seed": given.seed, "per_class": given.per_class, "eval_samples": len(held_out),
+        "weights": sha256_of(weights)[:16], "seed": given.seed, "per_class": given.per_class, "eval_samples": len(held_out), "recover": given.recover,
     }  # fmt: skip
-    bench = Bench(model, calibration, held_out, Partial(given.work / "peers.jsonl", kind), given.seed)
+    bench = Bench(model, calibration, held_out, Partial(given.work / "peers.jsonl", kind), given.seed, ways)
     unpruned = bench.unpruned()
     measured = {peer: bench.peer(peer, targets) for peer in peers}
     command = (
         f"python benchmarks/peers.py --targets {','.join(f'{t:g}' for t in targets)} --per-class {given.per_class} "
-        f"--eval-samples {len(held_out)} --peers {given.peers} --seed {given.seed}"
+        f"--eval-samples {len(held_out)} --peers {given.peers} --recover {given.recover} --seed {given.seed}"
     )
     write_result(
         "peers",
