@@ -44,9 +44,12 @@ RESULT = "compare.json"
 
 @dataclass(frozen=True)
 class CompareJob:
-    """All that `cswap compare` needs. `kinds`: what ratios count, `KIND@RATIO/RATIO` for ratios of its own. `methods`: names, with `:layer` or `:global` for a ranking's scope and `:params` or
-    `:macs` behind `:global` for the score a parameter or MAC. `recover`: what is given back, each beside the plain network, `NAME@RATIO/RATIO` at some ratios alone.
-    `recover_per_class`: calibration samples a class for that (None: those of the analysis). `eval_amp`: quality in bfloat16.
+    """All that `cswap compare` needs.
+
+    methods: names, with `:layer` or `:global` for a ranking's scope, and `:params` or `:macs` behind `:global` for the score a
+    parameter or MAC. kinds: what ratios count, `KIND@RATIO/RATIO` for ratios of its own. recover: what is given back, each
+    beside the plain network, `NAME@RATIO/RATIO` at some ratios alone. recover_per_class: calibration samples a class for that
+    (None: those of the analysis). eval_amp: quality in bfloat16. latency: time every point. Raises InputError.
     """
 
     source: Source
