@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from cswap.data.hf import example_tokens
 from cswap.data.models import one_line
 from cswap.data.sources import image_format
 from cswap.errors import ModelError, StructureError
@@ -21,6 +22,8 @@ def support_report(source: Source, image_size: int | None = None, channels: int 
     size = image_format(source.spec, image_size, None, None).size
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(2, channels, size, size, generator=generator)
+    tokens = example_tokens(model)
+    inputs = inputs if tokens is None else tokens
     try:
         with torch.no_grad():
             model(inputs)
@@ -39,11 +42,11 @@ def support_report(source: Source, image_size: int | None = None, channels: int 
             {},
             count_params(model),
             macs_of(model, inputs)[0],
-            (channels, size, size),
+            tuple(inputs.shape[1:]),
         )
     return {
         "model": source.spec.text,
-        "input": [channels, size, size],
+        "input": list(inputs.shape[1:]),
         "params": structure.total_params,
         "macs": structure.total_macs,
         "units": structure.units,
