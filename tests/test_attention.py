@@ -327,6 +327,33 @@ def test_both_engines_agree_while_units_of_every_kind_go(name):
     assert moved > 1e-4
 
 
+@pytest.fixture(scope="module")
+def confident():
+    """A tiny ViT with data whose labels are what it says."""
+    model, _ = _made("vit")
+    x = torch.randn(200, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        model.heads.head.bias -= model(x).mean(0)
+        labels = model(x).argmax(1)
+    return model, cswap.calibration_set(TensorDataset(x, labels), 8)
+
+
+@pytest.mark.parametrize("method", ["cswap", "magnitude", "taylor", "taylor2", "deeplift", "lrp", "random"])
+def test_every_method_takes_heads_or_says_why_not(method, confident):
+    model, calibration = confident
+    structure = discover(model, calibration.inputs(0, 2)).select(("*layer_1*",))
+    if method == "lrp":
+        with pytest.raises(cswap.CswapError, match="HeadProduct|LayerNorm"):
+            cswap.prune_path(model, calibration, structure=structure, method=method, target="units=0.3")
+        return
+    path = cswap.prune_path(model, calibration, structure=structure, method=method, target="units=0.3")
+    assert path.ratio.units >= 0.3
+    assert {d.group.partition("#")[2][:1] for d in path} & {"h", "q", "v"}  # units of attention, of some kind
+    removed, _, ratio = path.prefix("units=0.3")
+    assert agreement(model, structure, removed, calibration.inputs(0, 4)).ok
+    assert 1 - count_params(path.apply(model, "units=0.3")) / structure.total_params == pytest.approx(ratio.params)
+
+
 class _Planted(nn.Module):
     """One attention layer over 4 tokens of 4 features; head h carries feature h alone, which only class h needs."""
 

@@ -296,3 +296,23 @@ def test_the_mlp_of_a_llama_block():
     assert {s.module for s in group.producers} == {"mlp.gate_proj", "mlp.up_proj"}
     assert agreement(model, structure, random_half(structure, 1), x).ok
     assert prepared_copy(model, structure) is not model
+
+
+def test_the_support_report_of_a_text_model_names_its_heads():
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from cswap.pipeline import Source
+    from cswap.report.support import support_report
+
+    report = support_report(Source(ModelSpec.parse("hf:BertForSequenceClassification", SMALL)))
+    assert report["input"] == [2, 16]
+    heads = [g for g in report["groups"] if g["group"].endswith("#heads")]
+    assert [g["consumers"] for g in heads] == [[f"bert.encoder.layer.{i}.attention.output.dense"] for i in (1, 0)]
+
+
+def test_a_part_of_the_text_keeps_the_width_of_the_whole():
+    tokens = _tokens()
+    calibration = cswap.calibration_set(TensorDataset(tokens, torch.arange(6) % 2), 3)
+    whole, lengths = calibration.inputs(0, 6), calibration.inputs(0, 6)[:, 1].sum(1)
+    shortest = np.array([int(lengths.argmin())])
+    assert lengths.min() < whole.shape[2]
+    assert torch.equal(calibration.part(shortest).inputs(0, 1), whole[shortest])

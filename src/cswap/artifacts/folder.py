@@ -169,7 +169,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def spec_of(folder: Path, manifest: dict[str, Any], trust: bool) -> ModelSpec:
-    """The model spec a manifest names, a FILE.py being the artifact's own copy. Code outside torchvision and timm runs only with `trust`. Raises ArtifactError."""
+    """The model spec a manifest names, a FILE.py being the artifact's own copy. Code outside torchvision, timm and transformers runs only with `trust`. Raises ArtifactError."""
     named = manifest.get("factory")
     if not isinstance(named, dict):
         raise ArtifactError(f"{folder} names no factory; pass factory=, which builds the original network")

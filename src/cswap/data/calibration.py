@@ -59,7 +59,10 @@ class CalibrationSet:
 
     def part(self, numbers: IntArray) -> CalibrationSet:
         """The samples of these numbers alone, in the same classes."""
-        return CalibrationSet(self.dataset, self.indices[numbers], self.targets[numbers], self.classes)
+        made = CalibrationSet(self.dataset, self.indices[numbers], self.targets[numbers], self.classes)
+        if self._cache is not None:  # text keeps the width of the whole set, so that every process computes the same
+            made._cache = self._cache[torch.from_numpy(numbers)]
+        return made
 
     @property
     def counts(self) -> IntArray:

@@ -138,6 +138,16 @@ def _first(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
+def example_tokens(model: nn.Module, length: int = 16) -> torch.Tensor | None:
+    """Random text (2, 2, length) for a model of text, none of it padding; None for other models."""
+    if not isinstance(model, _Tokens):
+        return None
+    config: Any = model.config
+    tokens = torch.ones(2, 2, length, dtype=torch.int64)
+    tokens[:, 0] = torch.randint(0, config.vocab_size, (2, length), generator=torch.Generator().manual_seed(0))
+    return tokens
+
+
 def _simple(model: nn.Module) -> nn.Module:
     """The same model with one tensor in and one out; its class is a subclass of its own, its tensors keep their names."""
     takes = getattr(model, "main_input_name", None)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cswap.data.hf import example_tokens
 from cswap.data.models import one_line
 from cswap.data.sources import image_format
 from cswap.errors import ModelError, StructureError
@@ -38,7 +39,8 @@ def support_report(
     """
     model = source.build()
     size = image_format(source.spec, image_size, None, None).size
-    inputs = _example(model, size, channels, tokens)
+    text = example_tokens(model) if tokens is None else None
+    inputs = _example(model, size, channels, tokens) if text is None else text
     try:
         with torch.no_grad():
             model(inputs)

@@ -13,7 +13,7 @@ from torch import nn
 from cswap.structure.attention import HeadAttention
 from cswap.structure.check import TOLERANCE, randomise_, scale_of, tensors_of, widest
 from cswap.structure.groups import Group, LeftOut, Slot
-from cswap.structure.hosts import Unlike, equivalent_of, replace_attention_
+from cswap.structure.hosts import Unlike, equivalent_of, is_attention, replace_attention_
 from cswap.types import IntArray
 
 
@@ -24,6 +24,8 @@ def attention_of(model: nn.Module, inputs: torch.Tensor, seed: int) -> tuple[dic
     the model itself. `model` is untouched.
     """
     names = [n for n, _ in model.named_modules(remove_duplicate=False)]
+    if not any(n and is_attention(m) for n, m in model.named_modules()):
+        return {}, []
     found: dict[str, str] = {}
     left_out: list[LeftOut] = []
     made: dict[str, HeadAttention] = {}
@@ -66,11 +68,12 @@ def _compared(trial: nn.Module, made: dict[str, HeadAttention], inputs: torch.Te
             try:
                 again = mine(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 — a module of another signature or wiring
-                why[name] = f"its equivalent does not run ({type(error).__name__}: {str(error).splitlines()[0][:100]})"
+                said = (str(error).splitlines() or [""])[0][:100]
+                why[name] = f"its equivalent does not run ({type(error).__name__}: {said})"
                 return
-            first, second = tensors_of(out)[0], tensors_of(again)[0]
-            off = widest([(first, second)])
-            if not off <= TOLERANCE * scale_of([first]) or not torch.isfinite(first).all():
+            first, second = tensors_of(out)[:1], tensors_of(again)[:1]
+            off = widest(list(zip(first, second, strict=False))) if first else float("inf")
+            if not off <= TOLERANCE * scale_of(first):
                 why[name] = f"its equivalent gives other outputs (by {off:.2g})"
             why.setdefault(name, "")
 

@@ -272,6 +272,11 @@ _HOSTS: tuple[tuple[Callable[[nn.Module], bool], Callable[[Any], HeadAttention]]
 )
 
 
+def is_attention(module: nn.Module) -> bool:
+    """Whether it is of a kind that may have an equivalent."""
+    return any(is_one(module) for is_one, _ in _HOSTS)
+
+
 def equivalent_of(module: nn.Module) -> HeadAttention | None:
     """An equivalent attention that takes the module's tensors over, or None for what is no attention we know.
 
