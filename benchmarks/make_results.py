@@ -259,8 +259,9 @@ def _why(data: dict[str, Any]) -> list[str]:
     return [
         f"C-SWAP loses: with half of the parameters gone it has {100 * a['accuracy']['none']:.1f} % where Taylor per parameter has "
         f"{100 * b['accuracy']['none']:.1f} %, for {mine['seconds']:.0f} against {other['seconds']:.0f} seconds of analysis. "
-        f"{v['critical']:,} of {sum(v.values()):,} units are critical by their class vote, so nearly the whole path is the buffer, whose "
-        "order by each unit's own ξ knows neither what a unit costs nor what many small effects add up to: it thins out early layers "
+        f"{v['critical']:,} of {sum(v.values()):,} units are critical by their class vote, so nearly the whole path is the buffer, ordered by "
+        f"ξ, which divides by σ and so is owned by samples the network has wrong ({mine['critical_with_gain']:,} units that a class needs have a "
+        "positive ξ), and which knows neither what a unit costs nor what many small effects add up to: it thins out early layers "
         f"(MACs −{100 * a['ratio']['macs']:.0f} %) where Taylor per parameter empties the last stage (MACs −{100 * b['ratio']['macs']:.0f} %).", "",
     ]  # fmt: skip
 

@@ -13,6 +13,7 @@ run again, it goes on from there; methods, ratios and recoveries may be added. N
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cswap.compare import CompareJob, compare
 from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, Source, Watcher
+from cswap.types import TESTS
 
 METHODS = (
     "cswap,cbp,taylor:global:params,obs:global:params,obs:global:macs,taylor:global,taylor2:global,deeplift:global,lrp:global,"
@@ -59,6 +61,13 @@ def slim(method: dict[str, Any], seed: int) -> dict[str, Any]:
         "steps": run["steps"],
         "points": points,
     }
+
+
+def gains_of(folder: Path, name: str, seed: int) -> int:
+    """How many units that some class needs have a positive ξ: by its mean the network is better without them."""
+    path = folder / "paths" / f"{name.replace(':', '-')}.{seed}" / "path.jsonl"
+    tested = (json.loads(line) for line in path.read_text().splitlines())
+    return sum(d["phase"] in TESTS and d["verdict"] == "critical" and (d["xi"] or 0) > 0 for d in tested)
 
 
 def run() -> None:
@@ -99,7 +108,10 @@ def run() -> None:
             "command": command, **machine(), "seed": given.seed, "network": given.network,
             **{k: result[k] for k in ("unpruned", "measured_in", "per_class", "recover_per_class", "held_out_samples", "recover",
                                       "ratios", "kinds", "classes", "units")},
-            "methods": {name: slim(m, given.seed) for name, m in result["methods"].items()},
+            "methods": {
+                name: {**slim(m, given.seed), "critical_with_gain": gains_of(job.out, name, given.seed)}
+                for name, m in result["methods"].items()
+            },
         },
     )  # fmt: skip
 
