@@ -19,6 +19,16 @@ _SAYS = {
     "time": "not done within the time limit",
     "memory": "not done within the memory limit",
 }
+_UNITS = (
+    "| network | unit |",
+    "| --- | --- |",
+    "| convolutions, linear layers | a channel, with everything that adds, concatenates or multiplies ties to it |",
+    "| depthwise convolutions, squeeze-excite | the channel they act on |",
+    "| grouped convolutions | a whole block: its input channels, filters and output channels; fewer groups of the same shape are left |",
+    "| LSTM, GRU, RNN | a hidden unit of one layer and direction, cut in what follows and in the recurrence |",
+    "| embedding tables | a dimension |",
+    "| ConvNeXt and the like | hidden neurons of the MLPs; the residual width passes a LayerNorm, where zero is no removal |",
+)
 _SOURCES = (
     ("torchvision", "torchvision: every classification and segmentation model"),
     ("timm", "timm: the smallest model of every family"),
@@ -54,6 +64,7 @@ def page_of(data: dict[str, Any]) -> str:
         f"torch {data['versions']['torch']}). A random {100 * data['fraction']:.0f} % of each group was removed from networks "
         "with random weights that show; see `benchmarks/support_matrix.py`.", "",
         "`cswap support --model M` says the same of your own model: groups, units, what is left out and why.", "",
+        *_UNITS, "",
         "| outcome | means |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in _SAYS.items()), "",
     ]  # fmt: skip
     for source, title in _SOURCES:

@@ -220,6 +220,15 @@ def test_what_has_no_equivalent_is_left_out_with_its_reason(net, reason):
     assert not any(s.module.startswith("rnn") for g in structure for s in g.slots)
 
 
+def test_a_torn_module_does_not_run():
+    net = replace_recurrent_(_reader("LSTM", {}), ["rnn"])
+    hh = net.rnn.l0.hh
+    hh.weight = nn.Parameter(hh.weight[:, :5])
+    type(hh).layer_rule.refit(hh)
+    with pytest.raises(ValueError, match="hidden sizes differ: 8, 5, 8"):
+        net(_tokens())
+
+
 def test_loading_into_another_architecture_is_one_line():
     with pytest.raises(ArtifactError, match="recurrent module 'rnn'"):
         replace_recurrent_(nn.Linear(2, 2), ["rnn"])

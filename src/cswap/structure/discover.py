@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cswap.errors import StructureError
 from cswap.structure.chains import chains
 from cswap.structure.check import agreement, random_half, randomise_
+from cswap.structure.fit import refuse_unfit
 from cswap.structure.groups import Group, LayerCost, LeftOut, Slot, Structure
 from cswap.structure.heads import Whole, attention_of, head_groups, names_in, with_whole_heads
 from cswap.structure.joined import Dimension, Grouped, joined
@@ -39,8 +40,6 @@ _REFUSED = {
     _OPS.PARAMETER: "a parameter outside any known layer acts on these channels",
     _OPS.OUTPUT: "these channels are the model's output",
 }
-
-
 _ROOTS = (_ConvNd, nn.Linear, nn.Embedding)
 
 
@@ -254,30 +253,6 @@ def _disjoint(groups: list[Group], left_out: list[LeftOut]) -> list[Group]:
         same = sum(g.name.split("#")[0] == group.name for g in kept)
         kept.append(Group(f"{group.name}#{same + 1}", group.size, group.slots) if same else group)
     return kept
-
-
-def refuse_unfit(model: nn.Module) -> None:
-    """Raise StructureError for a network whose layers cannot be taken apart: scripted, compiled, quantised, of no layers."""
-    kind = type(model).__name__
-    for name, module in model.named_modules():
-        at = f"its layer {name}" if name else "it"
-        where = type(module).__module__
-        if isinstance(module, torch.jit.ScriptModule):
-            raise StructureError(
-                f"{kind} cannot be pruned: {at} is scripted (torch.jit), so its layers cannot be taken apart; expected the "
-                "nn.Module it was made from"
-            )
-        if where.startswith("torch._dynamo"):
-            raise StructureError(
-                f"{kind} cannot be pruned: {at} is compiled (torch.compile); expected the nn.Module it was made from"
-            )
-        if ".quantized" in where:
-            raise StructureError(
-                f"{kind} cannot be pruned: {at} is quantised ({type(module).__name__}), and packed weights cannot be sliced; "
-                "expected the network in floating point: prune first, quantise then"
-            )
-    if not any(p.is_floating_point() for p in model.parameters()):
-        raise StructureError(f"{kind} cannot be pruned: it has no parameters of a floating type")
 
 
 def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, seed: int = 0) -> Structure:

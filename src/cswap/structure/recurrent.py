@@ -70,6 +70,11 @@ class Direction(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         if self.reverse:
             x = x.flip(1)
+        if not self.ih.out_features == self.hh.out_features == self.hh.in_features:
+            # the fused kernels do not look: a torn artifact would make them read beyond the weights
+            raise ValueError(
+                f"hidden sizes differ: {self.ih.out_features}, {self.hh.out_features}, {self.hh.in_features}"
+            )
         looked_at = any(m._forward_hooks or m._forward_pre_hooks for m in (self.ih, self.hh))
         outputs, states = self._steps(x) if looked_at or _stepwise.get() else self._fused(x)
         return outputs.flip(1) if self.reverse else outputs, states

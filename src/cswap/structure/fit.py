@@ -1,0 +1,32 @@
+"""Which networks can be taken apart at all."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from cswap.errors import StructureError
+
+
+def refuse_unfit(model: nn.Module) -> None:
+    """Raise StructureError for a network whose layers cannot be taken apart: scripted, compiled, quantised, of no layers."""
+    kind = type(model).__name__
+    for name, module in model.named_modules():
+        at = f"its layer {name}" if name else "it"
+        where = type(module).__module__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise StructureError(
+                f"{kind} cannot be pruned: {at} is scripted (torch.jit), so its layers cannot be taken apart; expected the "
+                "nn.Module it was made from"
+            )
+        if where.startswith("torch._dynamo"):
+            raise StructureError(
+                f"{kind} cannot be pruned: {at} is compiled (torch.compile); expected the nn.Module it was made from"
+            )
+        if ".quantized" in where:
+            raise StructureError(
+                f"{kind} cannot be pruned: {at} is quantised ({type(module).__name__}), and packed weights cannot be sliced; "
+                "expected the network in floating point: prune first, quantise then"
+            )
+    if not any(p.is_floating_point() for p in model.parameters()):
+        raise StructureError(f"{kind} cannot be pruned: it has no parameters of a floating type")
