@@ -29,7 +29,6 @@ class Inverse:
         scale = float(moments.diagonal().mean())
         self.inverse = _inverted(moments, damping, scale if scale > 0 else 1.0)
         self.mean = mean
-        self.gone = torch.zeros(len(mean), dtype=torch.bool)
 
     def filters(self, columns: torch.Tensor) -> torch.Tensor:
         """(r, D): rows f with f·(x − mean) = x̂_p − x_p, for each of the r columns p that would go."""
@@ -53,10 +52,8 @@ class Inverse:
         if weights is not None:
             weights += filters.T @ weights[columns]
             weights[columns] = 0.0
-        self.inverse += self.inverse[:, columns] @ filters
-        self.gone[columns] = True
+        self.inverse.addmm_(self.inverse[:, columns], filters)
         # what is gone takes no part any more: a unit diagonal keeps every later block invertible
-        places = torch.nonzero(self.gone).flatten()
-        self.inverse[places] = 0.0
-        self.inverse[:, places] = 0.0
-        self.inverse[places, places] = 1.0
+        self.inverse[columns] = 0.0
+        self.inverse[:, columns] = 0.0
+        self.inverse[columns, columns] = 1.0
