@@ -1,0 +1,51 @@
+"""What must hold before a run begins."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from cswap.artifacts.folder import Artifact
+from cswap.data.calibration import CalibrationSet
+from cswap.data.sources import DataPair
+from cswap.errors import DataError, InputError
+from cswap.tasks import TASKS, Task
+
+
+def task_named(name: str) -> Task:
+    """A task by name; raises InputError."""
+    if name not in TASKS:
+        raise InputError(f"task: expected one of {', '.join(TASKS)}, got {name!r}")
+    task: Task = TASKS[name]()
+    return task
+
+
+def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> None:
+    """The model must take the data and have an output for every class. Raises DataError."""
+    sample = calibration.inputs(0, 1)
+    try:
+        with torch.inference_mode():
+            outputs = model(sample)
+    except Exception as error:
+        line = (str(error).splitlines() or [""])[0][:160]
+        raise DataError(
+            f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {line})"
+        ) from error
+    if task.name in ("classification", "text"):
+        from cswap.tasks.classification import logits_of
+
+        width, classes = logits_of(outputs).shape[1], len(calibration.classes)
+        if width != classes:
+            raise DataError(
+                f"the model has {width} outputs and the data {classes} classes: expected the same, in the same order; "
+                "--labels FILE says which output is which class"
+            )
+
+
+def same_classes(pair: DataPair, artifact: Artifact) -> None:
+    """Data given later must have the artifact's classes in its order. Raises DataError."""
+    if pair.classes != artifact.path.classes:
+        raise DataError(
+            f"data: expected the artifact's {len(artifact.path.classes)} classes ({', '.join(artifact.path.classes[:4])}, …), "
+            f"got {len(pair.classes)} ({', '.join(pair.classes[:4])}, …)"
+        )

@@ -1,0 +1,110 @@
+"""From a path to an artifact: surgery → check → recovery → evaluation → save."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cswap.artifacts.folder import save
+from cswap.data.calibration import CalibrationSet
+from cswap.evaluate.cost import measure_cost
+from cswap.evaluate.quality import measure_quality
+from cswap.methods.path import PruningPath
+from cswap.pipeline.jobs import DataChoice, Source
+from cswap.pipeline.watch import Clock, Watcher
+from cswap.recovery import recovered
+from cswap.recovery.base import steps_of
+from cswap.structure.check import Agreement
+from cswap.tasks import Task
+from cswap.types import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A path and all that is needed to turn it into an artifact."""
+
+    model: nn.Module
+    path: PruningPath
+    task: Task
+    held_out: Any
+    calibration: CalibrationSet
+    source: Source
+    data: DataChoice
+    run: dict[str, Any]
+    recover: str = "none"
+    memory: int = 4 << 30
+
+
+def verified_copy(
+    model: nn.Module, path: PruningPath, target: Target, inputs: torch.Tensor
+) -> tuple[nn.Module, Agreement]:
+    """The pruned module and how well it agrees with the masked one; raises MismatchError when it does not."""
+    path.example = inputs
+    small: Any = path.apply(model, target)
+    agreed: Agreement = small._cswap.agreement
+    return small, agreed
+
+
+def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock, watcher: Watcher) -> dict[str, Any]:
+    """Surgery, check, evaluation, artifact; returns the summary."""
+    path, reached = done.path, done.path.ended
+    if target.value is not None and not target.reached(path.ratio):
+        reached = f"stopped before the target: {path.ended}"
+        target_used = Target("units", path.ratio.units)
+    else:
+        target_used = target
+    with clock.phase("surgery"):
+        watcher.phase("surgery")
+        inputs = done.calibration.inputs(0, min(32, len(done.calibration)))
+        small, agreed = verified_copy(done.model, path, target_used, inputs)
+    surgery: Any = small._cswap
+    recovery = None
+    if steps_of(done.recover) and surgery.steps:
+        with clock.phase("recovery"):
+            watcher.phase("recovery")
+            recovery = recovered(
+                small, done.model, done.calibration, done.recover, task=done.task, device=device, memory=done.memory
+            )
+            small = recovery.model
+    with clock.phase("evaluation"):
+        watcher.phase("evaluation")
+        models = {"baseline": done.model, "pruned": small}
+        quality = measure_quality(models, done.held_out, done.task, len(path.classes), device=device)
+    with clock.phase("cost"):
+        watcher.phase("cost")
+        cost = measure_cost(models, done.calibration.inputs(0, 1))
+    summary = {
+        "method": path.method,
+        "engine": path.engine,
+        "notes": path.notes,
+        "target": str(target),
+        "ended": reached,
+        "ratio": surgery.ratio.as_dict(),
+        "verdicts": path.verdicts(),
+        "classes": list(path.classes),
+        **{n: {"quality": quality[n], **cost[n]} for n in models},
+        "held_out_samples": len(done.held_out),
+        "calibration_samples": len(done.calibration),
+        "max_abs_difference": agreed.difference,
+        "recovery": None if recovery is None else recovery.as_dict(),
+        "cliffs": [{"step": c.step, "group": c.group, "before": c.before, "after": c.after, "classes": list(c.classes)}
+                   for c in path.cliffs],
+        "seconds": clock.seconds,
+    }  # fmt: skip
+    points = [
+        {"ratio": {"params": 0.0, "macs": 0.0, "units": 0.0}, **summary["baseline"]},
+        {"ratio": summary["ratio"], **summary["pruned"]},
+    ]
+    save(
+        small, out, path=path, factory=done.source.spec, force=True, summary=summary, curve={"points": points},
+        details={
+            "run": done.run, "source": done.source.as_dict(),
+            "data": {k: str(v) if isinstance(v, Path) else v for k, v in vars(done.data).items()},
+            "task": done.task.name, "recovery": summary["recovery"],
+        },
+    )  # fmt: skip
+    return summary

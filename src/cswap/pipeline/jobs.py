@@ -1,0 +1,139 @@
+"""What a job is: where model and data come from, where it runs, what is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cswap.data.calibration import CalibrationSet
+from cswap.data.models import ModelSpec, load_weights, sha256_of
+from cswap.data.sources import DataPair, ImageFormat, image_format, open_data
+from cswap.errors import InputError
+from cswap.methods.options import Options
+from cswap.recovery.base import steps_of
+from cswap.types import Target
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: its spec and a weights file."""
+
+    spec: ModelSpec
+    weights: Path | None = None
+
+    def build(self) -> nn.Module:
+        """The original network."""
+        model = self.spec.build()
+        if self.weights is not None:
+            load_weights(model, self.weights)
+        return model
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest: what `apply` and `eval` need to build the original again."""
+        return {
+            "spec": self.spec.text,
+            "arguments": self.spec.arguments,
+            "weights": None if self.weights is None else str(self.weights.resolve()),
+            "weights_sha256": None if self.weights is None else sha256_of(self.weights),
+        }
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """What the user said about data."""
+
+    text: str
+    image_size: int | None = None
+    mean: str | None = None
+    std: str | None = None
+    per_class: int = 128
+    allow_imbalance: bool = False
+    labels: Path | None = None
+    calibration_split: str | None = None
+    eval_split: str | None = None
+    eval_samples: int | None = None
+    tokenizer: Path | None = None
+    max_length: int | None = None
+
+    def form(self, spec: ModelSpec | None) -> ImageFormat:
+        """How its images become tensors."""
+        return image_format(spec, self.image_size, self.mean, self.std)
+
+    def open(self, spec: ModelSpec | None) -> DataPair:
+        """Train and evaluation datasets."""
+        return open_data(
+            self.text, self.form(spec), calibration_split=self.calibration_split, eval_split=self.eval_split,
+            labels=self.labels, tokenizer=self.tokenizer or (spec.folder if spec else None), max_length=self.max_length,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it runs."""
+
+    device: str = "auto"
+    memory: int = 4 << 30
+
+    @property
+    def torch_device(self) -> str:
+        """`auto` is CUDA where there is one."""
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError):
+            raise InputError(f"device: {self.device!r} is not there; expected auto, cpu or cuda") from None
+        return self.device
+
+
+HERE = Machine()
+"""Where a run is when nothing else is said."""
+
+
+def state_hash(model: nn.Module) -> str:
+    """Hash of all parameters and buffers by name, wherever they came from."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class PruneJob:
+    """All that `cswap prune` needs."""
+
+    source: Source
+    data: DataChoice
+    out: Path
+    target: Target
+    method: str = "cswap"
+    task: str = "classification"
+    options: Options = Options()
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    machine: Machine = Machine()
+    resume: bool = False
+    force: bool = False
+    recover: str = "none"
+
+    def __post_init__(self) -> None:
+        steps_of(self.recover)
+
+    def fingerprint(self, calibration: CalibrationSet, model: nn.Module) -> dict[str, Any]:
+        """What must be the same for a resumed run; the target may grow, and what is recovered may change."""
+        return {
+            "model": {"spec": self.source.spec.text, "arguments": self.source.spec.arguments},
+            "weights": state_hash(model),
+            "data": calibration.fingerprint(),
+            "per_class": self.data.per_class,
+            "method": self.method,
+            "task": self.task,
+            "options": self.options.as_dict(),
+            "only": list(self.only),
+            "exclude": list(self.exclude),
+        }

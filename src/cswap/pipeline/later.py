@@ -1,0 +1,130 @@
+"""What is done with an artifact later: another target, or its quality once more."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cswap.artifacts.files import MANIFEST
+from cswap.artifacts.folder import Artifact, open_artifact, spec_of
+from cswap.artifacts.journal import (
+    open_folder,
+    replacing,
+)  # fmt: skip
+from cswap.data.calibration import calibration_set
+from cswap.data.models import sha256_of
+from cswap.data.sources import limited, names_code
+from cswap.errors import InputError
+from cswap.evaluate.cost import measure_cost
+from cswap.evaluate.quality import measure_quality
+from cswap.pipeline.checks import same_classes, task_named
+from cswap.pipeline.finish import Finished, finish
+from cswap.pipeline.jobs import HERE, DataChoice, Machine, Source
+from cswap.pipeline.watch import Clock, Watcher
+from cswap.recovery.base import steps_of
+from cswap.types import Target
+
+
+def original_of(artifact: Artifact, source: Source | None, trust: bool) -> tuple[nn.Module, Source]:
+    """The original network of an artifact: from `source` where given, else as the manifest recorded it."""
+    recorded = artifact.manifest.get("source")
+    if source is not None and source.weights is not None:
+        return source.build(), source
+    if not isinstance(recorded, dict):
+        raise InputError("the artifact does not say where its original came from: give --model and --weights")
+    spec = source.spec if source else spec_of(artifact.folder, artifact.manifest, trust)
+    weights = Path(recorded["weights"]) if recorded.get("weights") else None
+    if weights is not None and (not weights.is_file() or sha256_of(weights) != recorded.get("weights_sha256")):
+        raise InputError(f"the original weights {weights} are gone or have changed; --weights F says where they are")
+    found = Source(spec, weights)
+    return found.build(), found
+
+
+def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
+    """The data the artifact was made with, or `data` in its stead with the same format.
+
+    A FILE.py that only the manifest names runs with `trust` alone. Raises InputError.
+    """
+    if data is not None and "data" not in artifact.manifest:
+        return DataChoice(data)  # saved from Python: the model's own image format
+    try:
+        recorded = dict(artifact.manifest["data"])
+        for file in ("labels", "tokenizer"):
+            recorded[file] = Path(recorded[file]) if recorded.get(file) else None
+        choice = DataChoice(**recorded)
+    except (KeyError, TypeError, ValueError):
+        raise InputError("the artifact does not say what data it was made with: it was saved from Python") from None
+    if data is not None:
+        return DataChoice(**{**vars(choice), "text": data})
+    if names_code(choice.text) and not trust:
+        raise InputError(
+            f"the artifact names {choice.text!r} as its data, code that would run: pass --data, or --trust it"
+        )
+    return choice
+
+
+def apply(
+    folder: Path, target: Target, out: Path, *, source: Source | None = None, data: str | None = None, trust: bool = False,
+    force: bool = False, machine: Machine = HERE, watcher: Watcher | None = None, recover: str = "none",
+) -> dict[str, Any]:  # fmt: skip
+    """Another target from a stored path, without new analysis; returns the summary."""
+    watcher, clock = watcher or Watcher(), Clock()
+    steps_of(recover)
+    artifact = open_artifact(folder)
+    artifact.path.prefix(target)  # beyond the end: said before anything is loaded
+    if out.resolve() == folder.resolve():
+        raise InputError(f"out: {out} is the artifact itself; name another folder")
+    with clock.phase("load"):
+        model, found = original_of(artifact, source, trust)
+        choice = choice_of(artifact, data, trust)
+        pair = choice.open(found.spec)
+        same_classes(pair, artifact)
+        calibration = calibration_set(
+            pair.train, choice.per_class, artifact.path.options.get("seed", 0), classes=pair.classes,
+            allow_imbalance=choice.allow_imbalance,
+        )  # fmt: skip
+        held_out = limited(pair.evaluation, choice.eval_samples, artifact.path.options.get("seed", 0))
+    run = artifact.manifest.get("run", {})
+    task = task_named(str(artifact.manifest.get("task", "classification")))
+    done = Finished(model, artifact.path, task, held_out, calibration, found, choice, run, recover, machine.memory)
+    with replacing(out, force):
+        open_folder(out, run, resume=False, force=force)
+        try:
+            return finish(done, target, out, machine.torch_device, clock, watcher)
+        finally:
+            if not (out / MANIFEST).exists():
+                shutil.rmtree(out)
+
+
+def evaluate(
+    folder: Path, *, source: Source | None = None, data: str | None = None, trust: bool = False,
+    machine: Machine = HERE, watcher: Watcher | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Quality and cost of original and pruned, side by side."""
+    from cswap.artifacts.folder import load
+
+    watcher = watcher or Watcher()
+    artifact = open_artifact(folder)
+    model, found = original_of(artifact, source, trust)
+    small = load(folder, factory=source.spec.build if source else None, trust=trust)
+    choice = choice_of(artifact, data, trust)
+    pair = choice.open(found.spec)
+    same_classes(pair, artifact)
+    held_out = limited(pair.evaluation, choice.eval_samples, artifact.path.options.get("seed", 0))
+    task, device = task_named(str(artifact.manifest.get("task", "classification"))), machine.torch_device
+    watcher.phase("evaluation")
+    models = {"baseline": model, "pruned": small}
+    quality = measure_quality(models, held_out, task, len(artifact.path.classes), device=device)
+    watcher.phase("cost")
+    cost = measure_cost(models, torch.as_tensor(held_out[0][0]).unsqueeze(0))
+    return {
+        "target": artifact.manifest["target"],
+        "ratio": artifact.manifest["ratio"],
+        "held_out_samples": len(held_out),  # type: ignore[arg-type]
+        "classes": list(artifact.path.classes),
+        **{n: {"quality": quality[n], **cost[n]} for n in models},
+    }

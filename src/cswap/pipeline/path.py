@@ -1,0 +1,54 @@
+"""The path of a method for a model in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from cswap.data.calibration import CalibrationSet
+from cswap.errors import InputError, StructureError
+from cswap.methods import registry
+from cswap.methods.options import Options
+from cswap.methods.path import PruningPath, Silence, Sink, Start
+from cswap.pipeline.checks import task_named
+from cswap.pipeline.jobs import Machine
+from cswap.structure.discover import discover
+from cswap.structure.groups import Structure
+from cswap.tasks import Task
+from cswap.types import Target
+
+
+def prune_path(
+    model: nn.Module,
+    calibration: CalibrationSet,
+    *,
+    task: Task | None = None,
+    method: str = "cswap",
+    target: Target | str = Target("complete"),  # noqa: B008 — frozen
+    structure: Structure | None = None,
+    sink: Sink | None = None,
+    device: str = "auto",
+    memory: int = 4 << 30,
+    **options: Any,
+) -> PruningPath:
+    """The path of a method for a model in memory; `model` and the random state are untouched.
+
+    By default the path is complete, so that any target lies on it; a `target` (or "noncritical") stops it there.
+
+    `options`: fields of `Options` (alpha=0.05, vote="class", …). Raises InputError, StructureError, DataError.
+    """
+    try:
+        chosen = Options(**options)
+    except TypeError as error:
+        raise InputError(f"prune_path: {error}") from None
+    chosen_task = task if task is not None else task_named("classification")
+    structure = structure or discover(model, calibration.inputs(0, 2))
+    if not structure.groups:
+        raise StructureError("nothing can be pruned in this model")
+    path = registry.call(
+        method, model, structure, calibration, chosen_task, target=Target.parse(target), options=chosen, start=Start(),
+        sink=sink or Silence(), device=Machine(device).torch_device, memory=memory,
+    )  # fmt: skip
+    path.example = calibration.inputs(0, min(32, len(calibration)))
+    return path

@@ -1,0 +1,153 @@
+"""`cswap prune`: a job from model and data to a whole artifact."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cswap import distributed
+from cswap.artifacts.journal import (
+    PINNED,
+    Journal,
+    forget_if_empty,
+    open_folder,
+    packed,
+    read_journal,
+    read_state,
+    replacing,
+    rewrite_journal,
+    unpacked,
+)  # fmt: skip
+from cswap.causal.engine import MOST_ROWS, WORKING_SET
+from cswap.data.calibration import CalibrationSet, calibration_set
+from cswap.data.sources import limited
+from cswap.errors import CswapError, InputError, StructureError
+from cswap.methods import registry
+from cswap.methods.path import PruningPath, Silence, Sink, Start
+from cswap.pipeline.checks import check_fits, task_named
+from cswap.pipeline.finish import Finished, finish
+from cswap.pipeline.jobs import PruneJob
+from cswap.pipeline.watch import Both, Clock, Watcher
+from cswap.structure.discover import discover
+from cswap.structure.groups import Structure
+from cswap.structure.ledger import check_reachable
+from cswap.tasks import Task
+
+
+def prune(job: PruneJob, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Run a job to a whole artifact; returns `summary.json`. The journal in `job.out` survives any failure.
+
+    Under torchrun the analysis is shared by all processes; the first writes the artifact, and the others return {}.
+    """
+    with distributed.joined(job.machine.torch_device) as device:
+        return _prune(job, watcher or Watcher(), device)
+
+
+def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
+    task, clock = task_named(job.task), Clock()
+    with clock.phase("load"):
+        watcher.phase("load")
+        model = job.source.build()
+        pair = job.data.open(job.source.spec)
+        calibration = calibration_set(
+            pair.train, job.data.per_class, job.options.seed, classes=pair.classes,
+            allow_imbalance=job.data.allow_imbalance,
+        )  # fmt: skip
+        check_fits(model, calibration, task)
+        held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
+    with clock.phase("structure"):
+        watcher.phase("structure")
+        structure = discover(model, calibration.inputs(0, 2))
+        if not structure.groups:
+            raise StructureError("nothing can be pruned in this model; `cswap support` says why")
+        structure = structure.select(job.only, job.exclude)
+        watcher.structure(structure, job.target)
+        registry.find(job.method)
+        check_reachable(structure, job.target)
+    analysis = _Analysis(job, model, structure, calibration, task, device, watcher, clock)
+    if distributed.rank() > 0:
+        analysis.join()
+        return {}
+    with replacing(job.out, job.force):
+        run = job.fingerprint(calibration, model)
+        path = analysis.lead(run)
+        return finish(
+            Finished(model, path, task, held_out, calibration, job.source, job.data, run, job.recover, job.machine.memory),
+            job.target, job.out, device, clock, watcher,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Analysis:
+    """The method's part of a job, in the process that writes and in those that only help."""
+
+    job: PruneJob
+    model: nn.Module
+    structure: Structure
+    calibration: CalibrationSet
+    task: Task
+    device: str
+    watcher: Watcher
+    clock: Clock
+
+    def lead(self, run: dict[str, Any]) -> PruningPath:
+        """Open the folder, tell the others what it holds, and run with the journal; `run` gets what is pinned."""
+        out, classes = self.job.out, self.calibration.classes
+        run[PINNED] = {
+            "threads": torch.get_num_threads(), "processes": distributed.world(), "memory": self.job.machine.memory,
+            "batch_bytes": WORKING_SET, "batch_rows": MOST_ROWS, "device": self.device.partition(":")[0],
+        }  # fmt: skip
+        try:
+            going_on = open_folder(out, run, resume=self.job.resume, force=self.job.force)
+            start = self._start(out) if going_on else Start()
+        except CswapError as error:
+            distributed.from_first(f"!{error}".encode())
+            raise
+        distributed.from_first(json.dumps(run[PINNED]).encode())
+        distributed.from_first(packed(out) if going_on else b"")
+        if going_on:
+            rewrite_journal(out, list(start.decisions))
+        with self.clock.phase("analysis"):
+            self.watcher.phase("analysis")
+            journal = Journal(out, classes)
+            try:
+                return self._call(start, Both(journal, self.watcher), run[PINNED])
+            finally:
+                journal.close()
+                forget_if_empty(out)
+
+    def join(self) -> None:
+        """Help the process that leads."""
+        said = distributed.from_first(None)
+        if said.startswith(b"!"):
+            raise InputError(said[1:].decode())
+        held, start = distributed.from_first(None), Start()
+        if held:
+            with tempfile.TemporaryDirectory() as scratch:
+                unpacked(held, Path(scratch))
+                start = self._start(Path(scratch))
+        self._call(start, Silence(), json.loads(said))
+
+    def _start(self, folder: Path) -> Start:
+        decisions = read_journal(folder, self.structure, self.calibration.classes, self.job.options.rule)
+        return Start(tuple(decisions), read_state(folder, len(decisions)))
+
+    def _call(self, start: Start, sink: Sink, pinned: dict[str, Any]) -> PruningPath:
+        """Run the method as the journal has it: with its threads and its memory, on which batches depend."""
+        threads = torch.get_num_threads()
+        if pinned.get("processes") == distributed.world():
+            torch.set_num_threads(int(pinned.get("threads", threads)))
+        try:
+            return registry.call(
+                self.job.method, self.model, self.structure, self.calibration, self.task, target=self.job.target,
+                options=self.job.options, start=start, sink=sink, device=self.device,
+                memory=int(pinned.get("memory", self.job.machine.memory)),
+            )  # fmt: skip
+        finally:
+            torch.set_num_threads(threads)
