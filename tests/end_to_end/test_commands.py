@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import cswap
 from cswap.artifacts.folder import load, open_artifact
-from cswap.cli.app import bytes_of, main
+from cswap.cli.app import main
+from cswap.cli.options import bytes_of
 from cswap.data.models import ModelSpec, load_weights
 from cswap.errors import ArtifactError, InputError
 from cswap.structure.surgery import masked_copy

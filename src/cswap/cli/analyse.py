@@ -1,0 +1,161 @@
+"""The commands that analyse and make artifacts: prune, apply, compare."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from cswap.cli import render
+from cswap.cli.options import (
+    HOW,
+    AnalysisFlags,
+    ArtifactDir,
+    DataFlags,
+    DeviceOption,
+    Force,
+    JsonFlag,
+    MaybeData,
+    MaybeModel,
+    Memory,
+    ModelArgs,
+    ModelFlags,
+    Out,
+    Quiet,
+    Recover,
+    RunFlags,
+    TargetOption,
+    Trust,
+    Weights,
+    bytes_of,
+    numbers,
+    show_or_print,
+    source_of,
+)
+from cswap.cli.progress import ProgressLine, say_error
+from cswap.pipeline import Machine, PruneJob
+from cswap.types import Target
+
+
+def prune(
+    net: ModelFlags,
+    given: DataFlags,
+    target: TargetOption,
+    out: Out,
+    analysis: AnalysisFlags,
+    run: RunFlags,
+    method: Annotated[
+        str, typer.Option("--method", help="cswap, cbp, greedy, obs, taylor, taylor2, deeplift, lrp, magnitude, random")
+    ] = "cswap",
+    recover: Recover = "none",
+    seed: Annotated[int, typer.Option("--seed", help="draws the calibration set")] = 0,
+    as_json: JsonFlag = False,
+    quiet: Quiet = False,
+) -> None:
+    """Path, surgery, check, evaluation, artifact: the main job."""
+    job = PruneJob(
+        source=net.source, data=given.choice, out=out, target=Target.parse(target), method=method, task=analysis.task,
+        options=analysis.options(seed), machine=run.machine, resume=run.resume, force=run.force, recover=recover,
+        **analysis.groups,
+    )  # fmt: skip
+    from cswap import pipeline
+
+    speaks = os.environ.get("RANK", "0") == "0"  # under torchrun the first process speaks for all
+    with ProgressLine(quiet or not speaks) as watcher:
+        try:
+            summary = pipeline.prune(job, watcher)
+        except KeyboardInterrupt:
+            _interrupted(out)
+    if speaks:
+        show_or_print(as_json, summary, lambda s: render.summary(s, out))
+
+
+def _interrupted(out: Path) -> NoReturn:
+    kept = (out / "run.json").exists() and (out / "path.jsonl").exists()
+    how = f"; the journal is kept in {out}: the same command with --resume goes on" if kept else "; nothing was written"
+    say_error("interrupted" + how)
+    raise typer.Exit(130)
+
+
+def apply(
+    folder: ArtifactDir,
+    target: TargetOption,
+    out: Out,
+    data: MaybeData = None,
+    model: MaybeModel = None,
+    model_arg: ModelArgs = None,
+    weights: Weights = None,
+    recover: Recover = "none",
+    trust: Trust = False,
+    force: Force = False,
+    device: DeviceOption = "auto",
+    memory: Memory = "4GiB",
+    as_json: JsonFlag = False,
+    quiet: Quiet = False,
+) -> None:
+    """Another target from the stored path: no new analysis."""
+    from cswap import pipeline
+
+    with ProgressLine(quiet) as watcher:
+        summary = pipeline.apply(
+            folder, Target.parse(target), out, source=source_of(model, model_arg, weights), data=data, trust=trust,
+            force=force, machine=Machine(device, bytes_of(memory)), watcher=watcher, recover=recover,
+        )  # fmt: skip
+    show_or_print(as_json, summary, lambda s: render.summary(s, out))
+
+
+def compare(
+    net: ModelFlags,
+    given: DataFlags,
+    out: Annotated[Path, typer.Option("--out", help="folder for curves, figures and paths")],
+    analysis: AnalysisFlags,
+    run: RunFlags,
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods", help="names separated by commas; NAME:layer, NAME:global, NAME:global:params (or :macs)"
+        ),
+    ] = "cswap,cbp,magnitude,taylor,random",
+    ratios: Annotated[str, typer.Option("--ratios", help="fractions removed")] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8",
+    ratio_in: Annotated[
+        str, typer.Option("--ratio-in", help="what they count: params, macs, units")
+    ] = "params,macs,units",
+    seeds: Annotated[str, typer.Option("--seeds", help="calibration sets to draw, e.g. 0,1,2")] = "0",
+    recover: Annotated[
+        str, typer.Option("--recover", help=f"beside the plain network, separated by commas: {HOW}")
+    ] = "none",
+    recover_per_class: Annotated[
+        int | None,
+        typer.Option("--recover-per-class", help="calibration samples a class to recover with (--per-class)"),
+    ] = None,
+    eval_amp: Annotated[bool, typer.Option("--eval-amp", help="measure quality in bfloat16: faster")] = False,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="time every point")] = True,
+    as_json: JsonFlag = False,
+    quiet: Quiet = False,
+) -> None:
+    """Curves, areas and cost of several methods in one run: a table, JSON and plots."""
+    from cswap.compare import CompareJob
+    from cswap.compare import compare as run_compare
+    from cswap.report.figures import compare_page
+
+    drawn = tuple(int(v) for v in numbers("seeds", seeds))
+    job = CompareJob(
+        source=net.source, data=given.choice, out=out, methods=_names(methods), task=analysis.task,
+        ratios=tuple(sorted(set(numbers("ratios", ratios)))), kinds=_names(ratio_in), seeds=drawn,
+        options=analysis.options(drawn[0]), recover=_names(recover), recover_per_class=recover_per_class,
+        eval_amp=eval_amp, latency=latency, machine=run.machine, resume=run.resume, force=run.force, **analysis.groups,
+    )  # fmt: skip
+    with ProgressLine(quiet) as watcher:
+        try:
+            result = run_compare(job, watcher)
+        except KeyboardInterrupt:
+            say_error(f"interrupted; what was done is kept in {out}: the same command with --resume goes on")
+            raise typer.Exit(130) from None
+    compare_page(result, out / "compare.html", title=f"{net.model}: {result['headline']}, one shot, no fine-tuning")
+    show_or_print(as_json, result, lambda d: render.comparison(d, out))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(t.strip() for t in text.split(",") if t.strip())

@@ -1,0 +1,94 @@
+"""The commands that look at networks and artifacts: eval, explain, support, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cswap.cli import render
+from cswap.cli.options import (
+    ArtifactDir,
+    DeviceOption,
+    Force,
+    JsonFlag,
+    MaybeData,
+    MaybeModel,
+    ModelArgs,
+    ModelFlags,
+    Quiet,
+    Trust,
+    Weights,
+    show_or_print,
+    source_of,
+)
+from cswap.cli.progress import ProgressLine
+from cswap.pipeline import Machine
+
+
+def evaluate(
+    folder: ArtifactDir,
+    data: MaybeData = None,
+    model: MaybeModel = None,
+    model_arg: ModelArgs = None,
+    weights: Weights = None,
+    trust: Trust = False,
+    device: DeviceOption = "auto",
+    as_json: JsonFlag = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quality and cost, original and pruned, side by side."""
+    from cswap import pipeline
+
+    with ProgressLine(quiet) as watcher:
+        figures = pipeline.evaluate(
+            folder, source=source_of(model, model_arg, weights), data=data, trust=trust, machine=Machine(device),
+            watcher=watcher,
+        )  # fmt: skip
+    show_or_print(as_json, figures, render.side_by_side)
+
+
+def explain(
+    folder: ArtifactDir,
+    group: Annotated[str | None, typer.Option("--group", help="one group")] = None,
+    unit: Annotated[int | None, typer.Option("--unit", help="one unit of the group")] = None,
+    class_: Annotated[str | None, typer.Option("--class", help="what one class needs, and what hurts it")] = None,
+    most: Annotated[int, typer.Option("--most", help="rows to show")] = 30,
+    as_json: JsonFlag = False,
+) -> None:
+    """Why a unit was kept or removed: effects and p-values by class."""
+    from cswap.artifacts.folder import open_artifact
+    from cswap.report.explain import explanation
+
+    data = explanation(open_artifact(folder).path, group, unit, class_)
+    show_or_print(as_json, data, lambda d: render.explanation(d, most))
+
+
+def support(
+    net: ModelFlags,
+    image_size: Annotated[int | None, typer.Option("--image-size", help="side of the square input")] = None,
+    channels: Annotated[int, typer.Option("--channels", help="channels of the input")] = 3,
+    tokens: Annotated[int | None, typer.Option("--tokens", help="length of the input, for a model of tokens")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """What can be pruned in this model, what cannot, and why."""
+    from cswap.report.support import support_report
+
+    show_or_print(as_json, support_report(net.source, image_size, channels, tokens), render.support)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="where curve, artifact and figures go")] = Path("cswap-demo"),
+    seed: Annotated[int, typer.Option("--seed", help="training, split and calibration")] = 0,
+    as_json: JsonFlag = False,
+    quiet: Quiet = False,
+    force: Force = False,
+) -> None:
+    """Train a small ResNet on scikit-learn's digits and prune it by C-SWAP, magnitude and random."""
+    from cswap.demo import run_demo
+
+    with ProgressLine(quiet) as watcher:
+        result = run_demo(out, seed=seed, force=force, tell=watcher.line)
+    data = {"curves": result.curves, "sauce": result.sauce, "seconds": result.seconds, "out": str(out)}
+    show_or_print(as_json, data, render.demo)

@@ -1,0 +1,260 @@
+"""What the commands share: their options, in groups that a command takes whole, and how texts become values."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cswap.data.models import ModelSpec, parse_arguments
+from cswap.errors import InputError
+from cswap.methods.options import Options
+from cswap.pipeline import DataChoice, Machine, Source
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", help="torchvision:NAME, timm:NAME, hf:NAME_OR_DIR, FILE.py:FACTORY, package.module:FACTORY"
+    ),
+]
+MaybeModel = Annotated[
+    str | None, typer.Option("--model", help="the original's factory, where the artifact's is not to be used")
+]
+ModelArgs = Annotated[list[str] | None, typer.Option("--model-arg", help="k=v for the factory; repeat it")]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help=".safetensors, or .pt/.pth/.th (read with weights_only=True)")
+]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="folder with train/ and val/ or test/, torchvision:NAME@ROOT, FILE.py:FACTORY, package.module:FACTORY",
+    ),
+]
+MaybeData = Annotated[str | None, typer.Option("--data", help="other data than the artifact was made with")]
+Out = Annotated[Path, typer.Option("--out", help="the artifact folder to write")]
+ArtifactDir = Annotated[Path, typer.Argument(help="an artifact folder")]
+TargetOption = Annotated[
+    str, typer.Option("--target", help="fraction REMOVED: params=F, macs=F, units=F; or noncritical")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="stdout is JSON and nothing else")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="run the factory an artifact names, if it is no torchvision or timm model")
+]
+Force = Annotated[bool, typer.Option("--force", help="replace what the folder holds")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N")]
+Memory = Annotated[str, typer.Option("--memory", help="budget for activations, e.g. 4GiB")]
+Tokenizer = Annotated[
+    Path | None, typer.Option("--tokenizer", help="text: a tokenizer.json, or its folder (the hf: model's own)")
+]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help="text: most tokens of a sentence (128)")]
+Only = Annotated[list[str] | None, typer.Option("--only", help="groups to prune (shell pattern); repeat it")]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", help="groups to leave alone (shell pattern); repeat it")
+]
+
+HOW = "none, bias, bn, lstsq, merge, fold, or several joined by '+'"
+Recover = Annotated[str, typer.Option("--recover", help=f"what is given back without fine-tuning: {HOW}")]
+Cut = Annotated[
+    str,
+    typer.Option(
+        "--cut", help="causal methods: plain, or compensated (effects after the layers that read make up for it)"
+    ),
+]
+Scope = Annotated[str, typer.Option("--scope", help="rankings: layer or global")]
+Per = Annotated[
+    str,
+    typer.Option(
+        "--per",
+        help="cswap, cbp, and rankings with --scope global: score a unit, or a parameter or MAC that goes with it",
+    ),
+]
+
+
+def _flag(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text)
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which network."""
+
+    model: ModelOption
+    weights: Weights = None
+    model_arg: ModelArgs = None
+
+    @property
+    def source(self) -> Source:
+        """Where it comes from. Raises InputError."""
+        return Source(ModelSpec.parse(self.model, parse_arguments(self.model_arg or [])), self.weights)
+
+
+@dataclass(frozen=True)
+class DataFlags:
+    """Which data, and how samples become tensors."""
+
+    data: DataOption
+    per_class: Annotated[int, _flag("calibration samples a class", "--per-class")] = 128
+    image_size: Annotated[int | None, _flag("side of the square input", "--image-size")] = None
+    mean: Annotated[str | None, _flag("by channel, separated by commas", "--mean")] = None
+    std: Annotated[str | None, _flag("by channel, separated by commas", "--std")] = None
+    labels: Annotated[Path | None, _flag("JSON {class: output}, or class names in output order", "--labels")] = None
+    calibration_split: Annotated[str | None, _flag("folder to calibrate from (train)", "--calibration-split")] = None
+    eval_split: Annotated[str | None, _flag("folder to measure quality on (test, else val)", "--eval-split")] = None
+    eval_samples: Annotated[int | None, _flag("measure quality on at most this many", "--eval-samples")] = None
+    tokenizer: Tokenizer = None
+    max_length: MaxLength = None
+    allow_imbalance: Annotated[bool, _flag("take what a small class has", "--allow-imbalance")] = False
+
+    @property
+    def choice(self) -> DataChoice:
+        """The same for the pipeline."""
+        return DataChoice(
+            resolved(self.data), self.image_size, self.mean, self.std, self.per_class, self.allow_imbalance,
+            self.labels.resolve() if self.labels else None, self.calibration_split, self.eval_split, self.eval_samples,
+            self.tokenizer.resolve() if self.tokenizer else None, self.max_length,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AnalysisFlags:
+    """What decides over units; the fields that `Options` has bear its names."""
+
+    task: Annotated[str, _flag("classification or text", "--task")] = "classification"
+    alpha: Annotated[float, _flag("significance level of the paired t-tests", "--alpha")] = 0.05
+    vote: Annotated[str, _flag("class or pooled (general inference)", "--vote")] = "class"
+    vote_score: Annotated[str, _flag("class or sample", "--vote-score")] = "class"
+    correction: Annotated[str, _flag("over classes: none, holm, bh", "--correction")] = "none"
+    min_effect: Annotated[float, _flag("smaller significant differences do not count", "--min-effect")] = 0.0
+    xi_floor: Annotated[float, _flag("least denominator of xi", "--xi-floor")] = 1e-3
+    effects: Annotated[
+        str, _flag("full: all classes tested and stored; verdict: until one class needs the unit (faster)", "--effects")
+    ] = "full"
+    amp: Annotated[
+        bool, _flag("replay in bfloat16 where it is automatic: faster, and verdicts may differ", "--amp")
+    ] = False
+    reference: Annotated[str, _flag("current or original (refuse removals that add up to a loss)", "--reference")] = (
+        "current"
+    )
+    granularity: Annotated[str, _flag("unit", "--granularity")] = "unit"
+    order: Annotated[str, _flag("units within a group: index, reverse, random", "--order")] = "index"
+    buffer_order: Annotated[str, _flag("signed or abs", "--buffer-order")] = "signed"
+    cut: Cut = "plain"
+    scope: Scope = "layer"
+    per: Per = "unit"
+    norm: Annotated[str, _flag("magnitude: l1 or l2", "--norm")] = "l1"
+    max_drop: Annotated[float | None, _flag("stop when calibration quality fell by more", "--max-drop")] = None
+    only: Only = None
+    exclude: Exclude = None
+
+    def options(self, seed: int) -> Options:
+        """The method's options. Raises InputError."""
+        if self.granularity != "unit":
+            raise InputError(f"granularity: this version has 'unit' only, got {self.granularity!r}")
+        names = {f.name for f in dataclasses.fields(Options)} & {f.name for f in dataclasses.fields(self)}
+        return Options(seed=seed, **{name: getattr(self, name) for name in names})
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Which groups a job may touch."""
+        return {"only": tuple(self.only or ()), "exclude": tuple(self.exclude or ())}
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Where and how it runs."""
+
+    device: DeviceOption = "auto"
+    memory: Memory = "4GiB"
+    resume: Annotated[bool, _flag("go on with what --out holds", "--resume")] = False
+    force: Force = False
+
+    def __post_init__(self) -> None:
+        if self.resume and self.force:
+            raise InputError(
+                "--resume goes on with what is there and --force replaces it: expected one of them, got both"
+            )
+
+    @property
+    def machine(self) -> Machine:
+        """The same for the pipeline. Raises InputError."""
+        return Machine(self.device, bytes_of(self.memory))
+
+
+def flattened(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose groups of options (dataclasses) have become options of its own."""
+    signature = inspect.signature(command, eval_str=True)
+    groups: dict[str, Any] = {
+        n: p.annotation for n, p in signature.parameters.items() if dataclasses.is_dataclass(p.annotation)
+    }
+    taken: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        if name in groups:
+            taken += inspect.signature(groups[name], eval_str=True).parameters.values()
+        else:
+            taken.append(parameter)
+
+    def run(**values: Any) -> None:
+        made = {n: g(**{f.name: values.pop(f.name) for f in dataclasses.fields(g)}) for n, g in groups.items()}
+        command(**made, **values)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in taken]
+    run.__signature__ = signature.replace(parameters=keyword)  # type: ignore[attr-defined]
+    return run
+
+
+def bytes_of(text: str) -> int:
+    """`4GiB`, `512MiB`, `2e9`; raises InputError."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    try:
+        if match:
+            base = 1024 if match[3] or match[2] else 1
+            size = int(float(match[1]) * base ** (" kmgt".index(match[2]) if match[2] else 0))
+            if size > 0:
+                return size
+    except (ValueError, OverflowError):
+        pass
+    raise InputError(f"memory: expected a size such as 4GiB, got {text!r}")
+
+
+def source_of(model: str | None, arguments: list[str] | None, weights: Path | None) -> Source | None:
+    if model is None:
+        if weights is not None:
+            raise InputError("weights: --weights needs --model, which says what they belong to")
+        return None
+    return Source(ModelSpec.parse(model, parse_arguments(arguments or [])), weights)
+
+
+def show_or_print(as_json: bool, data: Any, show: Any) -> None:
+    if as_json:
+        print(json.dumps(data, indent=1, allow_nan=False))
+    else:
+        show(data)
+
+
+def resolved(data: str) -> str:
+    """A folder or FILE.py of a data spec as an absolute path, so that the artifact can be used from anywhere."""
+    file, colon, name = data.rpartition(":")
+    if colon and file.endswith(".py"):
+        return f"{Path(file).resolve()}:{name}"
+    return str(Path(data).resolve()) if Path(data).is_dir() else data
+
+
+def numbers(name: str, text: str) -> list[float]:
+    """Numbers separated by commas; raises InputError."""
+    try:
+        found = [float(v) for v in text.split(",") if v.strip()]
+    except ValueError:
+        found = []
+    if not found:
+        raise InputError(f"{name}: expected numbers separated by commas, got {text!r}")
+    return found
