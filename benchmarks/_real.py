@@ -20,7 +20,7 @@ FORMAT = {"image_size": 32, "mean": "0.4914,0.4822,0.4465", "std": "0.2470,0.243
 FLAGS = [f for k, v in FORMAT.items() for f in (f"--{k.replace('_', '-')}", str(v))]
 NETWORKS: dict[str, tuple[str, Path | None, dict[str, Any]]] = {
     "resnet18": (f"{SHARED}/models/zoo.py:resnet18_cifar", SHARED / "models" / "resnet18_cifar10.safetensors", {}),
-    "resnet20": (f"{ROOT}/benchmarks/networks.py:resnet20_cifar", ROOT / "benchmarks/models/resnet20_cifar10.safetensors", {}),
+    "resnet20": (f"{ROOT}/benchmarks/networks/zoo.py:resnet20_cifar", ROOT / "benchmarks/models/resnet20_cifar10.safetensors", {}),
     "mobilenet_v2": (f"{SHARED}/models/zoo.py:mobilenet_v2_cifar", None, {}),
     "vit_b_16": ("torchvision:vit_b_16", None, {"image_size": 32, "num_classes": 10}),
 }  # fmt: skip

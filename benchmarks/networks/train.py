@@ -1,15 +1,18 @@
 """Train a reference network on CIFAR-10 (JPEG), on two cores, with a log, a checkpoint an epoch and a resume.
 
-    nice -n 10 python benchmarks/train_reference.py --model benchmarks/networks.py:resnet20_cifar --cifar DIR --out F.safetensors
+    nice -n 10 python benchmarks/networks/train.py NAME --cifar DIR [--out F.safetensors] [--seed 0]
 
-SGD with Nesterov momentum, one-cycle rate, random crops and flips. Run again after an interruption: it goes on from the
-last whole epoch. The report beside the weights (F.json) says what was done and the accuracy on the 10,000 test images.
+The recipe (recipes.py) names the network, the optimiser and the side of the images, epoch by epoch: small images first, 32
+pixels last. One-cycle rate, random crops and flips, label smoothing 0.05. Run again after an interruption, it goes on from the
+last whole epoch. Weights are kept in float16; the report beside them (F.json) has the accuracy of those on the 10,000 test images.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,12 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
 
-from _machine import machine
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from recipes import RECIPES, WEIGHTS
+from zoo import MEAN, STD
+
+from _machine import ROOT, machine
 from cswap.data.models import ModelSpec
-from networks import MEAN, STD
 
 
 def images(folder: Path, cache: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,46 +72,58 @@ def accuracy(model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor) -> fl
     return right / len(labels)
 
 
+def at_side(x: torch.Tensor, side: int) -> torch.Tensor:
+    """Images of another side, by averaging."""
+    return x if x.shape[-1] == side else F.interpolate(x, size=(side, side), mode="area")
+
+
 def run() -> None:
     """Train to the last epoch and write weights and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="benchmarks/networks.py:resnet20_cifar")
+    parser.add_argument("name", choices=list(RECIPES))
     parser.add_argument("--cifar", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--rate", type=float, default=0.2)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--work", type=Path, help="checkpoint and decoded images (runs/training/NAME)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    work = given.out.with_suffix(".training")
+    recipe = RECIPES[given.name]
+    work = given.work or ROOT / "runs" / "training" / given.name
+    out = given.out or (WEIGHTS if recipe.small else work) / f"{given.name}_cifar10.safetensors"
     work.mkdir(parents=True, exist_ok=True)
-    pixels, labels = images(given.cifar / "train", work / "train.npz")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pixels, labels = images(given.cifar / "train", work.parent / "train.npz")
     torch.manual_seed(given.seed)
-    model = ModelSpec.parse(given.model).factory()().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(model.parameters(), lr=given.rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    steps = len(labels) // 128
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, given.rate, total_steps=given.epochs * steps)
+    spec = recipe.model.format(shared=os.environ.get("CSWAP_SHARED", ROOT.parent / "shared"))
+    model = ModelSpec.parse(spec).factory()().to(memory_format=torch.channels_last)
+    optimiser = recipe.optimiser(model.parameters())
+    steps = [(side, int(part * (len(labels) // 128))) for side, part in recipe.stages]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, total_steps=sum(n for _, n in steps))
     state: dict[str, Any] = {"epoch": 0, "seconds": 0.0}
     if (work / "last.pt").exists():
         state = torch.load(work / "last.pt", weights_only=True)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
-    for epoch in range(state["epoch"], given.epochs):
+    for epoch in range(state["epoch"], len(steps)):
         begin, generator = time.perf_counter(), torch.Generator().manual_seed(1000 * given.seed + epoch)
         order, total = torch.randperm(len(labels), generator=generator), 0.0
-        model.train()
-        for i in range(steps):
+        (side, count), _ = steps[epoch], model.train()
+        for i in range(count):
             batch = order[128 * i : 128 * (i + 1)]
             optimiser.zero_grad()
-            loss = F.cross_entropy(
-                model(augmented(normalised(pixels[batch]), generator)), labels[batch], label_smoothing=0.05
-            )
+            inputs = at_side(augmented(normalised(pixels[batch]), generator), side)
+            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.amp):
+                outputs = model(inputs.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(outputs.float(), labels[batch], label_smoothing=0.05)
             loss.backward()
             optimiser.step()
             schedule.step()
             total += loss.item()
         state["seconds"] += time.perf_counter() - begin
-        print(f"epoch {epoch + 1}/{given.epochs}: loss {total / steps:.4f}, {state['seconds']:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{len(steps)} ({side} px): loss {total / count:.4f}, {state['seconds']:.0f} s",
+            flush=True,
+        )
         state |= {
             "epoch": epoch + 1,
             "model": model.state_dict(),
@@ -114,14 +132,17 @@ def run() -> None:
         }
         torch.save(state, work / "next.pt")
         (work / "next.pt").replace(work / "last.pt")
-    test_pixels, test_labels = images(given.cifar / "test", work / "test.npz")
+    test_pixels, test_labels = images(given.cifar / "test", work.parent / "test.npz")
+    kept = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    model.load_state_dict(kept)
     report = {
-        "command": f"python benchmarks/train_reference.py --model {given.model} --epochs {given.epochs} --rate {given.rate} --seed {given.seed}",
-        "data": "CIFAR-10 (JPEG)", "test_accuracy": accuracy(model, test_pixels, test_labels),
+        "command": f"python benchmarks/networks/train.py {given.name} --seed {given.seed}", "data": "CIFAR-10 (JPEG)",
+        "recipe": {"sides": recipe.stages, "rate": recipe.rate, "optimiser": "AdamW" if recipe.adam else "SGD", "bfloat16": recipe.amp},
+        "test_accuracy": accuracy(model, test_pixels, test_labels), "parameters": sum(p.numel() for p in model.parameters()),
         "train_seconds": round(state["seconds"]), "seed": given.seed, **machine(),
     }  # fmt: skip
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, given.out)
-    given.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    save_file({k: v.contiguous() for k, v in kept.items()}, out)
+    out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
 
