@@ -151,6 +151,7 @@ class AnalysisFlags:
     scope: Scope = "layer"
     per: Per = "unit"
     norm: Annotated[str, _flag("magnitude: l1 or l2", "--norm")] = "l1"
+    swaps: Annotated[bool, _flag("obs: local swaps after each eighth of a group", "--swaps")] = False
     max_drop: Annotated[float | None, _flag("stop when calibration quality fell by more", "--max-drop")] = None
     only: Only = None
     exclude: Exclude = None

@@ -28,7 +28,8 @@ class Options:
     first. max_drop: stop when calibration quality fell by more. effects: "verdict" leaves a critical unit as soon as one
     class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). cut: "compensated"
     judges a removal after the layers that read the unit make up for it (ours). scope: for rankings. per: for
-    global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter or MAC (ours). norm: for `magnitude`.
+    global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter or MAC (ours). norm: for
+    `magnitude`. swaps: `obs` exchanges units that went for units that stay where that costs less (ours).
     """
 
     alpha: float = 0.05
@@ -47,6 +48,7 @@ class Options:
     scope: str = "layer"
     per: str = "unit"
     norm: str = "l1"
+    swaps: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
