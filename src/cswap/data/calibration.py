@@ -28,8 +28,44 @@ def labels_of(dataset: Dataset[Any]) -> IntArray:
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(dataset, attribute, None)
         if values is not None and len(values) == len(dataset):  # type: ignore[arg-type]
-            return np.asarray(values, dtype=np.int64)
-    return np.asarray([int(dataset[i][1]) for i in range(len(dataset))], dtype=np.int64)  # type: ignore[arg-type]
+            return _whole_numbers(values)
+    return _whole_numbers([sample_of(dataset, i)[1] for i in range(len(dataset))])  # type: ignore[arg-type]
+
+
+def _whole_numbers(values: Any) -> IntArray:
+    try:
+        found = np.asarray([float(v) for v in values])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"labels: expected one class number a sample ({str(error)[:100]})") from None
+    if (found != np.floor(found)).any():
+        raise DataError(f"labels: expected class numbers, got {found[found != np.floor(found)][0]:g}")
+    return found.astype(np.int64)
+
+
+def sample_of(dataset: Any, index: int) -> Any:
+    """One sample, (inputs, label, …). Raises DataError that names it."""
+    try:
+        sample = dataset[index]
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"sample {index} of the data cannot be read ({type(error).__name__}: {str(error)[:120]})"
+        ) from error
+    if not isinstance(sample, tuple | list) or len(sample) < 2:
+        raise DataError(f"sample {index} of the data: expected (inputs, label), got {type(sample).__name__}")
+    return sample
+
+
+def inputs_of(dataset: Any, index: int) -> torch.Tensor:
+    """The inputs of one sample as a tensor. Raises DataError."""
+    given = sample_of(dataset, index)[0]
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(
+            f"sample {index} of the data: expected inputs as a tensor, got {type(given).__name__}"
+        ) from None
 
 
 def class_names(dataset: Dataset[Any], classes: int) -> tuple[str, ...]:
@@ -78,9 +114,13 @@ class CalibrationSet:
                 for i in self.indices[start:stop]:
                     torch.manual_seed(int(i))
                     random.seed(int(i))
-                    loaded.append(torch.as_tensor(self.dataset[int(i)][0]))
+                    loaded.append(inputs_of(self.dataset, int(i)))
         finally:
             random.setstate(state)
+        other = next((i for i, x in enumerate(loaded) if x.shape != loaded[0].shape), None)
+        if other is not None:
+            shapes = tuple(loaded[0].shape), tuple(loaded[other].shape)
+            raise DataError(f"the data: expected samples of one shape, got {shapes[0]} and {shapes[1]}")
         return torch.stack(loaded)
 
     def inputs(self, start: int, stop: int) -> torch.Tensor:
@@ -129,7 +169,7 @@ def calibration_set(
     """
     if per_class < 2:
         raise DataError(f"per-class: a paired test needs at least 2 samples a class, got {per_class}")
-    labels = labels_of(dataset)
+    labels = labels_of(dataset) if len(dataset) else np.empty(0, dtype=np.int64)  # type: ignore[arg-type]
     if not len(labels):
         raise DataError("the calibration data is empty")
     if labels.min() < 0:

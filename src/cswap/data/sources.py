@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from cswap.data.calibration import class_names, labels_of
+from cswap.data.calibration import class_names, inputs_of, labels_of
 from cswap.data.models import ModelSpec, module_from_file, module_named, one_line
 from cswap.data.text import is_text, open_text
 from cswap.errors import DataError, ModelError
@@ -93,6 +94,8 @@ def _numbers(what: str, text: str | None) -> tuple[float, ...] | None:
         values = tuple(float(v) for v in text.split(","))
     except ValueError:
         raise DataError(f"{what}: expected numbers separated by commas, got {text!r}") from None
+    if not all(math.isfinite(v) for v in values):
+        raise DataError(f"{what}: expected finite numbers, got {text!r}")
     if len(values) not in (1, 3) or (what == "std" and min(values) <= 0):
         raise DataError(f"{what}: expected one or three numbers{' above 0' if what == 'std' else ''}, got {text!r}")
     return values
@@ -130,6 +133,10 @@ def open_data(
     labels: Path | None = None, tokenizer: Path | None = None, max_length: int | None = None,
 ) -> DataPair:  # fmt: skip
     """Open a data spec; `form` is for images, `tokenizer` and `max_length` for text. Raises DataError."""
+    if (tokenizer is not None or max_length is not None) and not (
+        Path(text).is_dir() and is_text(Path(text), calibration_split or "train")
+    ):
+        raise DataError(f"tokenizer and max-length go with text data (train.tsv); {text!r} is none")
     if text.startswith("hf:"):
         raise DataError(f"data {text!r}: Hugging Face datasets are not supported in this version; {EXPECTED}")
     if text.startswith("torchvision:"):
@@ -142,24 +149,38 @@ def open_data(
         )
     else:
         train, evaluation = _folders(Path(text), form, calibration_split, eval_split)
+    for split, part in (("calibration", train), ("evaluation", evaluation)):
+        if not len(part):
+            raise DataError(f"data {text!r}: the {split} data is empty")
     known = getattr(train, "classes", None)
     classes = class_names(train, len(known) if known is not None else int(labels_of(train).max()) + 1)
     other = class_names(evaluation, len(classes))
     counted = len(getattr(evaluation, "classes", classes))
     if known is not None and (counted != len(classes) or other != classes):
-        raise DataError(f"data {text!r}: the two splits hold different classes")
+        raise DataError(
+            f"data {text!r}: the two splits hold different classes, {_few(classes)} and {_few(getattr(evaluation, 'classes', other))}"
+        )
     if int(labels_of(evaluation).max(initial=0)) >= len(classes):
         raise DataError(
             f"data {text!r}: the evaluation data has labels beyond the {len(classes)} classes of the train data"
         )
     if labels is not None:
         order = _label_order(labels, classes)
+        unnamed = next((k for k in range(max(order.values())) if k not in order.values()), None)
+        if unnamed is not None:
+            raise DataError(
+                f"labels {labels}: expected a class for each of the outputs 0 to {max(order.values())}; {unnamed} has none"
+            )
         names = [""] * (max(order.values()) + 1)
         for name, k in order.items():
             names[k] = name
         moved = [order[c] for c in classes]
         return DataPair(_Relabelled(train, moved, names), _Relabelled(evaluation, moved, names), tuple(names))
     return DataPair(train, evaluation, classes)
+
+
+def _few(names: Any, most: int = 6) -> str:
+    return f"{len(names)} ({', '.join(str(n) for n in names[:most])}{', …' if len(names) > most else ''})"
 
 
 def _folders(root: Path, form: ImageFormat, calibration: str | None, evaluation: str | None) -> tuple[Any, Any]:
@@ -273,12 +294,11 @@ def limited(dataset: Dataset[Any], most: int | None, seed: int = 0) -> Dataset[A
 def in_memory(dataset: Dataset[Any], most: int = 1 << 30) -> Dataset[Any]:
     """The dataset with its inputs as one tensor, decoded once, where that takes at most `most` bytes; else as it is."""
     size = len(dataset)  # type: ignore[arg-type]
-    first = torch.as_tensor(dataset[0][0])
+    first = inputs_of(dataset, 0)
     if first.numel() * first.element_size() * size > most:
         return dataset
     inputs = torch.empty((size, *first.shape), dtype=first.dtype)
     targets = torch.empty(size, dtype=torch.int64)
     for i in range(size):
-        x, y, *_ = dataset[i]
-        inputs[i], targets[i] = torch.as_tensor(x), int(y)
+        inputs[i], targets[i] = inputs_of(dataset, i), int(dataset[i][1])
     return TensorDataset(inputs, targets)

@@ -23,6 +23,8 @@ def task_named(name: str) -> Task:
 def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> None:
     """The model must take the data and have an output for every class. Raises DataError."""
     sample = calibration.inputs(0, 1)
+    if sample.is_floating_point() and not torch.isfinite(sample).all():
+        raise DataError("the data: expected finite inputs, the first calibration sample holds NaN or Inf")
     try:
         with torch.inference_mode():
             outputs = model(sample)
@@ -34,7 +36,12 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
     if task.name in ("classification", "text"):
         from cswap.tasks.classification import logits_of
 
-        width, classes = logits_of(outputs).shape[1], len(calibration.classes)
+        logits = logits_of(outputs)
+        if not torch.isfinite(logits).all():
+            raise DataError(
+                "the model's output is not finite on the first calibration sample: NaN or Inf in its weights or its code"
+            )
+        width, classes = logits.shape[1], len(calibration.classes)
         if width != classes:
             raise DataError(
                 f"the model has {width} outputs and the data {classes} classes: expected the same, in the same order; "
