@@ -58,9 +58,7 @@ class Gates(nn.Module):
 
     def flat(self) -> nn.Linear:
         """The same map as one linear layer, on the same memory."""
-        linear = nn.utils.skip_init(
-            nn.Linear, self.in_features, len(self.weight) * self.out_features, self.bias is not None
-        )
+        linear = nn.Linear(self.in_features, len(self.weight) * self.out_features, self.bias is not None, device="meta")
         linear.weight = nn.Parameter(self.weight.detach().view(-1, self.in_features), requires_grad=False)
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias.detach().view(-1), requires_grad=False)
