@@ -61,8 +61,21 @@ def explain(
     from cswap.artifacts.folder import open_artifact
     from cswap.report.explain import explanation
 
-    data = explanation(open_artifact(folder).path, group, unit, class_)
+    artifact = open_artifact(folder)
+    data = explanation(artifact.path, group, unit, class_, int(artifact.manifest["steps"]))
     show_or_print(as_json, data, lambda d: render.explanation(d, most))
+
+
+def report(
+    folder: ArtifactDir,
+    out: Annotated[Path | None, typer.Option("--out", help="the file to write (report.html in the artifact)")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """One self-contained report.html from an artifact: opens offline."""
+    from cswap.report.page import write_report
+
+    file = write_report(folder, out)
+    show_or_print(as_json, {"report": str(file)}, lambda d: print(d["report"]))
 
 
 def support(
