@@ -249,7 +249,7 @@ def open_artifact(folder: str | Path) -> Artifact:
         structure = Structure.from_dict(manifest["structure"])
         options = Options(**manifest["options"])
         classes = tuple(str(c) for c in manifest["classes"])
-        decisions = read_journal(folder, structure, classes, options.rule)
+        decisions = read_journal(folder, structure, classes, options.rule, options.block)
         cliffs = [Cliff(**{**c, "classes": tuple(c["classes"])}) for c in manifest.get("cliffs", [])]
     except CswapError:
         raise

@@ -144,7 +144,9 @@ class AnalysisFlags:
     reference: Annotated[str, _flag("current or original (refuse removals that add up to a loss)", "--reference")] = (
         "current"
     )
-    granularity: Annotated[str, _flag("unit", "--granularity")] = "unit"
+    granularity: Annotated[
+        str, _flag("cswap: unit, or block:N (N units are tested, and go, together)", "--granularity")
+    ] = "unit"
     order: Annotated[str, _flag("units within a group: index, reverse, random", "--order")] = "index"
     buffer_order: Annotated[str, _flag("signed or abs", "--buffer-order")] = "signed"
     cut: Cut = "plain"
@@ -158,8 +160,6 @@ class AnalysisFlags:
 
     def options(self, seed: int) -> Options:
         """The method's options. Raises InputError."""
-        if self.granularity != "unit":
-            raise InputError(f"granularity: this version has 'unit' only, got {self.granularity!r}")
         names = {f.name for f in dataclasses.fields(Options)} & {f.name for f in dataclasses.fields(self)}
         return Options(seed=seed, **{name: getattr(self, name) for name in names})
 

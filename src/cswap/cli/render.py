@@ -164,6 +164,14 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
         console.print(table)
 
 
+def exported(data: dict[str, Any]) -> None:
+    """What `export` ends with."""
+    _console().print(
+        f"{escape(data['file'])}: {data['bytes'] / 1e6:.2f} MB, any batch size; on {data['samples']} held-out samples its outputs differ from "
+        f"the PyTorch module's by at most {data['max_abs_difference']:.2g} (allowed {data['allowed']:.2g})"
+    )
+
+
 def support(data: dict[str, Any]) -> None:
     """What `support` shows."""
     console = _console()

@@ -135,7 +135,8 @@ class _Analysis:
         self._call(start, Silence(), json.loads(said))
 
     def _start(self, folder: Path) -> Start:
-        decisions = read_journal(folder, self.structure, self.calibration.classes, self.job.options.rule)
+        options = self.job.options
+        decisions = read_journal(folder, self.structure, self.calibration.classes, options.rule, options.block)
         return Start(tuple(decisions), read_state(folder, len(decisions)))
 
     def _call(self, start: Start, sink: Sink, pinned: dict[str, Any]) -> PruningPath:
