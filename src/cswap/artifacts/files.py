@@ -11,9 +11,11 @@ from cswap.errors import ArtifactError
 
 MANIFEST, WEIGHTS, PATH, EFFECTS = "manifest.json", "model.safetensors", "path.jsonl", "effects.safetensors"
 SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY = "summary.json", "curve.json", "run.json", "effects.part", "factory.py"
+REPORT = "report.html"
+EXPORTS = ("model.onnx", "model.pt2")
 WRITING = ".writing"  # where a new artifact is put together
 STATES = ("state.0.safetensors", "state.1.safetensors")
-OURS = (*STATES, MANIFEST, WEIGHTS, PATH, EFFECTS, SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY)
+OURS = (*STATES, MANIFEST, WEIGHTS, PATH, EFFECTS, SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY, REPORT, *EXPORTS)
 
 
 def inside(folder: Path, name: Any) -> Path:

@@ -27,7 +27,7 @@ app = typer.Typer(
 )  # fmt: skip
 COMMANDS: dict[str, Callable[..., None]] = {
     "prune": analyse.prune, "apply": analyse.apply, "compare": analyse.compare,
-    "eval": look.evaluate, "explain": look.explain, "support": look.support, "demo": look.demo,
+    "eval": look.evaluate, "explain": look.explain, "report": look.report, "export": look.export, "support": look.support, "demo": look.demo,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(flattened(command))
