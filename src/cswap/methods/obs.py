@@ -26,7 +26,7 @@ from cswap.recovery.walk import Chunks, Walk
 from cswap.structure.calls import call_counts
 from cswap.structure.groups import Group, Slot, Structure
 from cswap.structure.surgery import prepared_copy
-from cswap.tasks.base import Task
+from cswap.tasks.base import Task, smooth
 from cswap.types import FloatArray
 
 _ROUNDS = 96  # of a group's elimination: a round takes the cheapest units out together
@@ -111,7 +111,7 @@ def output_importance(
         ]
         try:
             with torch.enable_grad():
-                score = task.score(engine.net(inputs), targets)
+                score = smooth(task)(engine.net(inputs), targets)
                 if not score.requires_grad:
                     raise InputError("obs: the score has no gradient; expected one that outputs change smoothly")
                 score.sum().backward()  # type: ignore[no-untyped-call]

@@ -21,7 +21,10 @@ def task_named(name: str) -> Task:
 
 
 def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> None:
-    """The model must take the data and have an output for every class. Raises DataError."""
+    """The task must know the data's targets, the model take its inputs and have an output for every class. Raises DataError."""
+    wanted, came = getattr(task, "targets", None), calibration.kind
+    if wanted not in (None, came):
+        raise DataError(f"task {task.name}: expected data with {wanted}, got {came}")
     sample = calibration.inputs(0, 1)
     try:
         with torch.inference_mode():
@@ -31,15 +34,13 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
         raise DataError(
             f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {line})"
         ) from error
-    if task.name in ("classification", "text"):
-        from cswap.tasks.classification import logits_of
-
-        width, classes = logits_of(outputs).shape[1], len(calibration.classes)
-        if width != classes:
-            raise DataError(
-                f"the model has {width} outputs and the data {classes} classes: expected the same, in the same order; "
-                "--labels FILE says which output is which class"
-            )
+    count = getattr(task, "outputs_of", None)
+    width, classes = None if count is None else count(outputs), len(calibration.classes)
+    if width is not None and width != classes:
+        raise DataError(
+            f"the model has {width} outputs and the data {classes} classes: expected the same, in the same order; "
+            "--labels FILE says which output is which class"
+        )
 
 
 def same_classes(pair: DataPair, artifact: Artifact) -> None:
