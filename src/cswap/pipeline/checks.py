@@ -9,13 +9,18 @@ from cswap.artifacts.folder import Artifact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.sources import DataPair
 from cswap.errors import DataError, InputError
-from cswap.tasks import TASKS, Task
+from cswap.tasks import TASKS, Classification, Task
 
 
-def task_named(name: str) -> Task:
-    """A task by name; raises InputError."""
+def task_named(name: str, pair: DataPair | None = None) -> Task:
+    """A task by name, which knows what output of the model is which class of the data. Raises InputError."""
     if name not in TASKS:
         raise InputError(f"task: expected one of {', '.join(TASKS)}, got {name!r}")
+    if pair is not None and pair.outputs is not None:
+        if not issubclass(TASKS[name], Classification):
+            raise InputError(f"labels: expected a class for every output of the model with --task {name}")
+        chosen: Task = TASKS[name](outputs=pair.outputs)
+        return chosen
     task: Task = TASKS[name]()
     return task
 

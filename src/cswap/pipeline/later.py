@@ -89,7 +89,7 @@ def apply(
         )  # fmt: skip
         held_out = limited(pair.evaluation, choice.eval_samples, artifact.path.options.get("seed", 0))
     run = artifact.manifest.get("run", {})
-    task = task_named(str(artifact.manifest.get("task", "classification")))
+    task = task_named(str(artifact.manifest.get("task", "classification")), pair)
     done = Finished(model, artifact.path, task, held_out, calibration, found, choice, run, recover, machine.memory)
     with replacing(out, force):
         open_folder(out, run, resume=False, force=force)
@@ -115,7 +115,7 @@ def evaluate(
     pair = choice.open(found.spec)
     same_classes(pair, artifact)
     held_out = limited(pair.evaluation, choice.eval_samples, artifact.path.options.get("seed", 0))
-    task, device = task_named(str(artifact.manifest.get("task", "classification"))), machine.torch_device
+    task, device = task_named(str(artifact.manifest.get("task", "classification")), pair), machine.torch_device
     watcher.phase("evaluation")
     models = {"baseline": model, "pruned": small}
     quality = measure_quality(models, held_out, task, len(artifact.path.classes), device=device)
