@@ -50,7 +50,9 @@ class Probe:
     def of(cls, units: int, stats: EffectStats, alpha: float) -> Probe:
         """From the statistics of the joint cut."""
         margin = float(worst_loss(stats.by_class, alpha).max())
-        return cls(units, margin, -float(stats.pooled.mean), np.where(stats.by_class.count > 0, -stats.by_class.mean, np.nan))
+        return cls(
+            units, margin, -float(stats.pooled.mean), np.where(stats.by_class.count > 0, -stats.by_class.mean, np.nan)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

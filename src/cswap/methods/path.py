@@ -105,7 +105,9 @@ class PruningPath:
     ended: str = ""
     engine: str = ""  # how effects were evaluated
     notes: list[str] = field(default_factory=list)  # what the engine could not do its fast way, and why
-    sensitivity: dict[str, Any] | None = field(default=None, repr=False)  # `joint`: quality lost against ratio, by group
+    sensitivity: dict[str, Any] | None = field(
+        default=None, repr=False
+    )  # `joint`: quality lost against ratio, by group
     example: torch.Tensor | None = field(default=None, repr=False)  # real inputs, on which `apply` checks its work
 
     def __iter__(self) -> Iterator[Decision]:
