@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -129,7 +130,8 @@ def _measured(engine: Engine, group: Group, order: IntArray, surrogate: FloatArr
         cut: Scores = engine.cut(group, [order[:k].tolist()])[0]
         return Probe.of(k, judge.stats(cut, base), options.alpha)
 
-    profile, sets = Profile(group.size, measure), []
+    profile = Profile(group.size, measure)
+    sets: list[tuple[float, int]] = []
     for margin in margins_of(options.margins):
         sets.append((margin, profile.largest(margin, sets[-1][1] if sets else 0)))
     if options.per != "unit":
@@ -167,7 +169,7 @@ def by_price(groups: Iterable[Measured], units: Structure, per: str) -> list[Ran
             points.append((float(p.units), worst))
         hull = lower_hull([*points, (float(g.group.size), max(1.0, worst))])
         queue = waiting[g.group.name] = []
-        for (a, low), (b, high) in zip(hull, hull[1:], strict=False):
+        for (a, low), (b, high) in itertools.pairwise(hull):
             first, last = int(a), int(b)
             steps = np.diff(np.concatenate([[0.0], g.shares(first, last)])) * (high - low)
             for i, step in enumerate(steps.tolist()):
