@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import nn
 
 from cswap.artifacts.folder import Artifact
 from cswap.data.calibration import CalibrationSet
+from cswap.data.models import ModelSpec
 from cswap.data.sources import DataPair
 from cswap.errors import DataError, InputError
+from cswap.evaluate.certificate import refuse_seen
+from cswap.pipeline.jobs import DataChoice, Wish
 from cswap.tasks import TASKS, Classification, Task
 
 
@@ -52,6 +58,19 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
             f"the model has {width} outputs and the data {classes} classes: expected the same, in the same order; "
             "--labels FILE says which output is which class"
         )
+
+
+def unseen_data(
+    wish: Wish, data: DataChoice, spec: ModelSpec, classes: tuple[str, ...], calibration: CalibrationSet
+) -> Any:
+    """The samples for a certificate, none where none is asked for. Raises DataError when they were calibrated with."""
+    if wish.certify is None:
+        return None
+    pair = replace(data, text=wish.certify).open(spec)
+    if pair.classes != classes:
+        raise DataError(f"certify: expected the data's {len(classes)} classes, got {len(pair.classes)} or others")
+    refuse_seen(pair.evaluation, calibration)
+    return pair.evaluation
 
 
 def same_classes(pair: DataPair, artifact: Artifact) -> None:

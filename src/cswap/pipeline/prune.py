@@ -30,7 +30,7 @@ from cswap.data.sources import limited
 from cswap.errors import CswapError, InputError, StructureError
 from cswap.methods import registry
 from cswap.methods.path import PruningPath, Silence, Sink, Start
-from cswap.pipeline.checks import check_fits, task_named
+from cswap.pipeline.checks import check_fits, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
 from cswap.pipeline.jobs import PruneJob
 from cswap.pipeline.watch import Both, Clock, Watcher
@@ -62,6 +62,7 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
             allow_imbalance=job.data.allow_imbalance,
         )  # fmt: skip
         check_fits(model, calibration, task)
+        unseen = unseen_data(job.wish, job.data, job.source.spec, pair.classes, calibration)
         held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
     with clock.phase("structure"):
         watcher.phase("structure")
@@ -80,7 +81,7 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
         run = job.fingerprint(calibration, model)
         path = analysis.lead(run)
         return finish(
-            Finished(model, path, task, held_out, calibration, job.source, job.data, run, job.recover, job.machine.memory),
+            Finished(model, path, task, held_out, calibration, job.source, job.data, run, job.wish, job.machine.memory, unseen),
             job.target, job.out, device, clock, watcher,
         )  # fmt: skip
 
@@ -148,7 +149,7 @@ class _Analysis:
             torch.set_num_threads(int(pinned.get("threads", threads)))
         try:
             return registry.call(
-                self.job.method, self.model, self.structure, self.calibration, self.task, target=self.job.target,
+                self.job.method, self.model, self.structure, self.calibration, self.task, target=self.job.analysed_to,
                 options=self.job.options, start=start, sink=sink, device=self.device,
                 memory=int(pinned.get("memory", self.job.machine.memory)),
             )  # fmt: skip
