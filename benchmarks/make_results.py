@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE / "experiments"), str(HERE)]
 
 
 def _origin(data: dict[str, Any]) -> str:
@@ -390,7 +392,20 @@ def results() -> str:
         path = HERE / "results" / f"{name}.json"
         if path.exists():
             lines += section(json.loads(path.read_text()))
-    return "\n".join(lines)
+    return "\n".join(lines + _experiments())
+
+
+def _experiments() -> list[str]:
+    """The experiments that have been run, each with its table, its plot and what was found."""
+    from _experiment import modules
+
+    lines = ["# Experiments", ""]
+    for name, module, data in modules():
+        title = " ".join(module.__doc__.split("\n\n")[0].split())
+        scale = " ".join(module.__doc__.split("\n\n")[2].split())
+        lines += [f"## {title}", "", _origin(data), scale, "", *_table(*module.section(data)), module.finding(data), ""]
+        lines += [f"![{title}](results/plots/{name}.svg)", ""]
+    return lines if len(lines) > 2 else []
 
 
 def write_results() -> None:

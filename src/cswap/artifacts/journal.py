@@ -244,9 +244,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def read_journal(folder: Path, structure: Structure, classes: tuple[str, ...], rule: VoteRule) -> list[Decision]:
-    """Decisions of a journal or a whole artifact, with their statistics. A torn last line is dropped; a torn middle
-    line, or lines that do not fit the network, raise ArtifactError.
+def read_journal(
+    folder: Path, structure: Structure, classes: tuple[str, ...], rule: VoteRule, block: int = 1
+) -> list[Decision]:
+    """Decisions of a journal or a whole artifact, with their statistics. A torn last line is dropped, and with it those of
+    the same block of units; a torn middle line, or lines that do not fit the network, raise ArtifactError.
     """
     raw = (folder / PATH).read_bytes()
     lines = raw.split(b"\n")
@@ -276,6 +278,11 @@ def read_journal(folder: Path, structure: Structure, classes: tuple[str, ...], r
                 raise ArtifactError(f"{folder / PATH}, line {number}: does not fit the network or the lines before it")
         except (ValueError, KeyError, TypeError):
             raise ArtifactError(f"{folder / PATH}, line {number} of {len(whole)}: no decision can be read") from None
+    if decisions and decisions[-1].phase == "walk":
+        group = structure[decisions[-1].group]
+        of_it = sum(d.phase == "walk" and d.group == group.name for d in decisions)
+        torn = of_it % block if of_it < group.size else 0
+        del decisions[len(decisions) - torn :]
     return decisions
 
 
@@ -317,6 +324,8 @@ def _decision(data: dict[str, Any], moments: Moments | None, classes: tuple[str,
             np.where(asked, p, np.nan),
             pi,
         )
+    if not isinstance(data["phase"], str):
+        raise ValueError(f"phase {data['phase']!r}")
     return Decision(
         step=int(data["step"]), phase=str(data["phase"]), group=str(data["group"]), unit=int(data["unit"]),
         removed=bool(data["removed"]), reason=str(data["reason"]),

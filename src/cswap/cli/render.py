@@ -136,9 +136,12 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
         return
     s = units[0]
     fate = "removed" if s["removed"] else "kept"
+    later = (
+        "" if s["removed_later"] is None else f"; this network ends before step {s['removed_later']}, which removes it"
+    )
     xi = "" if s["xi"] is None else f", xi {s['xi']:+.5f}"
     console.print(
-        f"unit {s['unit']} of {escape(s['group'])}: {s['verdict'] or data['method']}{xi}; {fate} at step {s['step']} ({escape(s['reason'])})"
+        f"unit {s['unit']} of {escape(s['group'])}: {s['verdict'] or data['method']}{xi}; {fate} at step {s['step']} ({escape(s['reason'])}){later}"
     )
     table = _table(
         "effect of cutting it, by class",
@@ -159,6 +162,14 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
         )
     if s["effects"]:
         console.print(table)
+
+
+def exported(data: dict[str, Any]) -> None:
+    """What `export` ends with."""
+    _console().print(
+        f"{escape(data['file'])}: {data['bytes'] / 1e6:.2f} MB, any batch size; on {data['samples']} held-out samples its outputs differ from "
+        f"the PyTorch module's by at most {data['max_abs_difference']:.2g} (allowed {data['allowed']:.2g})"
+    )
 
 
 def support(data: dict[str, Any]) -> None:

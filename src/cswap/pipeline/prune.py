@@ -50,11 +50,13 @@ def prune(job: PruneJob, watcher: Watcher | None = None) -> dict[str, Any]:
 
 
 def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
-    task, clock = task_named(job.task), Clock()
+    clock = Clock()
+    task_named(job.task)  # a wrong name is said before anything is loaded
     with clock.phase("load"):
         watcher.phase("load")
         model = job.source.build()
         pair = job.data.open(job.source.spec)
+        task = task_named(job.task, pair)
         calibration = calibration_set(
             pair.train, job.data.per_class, job.options.seed, classes=pair.classes,
             allow_imbalance=job.data.allow_imbalance,
@@ -135,7 +137,8 @@ class _Analysis:
         self._call(start, Silence(), json.loads(said))
 
     def _start(self, folder: Path) -> Start:
-        decisions = read_journal(folder, self.structure, self.calibration.classes, self.job.options.rule)
+        options = self.job.options
+        decisions = read_journal(folder, self.structure, self.calibration.classes, options.rule, options.block)
         return Start(tuple(decisions), read_state(folder, len(decisions)))
 
     def _call(self, start: Start, sink: Sink, pinned: dict[str, Any]) -> PruningPath:
