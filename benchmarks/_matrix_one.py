@@ -120,14 +120,14 @@ def tried(request: dict[str, Any], found: dict[str, Any], loader: Connection) ->
         with torch.no_grad():
             expected = tensors_of(pruned(inputs))
         del pruned, model
-        loader.send((folder / "a", inputs))
+        loader.send((folder / "a", inputs.numpy()))  # arrays: tensors would be shared, and gone with their process
         again = loader.recv()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if isinstance(again, str):
         found["reason"] = f"it does not load in a new process: {again}"
         return
-    found["loaded_difference"] = widest(list(zip(expected, again, strict=True)))
+    found["loaded_difference"] = widest(list(zip(expected, map(torch.from_numpy, again), strict=True)))
     right = found["counts_agree"] and found["off_by_one_caught"] is not False
     if right and found["loaded_difference"] == 0:
         found["status"] = "pruned" if result.visible else "unseen"
@@ -154,7 +154,7 @@ def _loads(pipe: Connection) -> None:
     folder, inputs = pipe.recv()
     try:
         with torch.no_grad():
-            pipe.send(tensors_of(load(folder, trust=True)(inputs)))
+            pipe.send([t.numpy() for t in tensors_of(load(folder, trust=True)(torch.from_numpy(inputs)))])
     except Exception as error:  # noqa: BLE001 — it is the finding
         pipe.send(f"{type(error).__name__}: {one_line(error)}")
 
