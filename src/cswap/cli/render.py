@@ -162,6 +162,9 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
         )
     if s["effects"]:
         console.print(table)
+    if "images" in data:
+        seen = ", ".join(f"{i['class']} {i['activation']:.3g}" for i in data["images"]["samples"])
+        console.print(f"images that activate it most, in {escape(data['images']['file'])}: {escape(seen)}")
 
 
 def exported(data: dict[str, Any]) -> None:
