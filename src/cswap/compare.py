@@ -21,6 +21,7 @@ from cswap.artifacts.journal import Journal, open_folder, read_journal, read_sta
 from cswap.causal.store import DifferenceStore, measure_differences
 from cswap.data.calibration import CalibrationSet, calibration_set, labels_of
 from cswap.data.sources import in_memory, limited
+from cswap.data.truth import members_of
 from cswap.errors import InputError, StructureError, TargetError
 from cswap.evaluate.cost import latency_ms
 from cswap.evaluate.curve import sauce
@@ -227,7 +228,8 @@ def _opened(job: CompareJob, watcher: Watcher) -> _Run:
 
 def _fingerprint_of(dataset: Any) -> str:
     """Hash of the labels, the first and the last input."""
-    digest = hashlib.sha256(labels_of(dataset).tobytes())
+    members = members_of(dataset)
+    digest = hashlib.sha256((labels_of(dataset) if members is None else members).tobytes())
     for i in (0, len(dataset) - 1):
         digest.update(np.ascontiguousarray(torch.as_tensor(dataset[i][0]).numpy()).tobytes())
     return digest.hexdigest()
@@ -285,7 +287,8 @@ def _path(run: _Run, name: str, seed: int, calibration: CalibrationSet) -> tuple
     folder = run.job.out / "paths" / f"{name.replace(':', '-')}.{seed}"
     fingerprint = {"method": method, "options": options.as_dict(), "data": calibration.fingerprint()}
     begin, more = time.perf_counter(), {}
-    if method == "cbp" and (options.vote_score, options.amp, options.cut) == ("class", False, "plain"):
+    stored = (options.vote_score, options.amp, options.cut) == ("class", False, "plain") and calibration.members is None
+    if method == "cbp" and stored:
         more["store"] = run.store(seed, calibration)
     going_on = open_folder(folder, fingerprint, resume=True, force=False)
     start = Start()

@@ -324,6 +324,8 @@ def _decision(data: dict[str, Any], moments: Moments | None, classes: tuple[str,
             np.where(asked, p, np.nan),
             pi,
         )
+    if not isinstance(data["phase"], str):
+        raise ValueError(f"phase {data['phase']!r}")
     return Decision(
         step=int(data["step"]), phase=str(data["phase"]), group=str(data["group"]), unit=int(data["unit"]),
         removed=bool(data["removed"]), reason=str(data["reason"]),

@@ -79,7 +79,7 @@ class FirstCritical:
 
     def __init__(self, engine: Engine, rule: VoteRule) -> None:
         targets = engine.calibration.targets
-        if engine.by_class or (np.diff(targets) < 0).any():
+        if engine.by_class or engine.calibration.members is not None or (np.diff(targets) < 0).any():
             raise InputError("effects verdict: expected a task with one class a sample, and samples in class order")
         self.engine, self.rule = engine, rule
         k = len(engine.calibration.classes)

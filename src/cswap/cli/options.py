@@ -17,6 +17,7 @@ from cswap.data.models import ModelSpec, parse_arguments
 from cswap.errors import InputError
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, Source
+from cswap.tasks import TASKS
 
 ModelOption = Annotated[
     str,
@@ -112,6 +113,9 @@ class DataFlags:
     eval_samples: Annotated[int | None, _flag("measure quality on at most this many", "--eval-samples")] = None
     tokenizer: Tokenizer = None
     max_length: MaxLength = None
+    ignore_index: Annotated[
+        int | None, _flag("masks: the number of pixels that belong to no class (255)", "--ignore-index")
+    ] = None
     allow_imbalance: Annotated[bool, _flag("take what a small class has", "--allow-imbalance")] = False
 
     @property
@@ -120,7 +124,7 @@ class DataFlags:
         return DataChoice(
             resolved(self.data), self.image_size, self.mean, self.std, self.per_class, self.allow_imbalance,
             self.labels.resolve() if self.labels else None, self.calibration_split, self.eval_split, self.eval_samples,
-            self.tokenizer.resolve() if self.tokenizer else None, self.max_length,
+            self.tokenizer.resolve() if self.tokenizer else None, self.max_length, self.ignore_index,
         )  # fmt: skip
 
 
@@ -128,7 +132,7 @@ class DataFlags:
 class AnalysisFlags:
     """What decides over units; the fields that `Options` has bear its names."""
 
-    task: Annotated[str, _flag("classification or text", "--task")] = "classification"
+    task: Annotated[str, _flag(", ".join(TASKS), "--task")] = "classification"
     alpha: Annotated[float, _flag("significance level of the paired t-tests", "--alpha")] = 0.05
     vote: Annotated[str, _flag("class or pooled (general inference)", "--vote")] = "class"
     vote_score: Annotated[str, _flag("class or sample", "--vote-score")] = "class"

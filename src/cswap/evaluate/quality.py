@@ -10,14 +10,15 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cswap.data.text import trimmed
+from cswap.data.truth import Truth, collated, moved, stacked
 from cswap.tasks.base import Task
 
 
-def _batches(dataset: Dataset[Any], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(dataset: Dataset[Any], size: int) -> Iterator[tuple[torch.Tensor, Truth]]:
     n = len(dataset)  # type: ignore[arg-type]
     for start in range(0, n, size):
         items = [dataset[i] for i in range(start, min(start + size, n))]
-        yield trimmed(torch.stack([torch.as_tensor(x[0]) for x in items])), torch.as_tensor([int(x[1]) for x in items])
+        yield trimmed(stacked([x[0] for x in items])), collated([x[1] for x in items])
 
 
 def measure_quality(
@@ -49,9 +50,9 @@ def measure_quality(
                 with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
                     outputs = model(inputs.to(device))
                 with torch.inference_mode():
-                    meters[name].update(outputs, targets.to(device))
+                    meters[name].update(outputs, moved(targets, device))
                     if samples is not None:
-                        quality = task.sample_quality(outputs, targets.to(device))
+                        quality = task.sample_quality(outputs, moved(targets, device))
                         samples.setdefault(name, []).extend(quality.tolist())
     finally:
         for name, model in models.items():

@@ -132,6 +132,7 @@ def attributions(engine: PlainEngine, units: Structure) -> Iterator[tuple[dict[s
     net = _prepared(operations)
     explainer = explainer_class(net, eps=_TINY)
     for _, inputs, targets in batches(engine, np.arange(len(engine.calibration)), passes=4):
+        assert isinstance(targets, torch.Tensor)  # a class a sample: `Operations` has seen to it
         n = len(targets)
         with warnings.catch_warnings(), read_inputs(net.body, operations.readers(units.groups)) as seen:
             warnings.simplefilter("ignore")  # captum tells of its hooks every time

@@ -168,6 +168,7 @@ def relevances(engine: PlainEngine, units: Structure) -> Iterator[dict[str, Floa
     operations = Operations(engine, "lrp")
     net = _prepared(operations)
     for _, inputs, targets in batches(engine, np.arange(len(engine.calibration)), passes=2):
+        assert isinstance(targets, torch.Tensor)  # a class a sample: `Operations` has seen to it
         # the composite comes second: its rules then lie between our reading and the layer
         with (
             torch.enable_grad(),

@@ -27,7 +27,7 @@ from cswap.recovery.walk import Chunks, Walk
 from cswap.structure.calls import call_counts
 from cswap.structure.groups import Slot, Structure
 from cswap.structure.surgery import prepared_copy
-from cswap.tasks.base import Task
+from cswap.tasks.base import Task, smooth
 from cswap.types import FloatArray
 
 _SWAPS = 8  # times that a group's elimination looks for local swaps
@@ -116,7 +116,7 @@ def output_importance(
         ]
         try:
             with torch.enable_grad():
-                score = task.score(engine.net(inputs), targets)
+                score = smooth(task)(engine.net(inputs), targets)
                 if not score.requires_grad:
                     raise InputError("obs: the score has no gradient; expected one that outputs change smoothly")
                 score.sum().backward()  # type: ignore[no-untyped-call]

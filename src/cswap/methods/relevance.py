@@ -83,11 +83,13 @@ class Operations:
     """The network of an engine, which is used up, as a graph in which every call of a layer is a module of its own.
 
     Activations, max pooling and means that are called as functions are modules too; a batch norm right behind a linear
-    layer or a convolution is merged into it. Raises InputError for a network that cannot be had as a graph, or whose inputs
-    are numbers of tokens.
+    layer or a convolution is merged into it. Raises InputError for a network that cannot be had as a graph, whose inputs
+    are numbers of tokens, or samples with several classes.
     """
 
     def __init__(self, engine: PlainEngine, method: str) -> None:
+        if engine.calibration.members is not None:
+            raise InputError(f"method {method}: expected one class a sample, got {engine.calibration.kind}")
         examples = engine._ready(engine.calibration.inputs(0, _EXAMPLES))
         if not examples.is_floating_point():
             raise InputError(f"method {method}: expected inputs of a floating type, got {examples.dtype}")

@@ -21,8 +21,13 @@ def task_named(name: str) -> Task:
 
 
 def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> None:
-    """The model must take the data and have an output for every class. Raises DataError."""
+    """The task must know the data's targets, the model take its inputs and have an output for every class. Raises DataError."""
+    wanted, came = getattr(task, "targets", None), calibration.kind
+    if wanted not in (None, came):
+        raise DataError(f"task {task.name}: expected data with {wanted}, got {came}")
     sample = calibration.inputs(0, 1)
+    if sample.is_floating_point() and not torch.isfinite(sample).all():
+        raise DataError("the data: expected finite inputs, the first calibration sample holds NaN or Inf")
     try:
         with torch.inference_mode():
             outputs = model(sample)
@@ -31,15 +36,17 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
         raise DataError(
             f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {line})"
         ) from error
-    if task.name in ("classification", "text"):
-        from cswap.tasks.classification import logits_of
-
-        width, classes = logits_of(outputs).shape[1], len(calibration.classes)
-        if width != classes:
-            raise DataError(
-                f"the model has {width} outputs and the data {classes} classes: expected the same, in the same order; "
-                "--labels FILE says which output is which class"
-            )
+    if isinstance(outputs, torch.Tensor) and not torch.isfinite(outputs).all():
+        raise DataError(
+            "the model's output is not finite on the first calibration sample: NaN or Inf in its weights or its code"
+        )
+    count = getattr(task, "outputs_of", None)
+    width, classes = None if count is None else count(outputs), len(calibration.classes)
+    if width is not None and width != classes:
+        raise DataError(
+            f"the model has {width} outputs and the data {classes} classes: expected the same, in the same order; "
+            "--labels FILE says which output is which class"
+        )
 
 
 def same_classes(pair: DataPair, artifact: Artifact) -> None:

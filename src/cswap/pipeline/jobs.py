@@ -59,6 +59,7 @@ class DataChoice:
     eval_samples: int | None = None
     tokenizer: Path | None = None
     max_length: int | None = None
+    ignore_index: int | None = None
 
     def form(self, spec: ModelSpec | None) -> ImageFormat:
         """How its images become tensors."""
@@ -69,6 +70,7 @@ class DataChoice:
         return open_data(
             self.text, self.form(spec), calibration_split=self.calibration_split, eval_split=self.eval_split,
             labels=self.labels, tokenizer=self.tokenizer or (spec.folder if spec else None), max_length=self.max_length,
+            ignore_index=self.ignore_index,
         )  # fmt: skip
 
 

@@ -149,7 +149,8 @@ def export(
     spec = source.spec if source else spec_of(artifact.folder, artifact.manifest, trust)
     small = load(folder, factory=spec.build, trust=trust)
     held_out = choice.open(spec).evaluation
-    inputs = torch.stack([torch.as_tensor(held_out[i][0]) for i in range(min(max(2, samples), len(held_out)))])
+    size = min(max(2, samples), len(held_out))  # type: ignore[arg-type]
+    inputs = torch.stack([torch.as_tensor(held_out[i][0]) for i in range(size)])
     facts = {
         "classes": list(artifact.path.classes), "target": artifact.manifest["target"], "ratio": artifact.manifest["ratio"],
         "input_shape": list(inputs.shape[1:]), "weights_sha256": artifact.manifest["weights"]["sha256"],

@@ -29,6 +29,7 @@ class Classification:
 
     name = "classification"
     headline = "accuracy"
+    targets = "class numbers"
 
     def score(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         """Softmax probability of the labelled class, (N,) float64."""
@@ -42,6 +43,10 @@ class Classification:
     def chance(self, classes: int) -> float:
         """One in K."""
         return 1.0 / classes
+
+    def outputs_of(self, outputs: Any) -> int | None:
+        """K, as the model's output has it."""
+        return int(logits_of(outputs).shape[1])
 
     def meter(self, classes: int) -> ClassificationMeter:
         """Top-1, top-5 (from six classes on) and top-1 by class."""
