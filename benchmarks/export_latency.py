@@ -87,7 +87,9 @@ def run() -> None:
         results[name] = json.loads(kept.read_text()) | {"trained": NETWORKS[name][1] is not None}
         print(f"{name}: {json.dumps(results[name]['latency_ms'])}", flush=True)
     command = f"python benchmarks/export_latency.py --networks {given.networks} --target {given.target} --budget {given.budget:g}"
-    write_result("export_latency", {"command": command, **machine(), "seed": 0, "samples": SAMPLES, "networks": results})
+    write_result(
+        "export_latency", {"command": command, **machine(), "seed": 0, "samples": SAMPLES, "networks": results}
+    )
 
 
 if __name__ == "__main__":

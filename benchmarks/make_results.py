@@ -373,7 +373,10 @@ def _export(data: dict[str, Any]) -> list[str]:
         apart = max(e["max_abs_difference"] / e["allowed"] for e in n["exports"].values())
         label = name + ("" if n["trained"] else " (untrained)")
         for runtime, by_batch in n["latency_ms"].items():
-            cells = [f"{t['original']:.1f} → {t['pruned']:.1f} ({t['pruned'] / t['original']:.2f})" for t in by_batch.values()]
+            cells = [
+                f"{t['original']:.1f} → {t['pruned']:.1f} ({t['pruned'] / t['original']:.2f})"
+                for t in by_batch.values()
+            ]
             rows.append([label, runtime, f"{n['pruned']['macs'] / n['original']['macs']:.2f}", *cells, f"{apart:.2g}"])
     return [
         "## Exports, and latency beside MACs", "", _origin(data),
