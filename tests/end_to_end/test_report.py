@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
 
 import numpy as np
 import pytest
+import typer
 
 from cswap.artifacts.folder import open_artifact
 from cswap.cli.app import main
-from cswap.report.again import arguments_of
+from cswap.report.again import _DATA, arguments_of
 from cswap.report.facts import facts_of
 from cswap.report.page import page_of, write_report
 
@@ -81,6 +83,19 @@ def test_the_command_in_the_report_makes_the_same_path_again(place, artifact):
     again = place.root / "again"
     assert (again / "path.jsonl").read_bytes() == (artifact.folder / "path.jsonl").read_bytes()
     assert open_artifact(again).manifest["weights"] == artifact.manifest["weights"]
+
+
+def test_every_choice_of_data_and_every_option_can_be_said_again():
+    from cswap.cli.app import app
+    from cswap.methods.options import Options
+    from cswap.pipeline import DataChoice
+
+    prune = typer.main.get_command(app).commands["prune"]
+    known = {o for p in prune.params for o in p.opts}
+    said = {"text", "allow_imbalance", *_DATA}
+    assert {f.name for f in dataclasses.fields(DataChoice)} == said
+    assert set(_DATA.values()) <= known
+    assert {"--" + f.name.replace("_", "-") for f in dataclasses.fields(Options)} <= known
 
 
 def test_a_class_called_script_stays_text(artifact):

@@ -10,7 +10,7 @@ from cswap.methods.options import Options
 _DATA = {
     "image_size": "--image-size", "mean": "--mean", "std": "--std", "per_class": "--per-class", "labels": "--labels",
     "calibration_split": "--calibration-split", "eval_split": "--eval-split", "eval_samples": "--eval-samples",
-    "tokenizer": "--tokenizer", "max_length": "--max-length",
+    "tokenizer": "--tokenizer", "max_length": "--max-length", "ignore_index": "--ignore-index",
 }  # fmt: skip
 _LEFT_TO_DEFAULT: dict[str, Any] = {"per_class": 128}
 
