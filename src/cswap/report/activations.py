@@ -169,7 +169,7 @@ def gallery(
     same_classes(pair, artifact)
     calibration = calibration_set(
         pair.train, choice.per_class, artifact.path.options.get("seed", 0), classes=pair.classes,
-        allow_imbalance=choice.allow_imbalance,
+        allow_imbalance=choice.allow_imbalance or "data" not in artifact.manifest,  # saved from Python: what there is
     )  # fmt: skip
     form = choice.form(found.spec)
     pixels(calibration.inputs(0, 1), form)  # refuses what is no image before the work is done
