@@ -36,7 +36,7 @@ def main() -> tuple[float, float]:
     model = ViTForImageClassification(config)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
-            scratch, num_train_epochs=12, per_device_train_batch_size=64, learning_rate=2e-3, report_to=[], use_cpu=True,
+            scratch, num_train_epochs=30, per_device_train_batch_size=64, learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=50, report_to=[], use_cpu=True,
             save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0, remove_unused_columns=False,
         )  # fmt: skip
 
@@ -55,8 +55,8 @@ def main() -> tuple[float, float]:
         before = whole.evaluate()["eval_accuracy"]
         model.eval().cpu()
         calibration = cswap.calibration_set(train, per_class=16)
-        path = cswap.prune_path(model, calibration, target="params=0.15", effects="verdict")
-        small = path.apply(model, "params=0.15")
+        path = cswap.prune_path(model, calibration, target="params=0.1", effects="verdict")
+        small = cswap.recover(path.apply(model, "params=0.1"), model, calibration, how="lstsq")
         assert isinstance(small, ViTForImageClassification)
         after = trainer(small).evaluate()["eval_accuracy"]
     print(f"accuracy {before:.3f} -> {after:.3f} with {path.ratio.params:.0%} of the parameters gone")

@@ -18,6 +18,7 @@ from cswap.artifacts.journal import (
 from cswap.data.calibration import calibration_set
 from cswap.data.models import sha256_of
 from cswap.data.sources import limited, names_code
+from cswap.data.truth import stacked
 from cswap.errors import InputError
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
