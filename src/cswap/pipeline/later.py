@@ -151,7 +151,7 @@ def export(
     small = load(folder, factory=spec.build, trust=trust)
     held_out = choice.open(spec).evaluation
     size = min(max(2, samples), len(held_out))  # type: ignore[arg-type]
-    inputs = torch.stack([torch.as_tensor(held_out[i][0]) for i in range(size)])
+    inputs = stacked([held_out[i][0] for i in range(size)])
     facts = {
         "classes": list(artifact.path.classes), "target": artifact.manifest["target"], "ratio": artifact.manifest["ratio"],
         "input_shape": list(inputs.shape[1:]), "weights_sha256": artifact.manifest["weights"]["sha256"],
