@@ -49,7 +49,8 @@ def test_sheet_and_sprite_show_those_samples(case, tmp_path):
     net, calibration, structure = case
     seen = Gallery(most_active(net, structure, calibration, most=4, groups=["a"]), calibration, FORM)
     told = seen.sheet("a", 2, tmp_path / "a2.png")
-    sheet = np.asarray(Image.open(tmp_path / "a2.png"))
+    with Image.open(tmp_path / "a2.png") as written:
+        sheet = np.asarray(written)
     picture = pixels(calibration.of(seen.active["a"].samples[2]), FORM)[0]
     np.testing.assert_array_equal(sheet[6, 6], picture[0, 0])
     assert [t["activation"] for t in told] == sorted((t["activation"] for t in told), reverse=True)
@@ -92,7 +93,8 @@ def test_commands_write_images(tmp_path, capsys, digits_case):
     png = tmp_path / "u.png"
     assert main(["explain", str(tmp_path / "a"), "--group", group, "--unit", "3", "--images", str(png), *more, "--json"]) == 0  # fmt: skip
     assert len(json.loads(capsys.readouterr().out)["images"]["samples"]) == 6
-    assert Image.open(png).size == (596, 96)
+    with Image.open(png) as sheet:
+        assert sheet.size == (596, 96)
     assert main(["report", str(tmp_path / "a"), "--images", "3", *more]) == 0
     assert "data:image/webp" in (tmp_path / "a" / "report.html").read_text()
     assert main(["explain", str(tmp_path / "a"), "--images", str(png), *more]) == 2

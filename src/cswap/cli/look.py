@@ -72,6 +72,7 @@ def explain(
 
     artifact = open_artifact(folder)
     told = explanation(artifact.path, group, unit, class_, int(artifact.manifest["steps"]))
+    told |= {"target": artifact.manifest["target"], "ratio": artifact.manifest["ratio"]}
     if images is not None:
         if group is None or unit is None:
             raise InputError("images: --images needs --group and --unit")

@@ -93,7 +93,11 @@ def summary(data: dict[str, Any], out: Path) -> None:
 
 def explanation(data: dict[str, Any], most: int) -> None:
     """What `explain` shows: the groups, the units, or one unit by class."""
-    console, units = _console(), data["units"]
+    console, units, r = _console(), data["units"], data["ratio"]
+    console.print(
+        f"{escape(data['method'])}, target {escape(data['target'])}: {r['params']:.1%} of the parameters, {r['macs']:.1%} of the MACs and "
+        f"{r['units']:.1%} of the units are gone"
+    )
     if data["unit"] is not None:
         _one_unit(console, units, data)
         return
