@@ -203,9 +203,11 @@ def _measured_in(run: _Run) -> dict[str, Any]:
 
 def _opened(job: CompareJob, watcher: Watcher) -> _Run:
     watcher.phase("load")
-    task, device = task_named(job.task), job.machine.torch_device
+    task_named(job.task)  # a wrong name is said before anything is loaded
+    device = job.machine.torch_device
     model = job.source.build()
     pair = job.data.open(job.source.spec)
+    task = task_named(job.task, pair)
     watcher.phase("structure")
     first = calibration_set(
         pair.train, job.data.per_class, job.seeds[0], classes=pair.classes, allow_imbalance=job.data.allow_imbalance

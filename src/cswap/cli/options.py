@@ -16,7 +16,7 @@ import typer
 from cswap.data.models import ModelSpec, parse_arguments
 from cswap.errors import InputError
 from cswap.methods.options import Options
-from cswap.pipeline import DataChoice, Machine, Source
+from cswap.pipeline import DataChoice, Machine, Source, Wish
 from cswap.tasks import TASKS
 
 ModelOption = Annotated[
@@ -43,7 +43,7 @@ MaybeData = Annotated[str | None, typer.Option("--data", help="other data than t
 Out = Annotated[Path, typer.Option("--out", help="the artifact folder to write")]
 ArtifactDir = Annotated[Path, typer.Argument(help="an artifact folder")]
 TargetOption = Annotated[
-    str, typer.Option("--target", help="fraction REMOVED: params=F, macs=F, units=F; or noncritical")
+    str, typer.Option("--target", help="fraction REMOVED: params=F, macs=F, units=F, latency=F; or noncritical")
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="stdout is JSON and nothing else")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
@@ -192,6 +192,27 @@ class RunFlags:
     def machine(self) -> Machine:
         """The same for the pipeline. Raises InputError."""
         return Machine(self.device, bytes_of(self.memory))
+
+
+@dataclass(frozen=True)
+class WishFlags:
+    """What is done with a path."""
+
+    recover: Recover = "none"
+    round_to: Annotated[int, _flag("widths that are a multiple of this (8 pays on most machines)", "--round-to")] = 1
+    latency_batch: Annotated[int, _flag("batch at which --target latency=F is measured", "--latency-batch")] = 1
+    certify: Annotated[
+        str | None,
+        _flag("data, never trained on, that bounds what each class lost; its test (or val) split is used", "--certify"),
+    ] = None
+    margin: Annotated[float, _flag("--certify: the loss of mean score that is asked about", "--margin")] = 0.02
+    bound: Annotated[str, _flag("--certify: betting, bernstein, or t (approximate)", "--bound")] = "betting"
+
+    @property
+    def wish(self) -> Wish:
+        """The same for the pipeline. Raises InputError."""
+        certify = None if self.certify is None else resolved(self.certify)
+        return Wish(self.recover, self.round_to, self.latency_batch, certify, self.margin, self.bound)
 
 
 def flattened(command: Callable[..., None]) -> Callable[..., None]:

@@ -86,6 +86,16 @@ def summary(data: dict[str, Any], out: Path) -> None:
         console.print(f"recovery {escape(w['how'])}: {escape(told)}, {w['seconds']:.1f} s")
         for note in w["notes"]:
             console.print(f"  {escape(note)}")
+    if data.get("aim"):
+        last = min(
+            (m for m in data["aim"]["measured"] if m["units"] <= r["units"] + 1e-9),
+            key=lambda m: r["units"] - m["units"],
+        )
+        console.print(
+            f"latency at batch {data['aim']['batch']}: {last['latency']:.4f} removed, measured on this machine"
+        )
+    if data.get("certificate"):
+        console.print(f"certificate: {escape(data['certificate']['claim'])}")
     console.print(f"masked and pruned networks differ by at most {data['max_abs_difference']:.3g}")
     console.print("seconds: " + ", ".join(f"{k} {s:.1f}" for k, s in data["seconds"].items()))
     console.print(f"artifact: {escape(str(out))}")

@@ -117,6 +117,8 @@ class DataPair:
     train: Dataset[Any]
     evaluation: Dataset[Any]
     classes: tuple[str, ...]
+    outputs: tuple[int, ...] | None = None
+    """The model's output of each class, where it has others that the data has no class for."""
 
 
 def _read_image(path: str) -> Any:
@@ -180,16 +182,13 @@ def open_data(
         )
     if labels is not None:
         order = _label_order(labels, classes)
-        unnamed = next((k for k in range(max(order.values())) if k not in order.values()), None)
-        if unnamed is not None:
-            raise DataError(
-                f"labels {labels}: expected a class for each of the outputs 0 to {max(order.values())}; {unnamed} has none"
-            )
-        names = [""] * (max(order.values()) + 1)
-        for name, k in order.items():
-            names[k] = name
-        moved = [order[c] for c in classes]
-        return DataPair(_Relabelled(train, moved, names), _Relabelled(evaluation, moved, names), tuple(names))
+        names = sorted(classes, key=lambda c: order[c])
+        outputs = tuple(order[c] for c in names)
+        moved = [names.index(c) for c in classes]
+        return DataPair(
+            _Relabelled(train, moved, names), _Relabelled(evaluation, moved, names), tuple(names),
+            None if outputs == tuple(range(len(outputs))) else outputs,
+        )  # fmt: skip
     return DataPair(train, evaluation, classes)
 
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cswap.causal.margins import margins_of
 from cswap.causal.verdicts import VoteRule
 from cswap.errors import InputError
 
@@ -31,7 +32,7 @@ class Options:
     class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). cut: "compensated"
     judges a removal after the layers that read the unit make up for it (ours). scope: for rankings. per: for
     global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter or MAC (ours). norm: for
-    `magnitude`. swaps: `obs` exchanges units that went for units that stay where that costs less (ours).
+    `magnitude`. swaps: `obs` exchanges units that went for units that stay where that costs less (ours). margins: of `joint`, ascending, in mean score (ours).
     """
 
     alpha: float = 0.05
@@ -52,6 +53,7 @@ class Options:
     per: str = "unit"
     norm: str = "l1"
     swaps: bool = False
+    margins: str = "0.01,0.02,0.05,0.1,0.2,0.4"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -65,7 +67,7 @@ class Options:
             raise InputError(f"xi-floor: expected a number above 0, got {self.xi_floor}")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise InputError(f"max-drop: expected a fraction in [0, 1), got {self.max_drop}")
-        _ = self.rule, self.block  # validate the rest
+        _ = self.rule, self.block, margins_of(self.margins)  # validate the rest
         if self.effects == "verdict" and (self.vote, self.correction) != ("class", "none"):
             raise InputError(
                 "effects: verdict goes with --vote class and --correction none (the others need every class), "

@@ -2,7 +2,7 @@
 
 from cswap.pipeline.checks import check_fits, same_classes, task_named
 from cswap.pipeline.finish import Finished, finish, verified_copy
-from cswap.pipeline.jobs import DataChoice, Machine, PruneJob, Source, state_hash
+from cswap.pipeline.jobs import DataChoice, Machine, PruneJob, Source, Wish, state_hash
 from cswap.pipeline.later import apply, choice_of, evaluate, export, original_of
 from cswap.pipeline.path import prune_path
 from cswap.pipeline.prune import prune
@@ -17,6 +17,7 @@ __all__ = [
     "PruneJob",
     "Source",
     "Watcher",
+    "Wish",
     "apply",
     "check_fits",
     "choice_of",

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import nn
 
 from cswap.artifacts.folder import Artifact
 from cswap.data.calibration import CalibrationSet
+from cswap.data.models import ModelSpec
 from cswap.data.sources import DataPair
 from cswap.errors import DataError, InputError
-from cswap.tasks import TASKS, Task
+from cswap.evaluate.certificate import refuse_seen
+from cswap.pipeline.jobs import DataChoice, Wish
+from cswap.tasks import TASKS, Classification, Task
 
 
-def task_named(name: str) -> Task:
-    """A task by name; raises InputError."""
+def task_named(name: str, pair: DataPair | None = None) -> Task:
+    """A task by name, which knows what output of the model is which class of the data. Raises InputError."""
     if name not in TASKS:
         raise InputError(f"task: expected one of {', '.join(TASKS)}, got {name!r}")
+    if pair is not None and pair.outputs is not None:
+        if not issubclass(TASKS[name], Classification):
+            raise InputError(f"labels: expected a class for every output of the model with --task {name}")
+        chosen: Task = TASKS[name](outputs=pair.outputs)
+        return chosen
     task: Task = TASKS[name]()
     return task
 
@@ -47,6 +58,19 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
             f"the model has {width} outputs and the data {classes} classes: expected the same, in the same order; "
             "--labels FILE says which output is which class"
         )
+
+
+def unseen_data(
+    wish: Wish, data: DataChoice, spec: ModelSpec, classes: tuple[str, ...], calibration: CalibrationSet
+) -> Any:
+    """The samples for a certificate, none where none is asked for. Raises DataError when they were calibrated with."""
+    if wish.certify is None:
+        return None
+    pair = replace(data, text=wish.certify).open(spec)
+    if pair.classes != classes:
+        raise DataError(f"certify: expected the data's {len(classes)} classes, got {len(pair.classes)} or others")
+    refuse_seen(pair.evaluation, calibration)
+    return pair.evaluation
 
 
 def same_classes(pair: DataPair, artifact: Artifact) -> None:
