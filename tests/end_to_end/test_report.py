@@ -76,6 +76,20 @@ def test_an_artifact_that_ends_before_its_path_shows_what_it_lacks(place, artifa
     assert sum(u["removed"] for u in told["units"]) == removed
 
 
+def test_units_that_rounding_keeps_are_told_as_kept(place, capsys):
+    assert main(place.prune("round", "--round-to", "4", target="params=0.3")) == 0
+    artifact = open_artifact(place.root / "round")
+    shown = {(g["name"], u) for g in facts_of(artifact)["groups"] for u, gone in enumerate(g["gone"]) if gone}
+    widths = {g.name: g.size - sum(n == g.name for n, _ in shown) for g in artifact.structure}
+    assert shown
+    assert all(w % 4 == 0 or w == artifact.structure[n].size for n, w in widths.items())
+    capsys.readouterr()
+    assert main(["explain", str(artifact.folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {(u["group"], u["unit"]) for u in told["units"] if u["removed"]} == shown
+    assert "--round-to 4" in facts_of(artifact)["again"]["command"]
+
+
 def test_the_command_in_the_report_makes_the_same_path_again(place, artifact):
     words = arguments_of(artifact.manifest)
     assert words is not None

@@ -69,9 +69,10 @@ def explain(
     """Why a unit was kept or removed: effects and p-values by class."""
     from cswap.artifacts.folder import open_artifact
     from cswap.report.explain import explanation
+    from cswap.report.facts import removed_units
 
     artifact = open_artifact(folder)
-    told = explanation(artifact.path, group, unit, class_, int(artifact.manifest["steps"]))
+    told = explanation(artifact.path, group, unit, class_, removed_units(artifact))
     told |= {"target": artifact.manifest["target"], "ratio": artifact.manifest["ratio"]}
     if images is not None:
         if group is None or unit is None:

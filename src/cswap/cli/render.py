@@ -151,7 +151,9 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
     s = units[0]
     fate = "removed" if s["removed"] else "kept"
     later = (
-        "" if s["removed_later"] is None else f"; this network ends before step {s['removed_later']}, which removes it"
+        ""
+        if s["removed_later"] is None
+        else f"; the path removes it at step {s['removed_later']}, and this network does not"
     )
     xi = "" if s["xi"] is None else f", xi {s['xi']:+.5f}"
     console.print(

@@ -43,6 +43,8 @@ def arguments_of(manifest: dict[str, Any], target: str | None = None) -> list[st
     recovery = manifest.get("recovery")
     if isinstance(recovery, dict):
         words += ["--recover", str(recovery["how"])]
+    if manifest.get("round_to", 1) != 1:
+        words += ["--round-to", str(manifest["round_to"])]
     return [*words, "--target", target or str(manifest["target"])]
 
 

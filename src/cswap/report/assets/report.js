@@ -189,7 +189,7 @@ const choose = (g, u, open = true) => {
 function detail(g, u, open) {
   const box = $("unit"), effects = effectsOf(g, u), biggest = Math.max(1e-12, ...effects.map((e) => Math.abs(e.mean) || 0));
   const v = g.verdict[u], end = g.end[u];
-  const fate = g.gone[u] ? `removed${end ? `, step ${end.toLocaleString("en")}` : ""}` : end ? `kept here; the path removes it later, at step ${end.toLocaleString("en")}` : "kept";
+  const fate = g.gone[u] ? `removed${end ? `, step ${end.toLocaleString("en")}` : ""}` : end ? (end > D.steps ? `kept here; the path removes it later, at step ${end.toLocaleString("en")}` : "kept, for the width of its layer") : "kept";
   const reason = (D.walk[(g.gone[u] ? end || g.test[u] : g.test[u] || end) - 1] || [])[8] || "not reached by the path";
   const close = el("button", { type: "button", className: "close", textContent: "close" });
   close.addEventListener("click", () => box.classList.remove("open"));
