@@ -239,7 +239,7 @@ def demo(data: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        f"curve: {escape(data['out'])}/curve.html   artifact: {escape(data['out'])}/artifact   ({data['seconds']['total']:.0f} s in all)"
+        f"curve: {escape(data['out'])}/curve.html   report: {escape(data['out'])}/artifact/report.html   ({data['seconds']['total']:.0f} s in all)"
     )
 
 
