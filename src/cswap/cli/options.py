@@ -140,7 +140,11 @@ class AnalysisFlags:
     min_effect: Annotated[float, _flag("smaller significant differences do not count", "--min-effect")] = 0.0
     xi_floor: Annotated[float, _flag("least denominator of xi", "--xi-floor")] = 1e-3
     effects: Annotated[
-        str, _flag("full: all classes tested and stored; verdict: until one class needs the unit (faster)", "--effects")
+        str,
+        _flag(
+            "full: all classes tested and stored; verdict: until one class needs the unit (faster); sequential: in stages of samples",
+            "--effects",
+        ),
     ] = "full"
     amp: Annotated[
         bool, _flag("replay in bfloat16 where it is automatic: faster, and verdicts may differ", "--amp")

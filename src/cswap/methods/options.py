@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cswap.causal.margins import margins_of
+from cswap.causal.sequential import STAGES
 from cswap.causal.verdicts import VoteRule
 from cswap.errors import InputError
 
@@ -16,7 +17,7 @@ _CHOICES = {
     "reference": ("current", "original"),
     "order": ("index", "reverse", "random"),
     "buffer_order": ("signed", "abs"),
-    "effects": ("full", "verdict"),
+    "effects": ("full", "verdict", "sequential"),
     "cut": ("plain", "compensated"),
     "scope": ("layer", "global"),
     "per": ("unit", "params", "macs"),
@@ -28,7 +29,7 @@ _CHOICES = {
 class Options:
     """alpha, vote, correction, min_effect: see VoteRule. xi_floor: least denominator of ξ. reference: whose scores
     decide that a removal is allowed. granularity: "block:N" has `cswap` test N units of a group together (ours). order: units within a group. buffer_order: largest signed ξ, or smallest |ξ|,
-    first. max_drop: stop when calibration quality fell by more. effects: "verdict" leaves a critical unit as soon as one
+    first. max_drop: stop when calibration quality fell by more. effects: "sequential" looks at a part of the samples first, "verdict" leaves a critical unit as soon as one
     class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). cut: "compensated"
     judges a removal after the layers that read the unit make up for it (ours). scope: for rankings. per: for
     global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter or MAC (ours). norm: for
@@ -68,9 +69,9 @@ class Options:
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise InputError(f"max-drop: expected a fraction in [0, 1), got {self.max_drop}")
         _ = self.rule, self.block, margins_of(self.margins)  # validate the rest
-        if self.effects == "verdict" and (self.vote, self.correction) != ("class", "none"):
+        if self.effects != "full" and (self.vote, self.correction) != ("class", "none"):
             raise InputError(
-                "effects: verdict goes with --vote class and --correction none (the others need every class), "
+                f"effects: {self.effects} goes with --vote class and --correction none (the others need every class), "
                 f"got --vote {self.vote} and --correction {self.correction}"
             )
 
@@ -84,8 +85,9 @@ class Options:
 
     @property
     def rule(self) -> VoteRule:
-        """The vote these options ask for."""
-        return VoteRule(self.alpha, self.vote, self.correction, self.min_effect)
+        """The vote these options ask for; with sequential effects at the share of α that the last stage has."""
+        alpha = self.alpha * (STAGES[-1][1] if self.effects == "sequential" else 1.0)
+        return VoteRule(alpha, self.vote, self.correction, self.min_effect)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

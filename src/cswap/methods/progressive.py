@@ -13,6 +13,7 @@ from cswap.causal.engine import Engine, Scores, refuse_near_chance
 from cswap.causal.evaluation import Evaluation, FirstCritical, Full
 from cswap.causal.judge import Judge, Judgement
 from cswap.causal.replay import engine_for
+from cswap.causal.sequential import Sequential
 from cswap.causal.stats import EffectStats
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import ArtifactError
@@ -64,6 +65,12 @@ def cswap(
     return _Walk(made, units, calibration, target, options, sink or Silence()).run(start)
 
 
+def _evaluation(engine: Engine, options: Options) -> Evaluation:
+    if options.effects == "verdict":
+        return FirstCritical(engine, options.rule)
+    return Sequential(engine, options.rule, options.alpha) if options.effects == "sequential" else Full(engine)
+
+
 class _Walk:
     """The state of one walk: the network as pruned so far, its scores σ, the path, and the buffer of critical units."""
 
@@ -78,9 +85,7 @@ class _Walk:
     ) -> None:
         self.engine, self.units, self.calibration = engine, units, calibration
         self.target, self.options, self.sink = target, options, sink
-        self.evaluation: Evaluation = (
-            FirstCritical(engine, options.rule) if options.effects == "verdict" else Full(engine)
-        )
+        self.evaluation = _evaluation(engine, options)
         self.judge = Judge(calibration, options.rule, options.xi_floor)
         self.ledger = Ledger(units)
         self.path = PruningPath(units, "cswap", options.as_dict(), calibration.classes, engine=engine.name)
