@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import cswap
+from cswap.artifacts.export import export
 from cswap.artifacts.native import with_own_config
 from cswap.errors import InputError
 from cswap.structure.check import randomise_
@@ -62,3 +63,16 @@ def test_what_one_number_cannot_say_is_refused_with_the_reason(case):
         with_own_config(pruned(case, {heads: [1]}))
     with pytest.raises(InputError, match="expected a pruned Hugging Face model, got Linear"):
         with_own_config(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_a_transformer_without_a_head_is_exported(case, tmp_path, form):
+    if form == "onnx":
+        pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+        pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    heads = next(g.name for g in case[1] if g.name.endswith("#heads"))
+    small = pruned(case, {heads: [1], hidden(case[1])[0]: [0, 3]})
+    done = export(small, tmp_path / f"vit.{form}", case[2], format=form)
+    with torch.no_grad():
+        apart = (small(case[2]).logits - case[0](case[2]).logits).abs().max()
+    assert done.difference <= done.allowed < apart / 100, "another network's outputs must not pass"
