@@ -257,7 +257,7 @@ const classTable = table($("classtable"), [{ t: "class" }, { t: "before", n: 1 }
 function units(c) {
   shownClass = c; classTable.redraw();
   const some = (title, list, total) => [el("h3", { textContent: `${title} (${total.toLocaleString("en")}${total > list.length ? `, the first ${list.length}` : ""})` }),
-    list.length ? el("ul", { className: "units" }, ...list.map(([g, u, m]) => el("li", {}, link(`${g} · ${u}`, () => jump(g, u)), ` ${signed(m, 4)}`))) : el("p", { className: "muted", textContent: "none" })];
+    list.length ? el("ul", { className: "units" }, ...list.map(([g, u, m]) => el("li", {}, link(`${g} · ${u}`, () => jump(g, u)), ` ${Math.abs(m) < 5e-4 ? minus(m.toExponential(1)).replace("e-", "e−") : signed(m, 4)}`))) : el("p", { className: "muted", textContent: "none" })];
   $("classunits").replaceChildren(...some(`Units that ${c.name} alone needs`, c.alone_units, c.alone), ...some(`Units that hurt ${c.name}`, c.hurting_units, c.hurts));
   const k = D.by_class.indexOf(c);
   if (K <= 200) { $("colour").value = mode = String(k); paint(); }
