@@ -717,3 +717,27 @@ def test_a_place_to_write(place, capsys, case):
 def test_a_folder_that_cannot_be_written(place, capsys):
     (place.root / "locked").mkdir(mode=0o500)
     refused(capsys, place, place.prune("locked/out"), "out")
+
+
+@pytest.mark.parametrize("most", [100, 400, 1000, 3000, 5000, 7000, 9000])
+def test_a_full_disk_loses_nothing(place, capsys, most):
+    """No file may grow beyond so many bytes: one line, and with room again the run goes on to the same path."""
+    resource = pytest.importorskip("resource")
+    assert main(place.prune("whole", target="params=0.6")) == 0
+    whole = (place.root / "whole" / "path.jsonl").read_bytes()
+    out = place.root / "out"
+    capsys.readouterr()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        status = main(place.prune("out", target="params=0.6"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert status in (1, 2)
+    assert "cannot be written (File too large)" in line
+    assert not (out / "manifest.json").exists()
+    more = ["--resume"] if (out / "run.json").exists() else []
+    assert main(place.prune("out", *more, target="params=0.6")) == 0
+    assert (out / "path.jsonl").read_bytes() == whole
+    assert not list(out.glob("*.tmp"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +29,7 @@ from cswap.artifacts.files import (
 from cswap.causal.engine import Scores
 from cswap.causal.stats import EffectStats, Moments
 from cswap.causal.verdicts import VoteRule, class_tests
-from cswap.errors import ArtifactError, InputError
+from cswap.errors import ArtifactError, InputError, RunError
 from cswap.methods.path import Kept, Watched
 from cswap.structure.groups import Structure
 from cswap.types import TESTS, Cliff, Decision, FloatArray, Ratio, UnitEffects, Verdict
@@ -60,18 +60,31 @@ class Journal:
         self._records: IO[bytes] = (folder / EFFECTS_PART).open("ab")
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
-        """Append: the record first, so that a line never lacks its statistics."""
-        if stats is not None:
-            m = stats.by_class
-            self._records.write(np.stack([m.count.astype(np.float64), m.mean, m.m2]).tobytes())
-            self._records.flush()
-        self._lines.write(line_of(decision))
-        self._lines.flush()
+        """Append: the record first, so that a line never lacks its statistics. Raises RunError on a full disk."""
+        with self._kept():
+            if stats is not None:
+                m = stats.by_class
+                self._records.write(np.stack([m.count.astype(np.float64), m.mean, m.m2]).tobytes())
+                self._records.flush()
+            self._lines.write(line_of(decision))
+            self._lines.flush()
 
     def keep(self, step: int, scores: Scores, watched: Watched) -> None:
         """The state that step `step` leaves, before its line: a torn run has this one or the one before it."""
-        write_state(self.folder / STATES[self._turn], step, scores, watched)
+        with self._kept():
+            write_state(self.folder / STATES[self._turn], step, scores, watched)
         self._turn = 1 - self._turn
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """A disk that takes no more ends the run; what was decided before is not lost."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise RunError(
+                f"{self.folder} cannot be written ({why}); the journal is kept there: the same command with --resume goes on"
+            ) from None
 
     def cliff(self, cliff: Cliff) -> None:
         """Cliffs are part of the state, and go to the summary."""
@@ -80,9 +93,10 @@ class Journal:
         """The manifest has it in the end."""
 
     def close(self) -> None:
-        """Close the files."""
-        self._lines.close()
-        self._records.close()
+        """Close the files; what a full disk did not take is lost, and made again by a resumed run."""
+        for file in (self._lines, self._records):
+            with suppress(OSError):
+                file.close()
 
 
 def write_state(path: Path, step: int, scores: Scores, watched: Watched) -> None:
@@ -166,6 +180,8 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
             run[PINNED] = was or now
         write_json(folder / RUN, run)
     except OSError as error:
+        with suppress(OSError):
+            folder.rmdir()  # made just now, if it is empty
         raise InputError(f"out: {folder} cannot be written ({error.strerror})") from None
     return bool(resume and (folder / PATH).exists())
 
