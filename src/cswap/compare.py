@@ -21,6 +21,7 @@ from cswap.artifacts.journal import Journal, open_folder, read_journal, read_sta
 from cswap.causal.store import DifferenceStore, measure_differences
 from cswap.data.calibration import CalibrationSet, calibration_set, labels_of
 from cswap.data.sources import in_memory, limited
+from cswap.data.truth import members_of
 from cswap.errors import InputError, StructureError, TargetError
 from cswap.evaluate.cost import latency_ms
 from cswap.evaluate.curve import sauce
@@ -202,9 +203,11 @@ def _measured_in(run: _Run) -> dict[str, Any]:
 
 def _opened(job: CompareJob, watcher: Watcher) -> _Run:
     watcher.phase("load")
-    task, device = task_named(job.task), job.machine.torch_device
+    task_named(job.task)  # a wrong name is said before anything is loaded
+    device = job.machine.torch_device
     model = job.source.build()
     pair = job.data.open(job.source.spec)
+    task = task_named(job.task, pair)
     watcher.phase("structure")
     first = calibration_set(
         pair.train, job.data.per_class, job.seeds[0], classes=pair.classes, allow_imbalance=job.data.allow_imbalance
@@ -227,7 +230,8 @@ def _opened(job: CompareJob, watcher: Watcher) -> _Run:
 
 def _fingerprint_of(dataset: Any) -> str:
     """Hash of the labels, the first and the last input."""
-    digest = hashlib.sha256(labels_of(dataset).tobytes())
+    members = members_of(dataset)
+    digest = hashlib.sha256((labels_of(dataset) if members is None else members).tobytes())
     for i in (0, len(dataset) - 1):
         digest.update(np.ascontiguousarray(torch.as_tensor(dataset[i][0]).numpy()).tobytes())
     return digest.hexdigest()
@@ -270,7 +274,9 @@ def _measured(run: _Run, name: str, seed: int) -> dict[str, Any]:
         write_json(file, {"seconds": seconds, "engine": path.engine, "notes": path.notes, "verdicts": path.verdicts(),
                           "steps": len(path)})  # fmt: skip
     method, options = run.job.settings(name, seed)
-    decisions = read_journal(run.job.out / "paths" / tag, run.structure, calibration.classes, options.rule)
+    decisions = read_journal(
+        run.job.out / "paths" / tag, run.structure, calibration.classes, options.rule, options.block
+    )
     path = PruningPath(run.structure, method, options.as_dict(), calibration.classes, decisions)
     points = _points(run, path, tag, seed)
     areas = {how: _area(points, run.task.headline, how) for how in run.job.ways}
@@ -283,12 +289,13 @@ def _path(run: _Run, name: str, seed: int, calibration: CalibrationSet) -> tuple
     folder = run.job.out / "paths" / f"{name.replace(':', '-')}.{seed}"
     fingerprint = {"method": method, "options": options.as_dict(), "data": calibration.fingerprint()}
     begin, more = time.perf_counter(), {}
-    if method == "cbp" and (options.vote_score, options.amp, options.cut) == ("class", False, "plain"):
+    stored = (options.vote_score, options.amp, options.cut) == ("class", False, "plain") and calibration.members is None
+    if method == "cbp" and stored:
         more["store"] = run.store(seed, calibration)
     going_on = open_folder(folder, fingerprint, resume=True, force=False)
     start = Start()
     if going_on:
-        decisions = read_journal(folder, run.structure, calibration.classes, options.rule)
+        decisions = read_journal(folder, run.structure, calibration.classes, options.rule, options.block)
         start = Start(tuple(decisions), read_state(folder, len(decisions)))
         rewrite_journal(folder, decisions)
     with _journal(folder, calibration.classes) as journal:

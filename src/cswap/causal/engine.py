@@ -13,6 +13,7 @@ from torch import nn
 
 from cswap import distributed
 from cswap.data.calibration import CalibrationSet
+from cswap.data.truth import Truth, joined, moved
 from cswap.errors import DataError, InputError, RunError
 from cswap.structure.groups import Group, Structure
 from cswap.tasks.base import Task
@@ -240,17 +241,27 @@ class Engine:
 
     def _scored(self, outputs: Any, jobs: list[Job]) -> list[Scores]:
         """Split the outputs of a batch into the scores of its jobs."""
-        labels = torch.from_numpy(np.concatenate([self.local.targets[j.start : j.stop] for j in jobs])).to(self.device)
+        labels = moved(joined([self.local.truth(slice(j.start, j.stop)) for j in jobs]), self.device)
         sigma = self.task.score(outputs, labels).double().cpu().numpy()
         if not np.isfinite(sigma).all():
             first, last = jobs[0].start, jobs[-1].stop - 1
             raise RunError(f"the score is not finite on calibration samples {first} to {last}: NaN or Inf inside")
         quality = self.task.sample_quality(outputs, labels).double().cpu().numpy()
-        columns = self.task.class_scores(outputs, labels).double().cpu().numpy() if self.by_class else None  # type: ignore[attr-defined]
+        columns = self._columns(outputs, labels) if self.by_class else None
         self.evaluated += len(labels)
         ends = np.cumsum([j.rows for j in jobs])
         whole = Scores(sigma, quality, columns)
         return [whole.at(int(e) - j.rows, int(e)) for j, e in zip(jobs, ends, strict=True)]
+
+    def _columns(self, outputs: Any, labels: Truth) -> FloatArray:
+        """σ by class, (n, K); classes beyond those that the task gives columns for are absent."""
+        found = self.task.class_scores(outputs, labels).double().cpu().numpy()  # type: ignore[attr-defined]
+        missing = len(self.calibration.classes) - found.shape[1]
+        if missing < 0:
+            raise DataError(
+                f"task {self.task.name}: scores of {found.shape[1]} classes for data of {found.shape[1] + missing}"
+            )
+        return np.pad(found, ((0, 0), (0, missing)), constant_values=np.nan)
 
     def _rows_for(self, largest: int, live: int) -> int:
         """Rows a batch, from the bytes of one sample's largest tensor and of all that live at once.

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from cswap.causal.cut import PlainEngine
+from cswap.data.truth import Truth, moved
 from cswap.structure.groups import Group, Slot
 from cswap.structure.layers import channel_dim
+from cswap.tasks.base import smooth
 from cswap.types import FloatArray, IntArray
 
 _SAMPLES = 16  # a class: enough to put the classes in order
@@ -82,10 +84,8 @@ def consumers_of(groups: Iterable[Group]) -> list[str]:
     return list(dict.fromkeys(s.module for g in groups for s in g.consumers))
 
 
-def batches(
-    engine: PlainEngine, numbers: IntArray, passes: int = 1
-) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """Samples `numbers` in batches: their place among the numbers, inputs (n, …) ready for the network, targets (n,).
+def batches(engine: PlainEngine, numbers: IntArray, passes: int = 1) -> Iterator[tuple[slice, torch.Tensor, Truth]]:
+    """Samples `numbers` in batches: their place among the numbers, inputs (n, …) ready for the network, their targets.
 
     passes: how many forward and backward passes' memory a batch takes.
     """
@@ -94,7 +94,7 @@ def batches(
     for start in range(0, len(numbers), size):
         part = numbers[start : start + size]
         inputs = torch.cat([calibration.inputs(int(i), int(i) + 1) for i in part])
-        targets = torch.from_numpy(calibration.targets[part]).to(engine.device)
+        targets = moved(calibration.truth(part), engine.device)
         yield slice(start, start + len(part)), engine._ready(inputs), targets
 
 
@@ -108,7 +108,7 @@ def first_order_batches(
     """
     for place, inputs, targets in batches(engine, numbers):
         with torch.enable_grad(), read_inputs(engine.net, consumers_of(groups)) as seen:
-            score = engine.task.score(engine.net(inputs), targets)
+            score = smooth(engine.task)(engine.net(inputs), targets)
             if not score.requires_grad:
                 return
             score.sum().backward()  # type: ignore[no-untyped-call]

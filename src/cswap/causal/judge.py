@@ -35,10 +35,16 @@ class Judge:
     xi_floor: float = 1e-3
 
     def stats(self, scores: Scores, base: Scores) -> EffectStats:
-        """Effects of a cut: `scores` with it, `base` without."""
+        """Effects of a cut: `scores` with it, `base` without.
+
+        Where a sample holds several classes and the task gives one score a sample, it is the score of each of them.
+        """
+        before, after, members = base.by_class, scores.by_class, self.calibration.members
+        if before is None and members is not None:
+            before, after = (np.where(members, s.sigma[:, None], np.nan) for s in (base, scores))
         return effect_stats(
             base.sigma, scores.sigma, self.calibration.targets, len(self.calibration.classes), xi_floor=self.xi_floor,
-            sigma_class=base.by_class, cut_class=scores.by_class,
+            sigma_class=before, cut_class=after,
         )  # fmt: skip
 
     def verdict(self, scores: Scores, base: Scores) -> Verdict:

@@ -126,7 +126,7 @@ def measure_differences(
 
     Raises InputError for a task that scores by class, and for a file of something else.
     """
-    if hasattr(task, "class_scores"):
+    if hasattr(task, "class_scores") or calibration.members is not None:
         raise InputError(f"store: expected a task with one score a sample, {task.name} scores by class")
     source = source_of(model, structure, calibration)
     if file is not None and file.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from cswap.data.text import trimmed
+from cswap.data.truth import Truth, collated, inputs_of, members_of, part, sample_of, stacked, target_at
 from cswap.errors import CswapWarning, DataError
-from cswap.types import IntArray
+from cswap.types import BoolArray, IntArray
 
 CACHE_BYTES = 2 << 30
 
@@ -28,8 +29,30 @@ def labels_of(dataset: Dataset[Any]) -> IntArray:
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(dataset, attribute, None)
         if values is not None and len(values) == len(dataset):  # type: ignore[arg-type]
-            return np.asarray(values, dtype=np.int64)
-    return np.asarray([int(dataset[i][1]) for i in range(len(dataset))], dtype=np.int64)  # type: ignore[arg-type]
+            return _whole_numbers(values)
+    return _whole_numbers([sample_of(dataset, i)[1] for i in range(len(dataset))])  # type: ignore[arg-type]
+
+
+def _whole_numbers(values: Any) -> IntArray:
+    try:
+        found = np.asarray([float(v) for v in values])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"labels: expected one class number a sample ({str(error)[:100]})") from None
+    if (found != np.floor(found)).any():
+        raise DataError(f"labels: expected class numbers, got {found[found != np.floor(found)][0]:g}")
+    return found.astype(np.int64)
+
+
+def classes_held(dataset: Dataset[Any]) -> int:
+    """K: as many as the dataset names, else one more than the largest class number."""
+    inner: Any = dataset
+    while isinstance(inner, Subset):
+        inner = inner.dataset
+    named = getattr(inner, "classes", None)
+    if named is not None:
+        return len(named)
+    members = members_of(dataset)
+    return members.shape[1] if members is not None else int(labels_of(dataset).max(initial=-1)) + 1
 
 
 def class_names(dataset: Dataset[Any], classes: int) -> tuple[str, ...]:
@@ -46,31 +69,42 @@ def class_names(dataset: Dataset[Any], classes: int) -> tuple[str, ...]:
 class CalibrationSet:
     """M samples in class order, loaded in ranges; inputs are kept in memory while they fit CACHE_BYTES.
 
-    `targets` (M,) int64; `classes`: K names; `indices` (M,): positions in the dataset they came from.
+    `targets` (M,) int64: the class each was drawn for; `classes`: K names; `indices` (M,): positions in the dataset they
+    came from; `members` (M, K): the classes each holds, where a sample may hold several (masks, boxes), else None.
     """
 
-    def __init__(self, dataset: Dataset[Any], indices: IntArray, targets: IntArray, classes: Sequence[str]) -> None:
-        self.dataset, self.indices, self.targets = dataset, indices, targets
+    def __init__(
+        self, dataset: Dataset[Any], indices: IntArray, targets: IntArray, classes: Sequence[str], members: BoolArray | None = None
+    ) -> None:  # fmt: skip
+        self.dataset, self.indices, self.targets, self.members = dataset, indices, targets, members
         self.classes = tuple(classes)
         self._cache: torch.Tensor | None = None
+        self._truth: Truth | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def part(self, numbers: IntArray) -> CalibrationSet:
         """The samples of these numbers alone, in the same classes."""
-        made = CalibrationSet(self.dataset, self.indices[numbers], self.targets[numbers], self.classes)
+        members = None if self.members is None else self.members[numbers]
+        made = CalibrationSet(self.dataset, self.indices[numbers], self.targets[numbers], self.classes, members)
         if self._cache is not None:  # text keeps the width of the whole set, so that every process computes the same
             made._cache = self._cache[torch.from_numpy(numbers)]
         return made
 
     @property
     def counts(self) -> IntArray:
-        """M_k, (K,)."""
-        return np.bincount(self.targets, minlength=len(self.classes)).astype(np.int64)
+        """M_k, (K,): samples that hold class k."""
+        counted = (
+            np.bincount(self.targets, minlength=len(self.classes)) if self.members is None else self.members.sum(0)
+        )
+        return np.asarray(counted, dtype=np.int64)
 
     def _load(self, start: int, stop: int) -> torch.Tensor:
-        """Inputs as they are for this index every time, also where a transform draws at random."""
+        return stacked(self._samples(start, stop, lambda i: inputs_of(self.dataset, i)))
+
+    def _samples(self, start: int, stop: int, read: Callable[[int], Any]) -> list[Any]:
+        """What is read of each sample, the same for its index every time, also where a transform draws at random."""
         state = random.getstate()
         loaded = []
         try:
@@ -78,10 +112,10 @@ class CalibrationSet:
                 for i in self.indices[start:stop]:
                     torch.manual_seed(int(i))
                     random.seed(int(i))
-                    loaded.append(torch.as_tensor(self.dataset[int(i)][0]))
+                    loaded.append(read(int(i)))
         finally:
             random.setstate(state)
-        return torch.stack(loaded)
+        return loaded
 
     def inputs(self, start: int, stop: int) -> torch.Tensor:
         """Inputs of samples start … stop − 1, (N, …); text is padded to the longest sentence of the whole set."""
@@ -98,16 +132,31 @@ class CalibrationSet:
             return self._cache[torch.from_numpy(numbers)]
         return torch.cat([self._load(int(i), int(i) + 1) for i in numbers])
 
-    def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(inputs, targets) in sample order."""
+    @property
+    def kind(self) -> str:
+        """What samples are labelled with: "class numbers", "masks" or "boxes"."""
+        if self.members is None:
+            return "class numbers"
+        return "masks" if isinstance(self.truth(slice(0, 1)), torch.Tensor) else "boxes"
+
+    def truth(self, numbers: IntArray | slice) -> Truth:
+        """What a task is given of these samples: class numbers (n,), masks (n, H, W), or a list of boxes."""
+        if self.members is None:
+            return torch.from_numpy(self.targets[numbers])
+        if self._truth is None:
+            self._truth = collated(self._samples(0, len(self), lambda i: target_at(self.dataset, i)))
+        return part(self._truth, numbers)
+
+    def batches(self, size: int) -> Iterator[tuple[torch.Tensor, Truth]]:
+        """(inputs, what the task is given) in sample order."""
         for start in range(0, len(self), size):
             stop = min(start + size, len(self))
-            yield self.inputs(start, stop), torch.from_numpy(self.targets[start:stop])
+            yield self.inputs(start, stop), self.truth(slice(start, stop))
 
     def fingerprint(self) -> str:
         """Hash of what was drawn: indices, targets, class names and the first and last inputs."""
         digest = hashlib.sha256()
-        for array in (self.indices, self.targets):
+        for array in (self.indices, self.targets, *([] if self.members is None else [self.members])):
             digest.update(array.tobytes())
         digest.update("\0".join(self.classes).encode())
         for i in (0, len(self) - 1):
@@ -125,34 +174,41 @@ def calibration_set(
 ) -> CalibrationSet:
     """Draw `per_class` samples of every class without replacement. A smaller draw is a prefix of a larger one.
 
-    Raises DataError when a class has fewer (with `allow_imbalance`: fewer than two, and a warning otherwise).
+    A sample that holds several classes (a mask, boxes) counts for each: one order is drawn for all samples, and every class
+    takes its first `per_class` of it, so that classes share samples (ours). Raises DataError when a class has fewer (with
+    `allow_imbalance`: fewer than two, and a warning otherwise).
     """
     if per_class < 2:
         raise DataError(f"per-class: a paired test needs at least 2 samples a class, got {per_class}")
-    labels = labels_of(dataset)
-    if not len(labels):
+    if not len(dataset):  # type: ignore[arg-type]
         raise DataError("the calibration data is empty")
-    if labels.min() < 0:
-        raise DataError(f"labels: expected class numbers from 0, got {labels.min()}")
     if classes is None:
-        inner = getattr(dataset, "classes", None)
-        classes = class_names(dataset, len(inner) if inner is not None else int(labels.max()) + 1)
-    if labels.max() >= len(classes):
+        classes = class_names(dataset, classes_held(dataset))
+    members = members_of(dataset, len(classes))
+    labels = labels_of(dataset) if members is None else np.zeros(0, dtype=np.int64)
+    if len(labels) and labels.min() < 0:
+        raise DataError(f"labels: expected class numbers from 0, got {labels.min()}")
+    if len(labels) and labels.max() >= len(classes):
         raise DataError(f"labels: expected class numbers below {len(classes)}, got {labels.max()}")
     chosen, short = [], []
+    order = np.random.default_rng(seed).permutation(len(dataset))  # type: ignore[arg-type]
     for k, name in enumerate(classes):
-        own = np.flatnonzero(labels == k)
+        own = np.flatnonzero(labels == k) if members is None else order[members[order, k]]
         if len(own) < per_class:
             short.append(f"{name} has {len(own)}")
             if len(own) < 2 or not allow_imbalance:
                 hint = "" if allow_imbalance else "; --allow-imbalance takes what there is, --per-class asks for fewer"
                 need = 2 if allow_imbalance else per_class
                 raise DataError(f"class {name!r}: expected at least {need} samples, got {len(own)}{hint}")
-        rng = np.random.default_rng([seed, k])
-        chosen.append(rng.permutation(own)[:per_class])
+        drawn = own if members is not None else np.random.default_rng([seed, k]).permutation(own)
+        chosen.append(drawn[:per_class])
     if short:
         warnings.warn(
             f"the calibration set is not balanced: {', '.join(short)} of {per_class}", CswapWarning, stacklevel=2
         )
     indices = np.concatenate(chosen).astype(np.int64)
-    return CalibrationSet(dataset, indices, labels[indices], classes)
+    if members is None:
+        return CalibrationSet(dataset, indices, labels[indices], classes)
+    drawn_for = np.repeat(np.arange(len(classes), dtype=np.int64), [len(c) for c in chosen])
+    first = np.sort(np.unique(indices, return_index=True)[1])  # a sample once, for the first class it was drawn for
+    return CalibrationSet(dataset, indices[first], drawn_for[first], classes, members[indices[first]])

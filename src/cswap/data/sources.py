@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,26 +13,35 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from cswap.data.calibration import class_names, labels_of
+from cswap.data.boxes import is_boxes, open_boxes
+from cswap.data.calibration import class_names, classes_held, labels_of
+from cswap.data.masks import is_masks, open_masks
 from cswap.data.models import ModelSpec, module_from_file, module_named, one_line
 from cswap.data.text import is_text, open_text
+from cswap.data.truth import first_target, inputs_of, is_dense, members_of, relabelled, sample_of, stacked, target_at
 from cswap.errors import DataError, ModelError
 
 EXPECTED = (
-    "expected a folder with train/ and val/ or test/ (text: train.tsv), torchvision:NAME@ROOT, FILE.py:FACTORY or "
-    "package.module:FACTORY"
+    "expected a folder with train/ and val/ or test/ (text: train.tsv; masks: images/ and masks/ in each; boxes: Pascal VOC or "
+    "COCO), torchvision:NAME@ROOT, FILE.py:FACTORY or package.module:FACTORY"
 )
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """How images become tensors: shorter side to `resize`, centre crop to `size`, then normalised."""
+    """How images become tensors: shorter side to `resize`, centre crop to `size`, then normalised.
+
+    asked: the size the user gave; images with masks or boxes keep their own size without one. as_they_are: no mean and
+    deviation were given: images with boxes are not normalised then, because torchvision's detectors do that themselves.
+    """
 
     size: int = 224
     resize: int = 256
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    asked: int | None = None
+    as_they_are: bool = True
 
     def transform(self) -> Callable[[Any], torch.Tensor]:
         """The torchvision transform."""
@@ -60,7 +70,7 @@ def image_format(spec: ModelSpec | None, size: int | None, mean: str | None, std
     means, stds = _numbers("mean", mean) or base.mean, _numbers("std", std) or base.std
     if len(means) != len(stds):
         raise DataError(f"mean and std: expected as many numbers each, got {len(means)} and {len(stds)}")
-    return ImageFormat(size or base.size, size or base.resize, means, stds)
+    return ImageFormat(size or base.size, size or base.resize, means, stds, size, mean is None and std is None)
 
 
 def _format_of_torchvision(name: str) -> ImageFormat | None:
@@ -93,6 +103,8 @@ def _numbers(what: str, text: str | None) -> tuple[float, ...] | None:
         values = tuple(float(v) for v in text.split(","))
     except ValueError:
         raise DataError(f"{what}: expected numbers separated by commas, got {text!r}") from None
+    if not all(math.isfinite(v) for v in values):
+        raise DataError(f"{what}: expected finite numbers, got {text!r}")
     if len(values) not in (1, 3) or (what == "std" and min(values) <= 0):
         raise DataError(f"{what}: expected one or three numbers{' above 0' if what == 'std' else ''}, got {text!r}")
     return values
@@ -105,6 +117,8 @@ class DataPair:
     train: Dataset[Any]
     evaluation: Dataset[Any]
     classes: tuple[str, ...]
+    outputs: tuple[int, ...] | None = None
+    """The model's output of each class, where it has others that the data has no class for."""
 
 
 def _read_image(path: str) -> Any:
@@ -127,9 +141,13 @@ def names_code(text: str) -> bool:
 
 def open_data(
     text: str, form: ImageFormat, *, calibration_split: str | None = None, eval_split: str | None = None,
-    labels: Path | None = None, tokenizer: Path | None = None, max_length: int | None = None,
+    labels: Path | None = None, tokenizer: Path | None = None, max_length: int | None = None, ignore_index: int | None = None,
 ) -> DataPair:  # fmt: skip
-    """Open a data spec; `form` is for images, `tokenizer` and `max_length` for text. Raises DataError."""
+    """Open a data spec; `form` is for images, `tokenizer` and `max_length` for text, `ignore_index` for masks. Raises DataError."""
+    if (tokenizer is not None or max_length is not None) and not (
+        Path(text).is_dir() and is_text(Path(text), calibration_split or "train")
+    ):
+        raise DataError(f"tokenizer and max-length go with text data (train.tsv); {text!r} is none")
     if text.startswith("hf:"):
         raise DataError(f"data {text!r}: Hugging Face datasets are not supported in this version; {EXPECTED}")
     if text.startswith("torchvision:"):
@@ -140,26 +158,42 @@ def open_data(
         train, evaluation = open_text(
             Path(text), tokenizer, calibration_split=calibration_split, eval_split=eval_split, max_length=max_length
         )
+    elif is_masks(Path(text)):
+        train, evaluation = open_masks(Path(text), form, calibration_split, eval_split, ignore_index)
+    elif is_boxes(Path(text)):
+        train, evaluation = open_boxes(Path(text), form, calibration_split, eval_split)
     else:
         train, evaluation = _folders(Path(text), form, calibration_split, eval_split)
+    for split, part in (("calibration", train), ("evaluation", evaluation)):
+        if not len(part):
+            raise DataError(f"data {text!r}: the {split} data is empty")
     known = getattr(train, "classes", None)
-    classes = class_names(train, len(known) if known is not None else int(labels_of(train).max()) + 1)
+    classes = class_names(train, classes_held(train))
     other = class_names(evaluation, len(classes))
     counted = len(getattr(evaluation, "classes", classes))
     if known is not None and (counted != len(classes) or other != classes):
-        raise DataError(f"data {text!r}: the two splits hold different classes")
-    if int(labels_of(evaluation).max(initial=0)) >= len(classes):
+        raise DataError(
+            f"data {text!r}: the two splits hold different classes, {_few(classes)} and {_few(getattr(evaluation, 'classes', other))}"
+        )
+    shared = all(members_of(d, len(classes)) is not None for d in (train, evaluation))
+    if not shared and int(labels_of(evaluation).max(initial=0)) >= len(classes):
         raise DataError(
             f"data {text!r}: the evaluation data has labels beyond the {len(classes)} classes of the train data"
         )
     if labels is not None:
         order = _label_order(labels, classes)
-        names = [""] * (max(order.values()) + 1)
-        for name, k in order.items():
-            names[k] = name
-        moved = [order[c] for c in classes]
-        return DataPair(_Relabelled(train, moved, names), _Relabelled(evaluation, moved, names), tuple(names))
+        names = sorted(classes, key=lambda c: order[c])
+        outputs = tuple(order[c] for c in names)
+        moved = [names.index(c) for c in classes]
+        return DataPair(
+            _Relabelled(train, moved, names), _Relabelled(evaluation, moved, names), tuple(names),
+            None if outputs == tuple(range(len(outputs))) else outputs,
+        )  # fmt: skip
     return DataPair(train, evaluation, classes)
+
+
+def _few(names: Any, most: int = 6) -> str:
+    return f"{len(names)} ({', '.join(str(n) for n in names[:most])}{', …' if len(names) > most else ''})"
 
 
 def _folders(root: Path, form: ImageFormat, calibration: str | None, evaluation: str | None) -> tuple[Any, Any]:
@@ -249,14 +283,19 @@ class _Relabelled(Dataset[Any]):
 
     def __init__(self, dataset: Any, moved: list[int], classes: list[str]) -> None:
         self.dataset, self.moved, self.classes = dataset, moved, classes
-        self.targets = [moved[int(k)] for k in labels_of(dataset)]
+        if not is_dense(first_target(dataset)):
+            self.targets = [moved[int(k)] for k in labels_of(dataset)]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def target(self, index: int) -> Any:
+        """One sample's target."""
+        return relabelled(target_at(self.dataset, index), self.moved)
+
     def __getitem__(self, index: int) -> Any:
         inputs, label, *rest = self.dataset[index]
-        return (inputs, self.moved[int(label)], *rest)
+        return (inputs, relabelled(label, self.moved), *rest)
 
 
 def limited(dataset: Dataset[Any], most: int | None, seed: int = 0) -> Dataset[Any]:
@@ -273,12 +312,24 @@ def limited(dataset: Dataset[Any], most: int | None, seed: int = 0) -> Dataset[A
 def in_memory(dataset: Dataset[Any], most: int = 1 << 30) -> Dataset[Any]:
     """The dataset with its inputs as one tensor, decoded once, where that takes at most `most` bytes; else as it is."""
     size = len(dataset)  # type: ignore[arg-type]
-    first = torch.as_tensor(dataset[0][0])
+    first = inputs_of(dataset, 0)
     if first.numel() * first.element_size() * size > most:
         return dataset
-    inputs = torch.empty((size, *first.shape), dtype=first.dtype)
-    targets = torch.empty(size, dtype=torch.int64)
-    for i in range(size):
-        x, y, *_ = dataset[i]
-        inputs[i], targets[i] = torch.as_tensor(x), int(y)
-    return TensorDataset(inputs, targets)
+    samples = [sample_of(dataset, i) for i in range(size)]
+    inputs = stacked([s[0] for s in samples])
+    if is_dense(samples[0][1]):
+        return _Held(inputs, [s[1] for s in samples])
+    return TensorDataset(inputs, torch.as_tensor([int(s[1]) for s in samples]))
+
+
+class _Held(Dataset[Any]):
+    """Inputs (N, …) and masks or boxes in memory."""
+
+    def __init__(self, inputs: torch.Tensor, targets: list[Any]) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
+        return self.inputs[index], self.targets[index]

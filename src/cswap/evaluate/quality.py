@@ -10,14 +10,16 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cswap.data.text import trimmed
+from cswap.data.truth import Truth, collated, moved, stacked
 from cswap.tasks.base import Task
 
 
-def _batches(dataset: Dataset[Any], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(dataset: Dataset[Any], size: int) -> Iterator[tuple[torch.Tensor, Truth]]:
+    """Inputs (N, …) and targets, in order."""
     n = len(dataset)  # type: ignore[arg-type]
     for start in range(0, n, size):
         items = [dataset[i] for i in range(start, min(start + size, n))]
-        yield trimmed(torch.stack([torch.as_tensor(x[0]) for x in items])), torch.as_tensor([int(x[1]) for x in items])
+        yield trimmed(stacked([x[0] for x in items])), collated([x[1] for x in items])
 
 
 def measure_quality(
@@ -42,16 +44,16 @@ def measure_quality(
     try:
         for model in models.values():
             model.eval().to(device)
-        for inputs, targets in _batches(dataset, batch):
+        for inputs, targets in batches(dataset, batch):
             if inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             for name, model in models.items():
                 with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
                     outputs = model(inputs.to(device))
                 with torch.inference_mode():
-                    meters[name].update(outputs, targets.to(device))
+                    meters[name].update(outputs, moved(targets, device))
                     if samples is not None:
-                        quality = task.sample_quality(outputs, targets.to(device))
+                        quality = task.sample_quality(outputs, moved(targets, device))
                         samples.setdefault(name, []).extend(quality.tolist())
     finally:
         for name, model in models.items():

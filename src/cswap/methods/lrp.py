@@ -38,6 +38,7 @@ from cswap.methods.relevance import (  # fmt: skip
     MaxPool,
     Mean,
     Operations,
+    columns_of,
     mean_scores,
     name_of,
 )
@@ -168,13 +169,14 @@ def relevances(engine: PlainEngine, units: Structure) -> Iterator[dict[str, Floa
     operations = Operations(engine, "lrp")
     net = _prepared(operations)
     for _, inputs, targets in batches(engine, np.arange(len(engine.calibration)), passes=2):
+        assert isinstance(targets, torch.Tensor)  # a class a sample: `Operations` has seen to it
         # the composite comes second: its rules then lie between our reading and the layer
         with (
             torch.enable_grad(),
             read_inputs(net.body, operations.readers(units.groups)) as seen,
             composite.context(net),
         ):
-            chosen = net(inputs.requires_grad_()).gather(1, targets.view(-1, 1))
+            chosen = net(inputs.requires_grad_()).gather(1, columns_of(engine.task, targets).view(-1, 1))
             torch.autograd.grad(chosen, inputs, chosen.detach())
         reads = [(operations.layer_of[r.name], r.grad) for r in seen if r.grad is not None]
         yield unit_sums(engine.net, units.groups, reads, len(targets))

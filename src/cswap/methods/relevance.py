@@ -16,6 +16,7 @@ from cswap.causal.first_order import consumers_of
 from cswap.causal.graph import Graph, NotTraceable
 from cswap.errors import InputError, RunError
 from cswap.structure.groups import Group
+from cswap.tasks.base import Task
 from cswap.tasks.classification import logits_of
 from cswap.types import FloatArray
 
@@ -83,11 +84,13 @@ class Operations:
     """The network of an engine, which is used up, as a graph in which every call of a layer is a module of its own.
 
     Activations, max pooling and means that are called as functions are modules too; a batch norm right behind a linear
-    layer or a convolution is merged into it. Raises InputError for a network that cannot be had as a graph, or whose inputs
-    are numbers of tokens.
+    layer or a convolution is merged into it. Raises InputError for a network that cannot be had as a graph, whose inputs
+    are numbers of tokens, or samples with several classes.
     """
 
     def __init__(self, engine: PlainEngine, method: str) -> None:
+        if engine.calibration.members is not None:
+            raise InputError(f"method {method}: expected one class a sample, got {engine.calibration.kind}")
         examples = engine._ready(engine.calibration.inputs(0, _EXAMPLES))
         if not examples.is_floating_point():
             raise InputError(f"method {method}: expected inputs of a floating type, got {examples.dtype}")
@@ -152,6 +155,12 @@ class Operations:
         """Names, in `network().body`, of the calls that read a unit."""
         read = set(consumers_of(groups))
         return [call for call, layer in self.layer_of.items() if layer in read]
+
+
+def columns_of(task: Task, targets: torch.Tensor) -> torch.Tensor:
+    """The model's output of each labelled class, (N,)."""
+    columns: Any = getattr(task, "columns", None)
+    return targets if columns is None else columns(targets)
 
 
 class Logits(nn.Module):

@@ -23,6 +23,10 @@ class QualityWatch:
         self._seen: list[tuple[int, float, FloatArray]] = [(0, self.base, self._classes(first))]
 
     def _classes(self, scores: Scores) -> FloatArray:
+        if scores.by_class is not None:
+            there = ~np.isnan(scores.by_class)
+            sums = np.where(there, scores.by_class, 0.0).sum(0)
+            return np.where(there.any(0), sums / np.maximum(there.sum(0), 1), np.nan)
         return np.asarray(quality_by_class(scores.quality, self.targets, len(self.classes)))
 
     def restart(self, gone: int, scores: Scores) -> None:

@@ -192,7 +192,9 @@ def step(name: str) -> Callable[[Callable[[Case], None]], Callable[[Case], None]
 
 def steps_of(how: str) -> list[str]:
     """The recoveries that `how` names, joined by `+`, in order. Raises InputError."""
-    names = [n.strip() for n in how.split("+") if n.strip() and n.strip() != "none"]
+    names = [n.strip() for n in how.split("+") if n.strip()]
+    if names == ["none"]:
+        return []
     if len(set(names)) < len(names):
         raise InputError(f"recover: expected each step once, got {how!r}")
     for name in ("merge", "fold"):
@@ -201,6 +203,6 @@ def steps_of(how: str) -> list[str]:
     if "bias" in names and {"bn", "lstsq"} & set(names[: names.index("bias")]):
         raise InputError(f"recover: bias is of the network as it was cut, so it comes before bn and lstsq; got {how!r}")
     unknown = next((n for n in names if n not in STEPS), None)
-    if unknown is not None or (not names and how.strip() != "none"):
+    if unknown is not None or not names:
         raise InputError(f"recover: expected none or some of {', '.join(sorted(STEPS))} joined by '+', got {how!r}")
     return names

@@ -15,6 +15,7 @@ from torch import nn
 
 from cswap.causal.engine import exact
 from cswap.data.calibration import CalibrationSet
+from cswap.data.truth import moved
 from cswap.errors import CswapWarning, InputError
 from cswap.recovery.base import STEPS, Case, choosing, steps_of
 from cswap.structure.discover import discover
@@ -156,7 +157,7 @@ def _measured(net: nn.Module, part: CalibrationSet, task: Task, device: str) -> 
         for inputs, targets in part.batches(128):
             if inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
-            outputs, labels = net(inputs.to(device)), targets.to(device)
+            outputs, labels = net(inputs.to(device)), moved(targets, device)
             scores.append(task.score(outputs, labels).double().cpu().numpy())
             quality.append(task.sample_quality(outputs, labels).double().cpu().numpy())
     return np.concatenate(scores), np.concatenate(quality)

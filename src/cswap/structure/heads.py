@@ -29,7 +29,7 @@ def attention_of(model: nn.Module, inputs: torch.Tensor, seed: int) -> tuple[dic
     found: dict[str, str] = {}
     left_out: list[LeftOut] = []
     made: dict[str, HeadAttention] = {}
-    trial = randomise_(copy.deepcopy(model), seed).requires_grad_(False)
+    trial = randomise_(copy.deepcopy(model), seed, inputs).requires_grad_(False)
     modules = dict(trial.named_modules())
     for name, module in modules.items():
         try:
