@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from results_text import text
+
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "experiments"), str(HERE)]
 
@@ -414,6 +416,8 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "methods_resnet18": _methods,
     "recoveries_resnet18": _recoveries,
     "peers": _peers,
+    "text_minilm": text,
+    "text_lstm": text,
     "support_matrix": _support,
     "export_latency": _export,
     "certificates": _certificates,
