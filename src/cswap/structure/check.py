@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cswap.structure.detectors import forward_of
 from cswap.structure.groups import Removed, Structure
 from cswap.structure.layers import channel_dim
 from cswap.structure.surgery import kept_indices, masked_copy, prepared_copy, pruned_copy
@@ -95,9 +96,9 @@ def agreement(model: nn.Module, structure: Structure, removed: Removed, inputs: 
     """
     with torch.no_grad():
         original = prepared_copy(model, structure).eval()
-        out_original = tensors_of(original(inputs))
-        masked = tensors_of(masked_copy(original, structure, removed)(inputs))
-        pruned = tensors_of(pruned_copy(original, structure, removed)(inputs))
+        out_original = tensors_of(forward_of(original)(inputs))
+        masked = tensors_of(forward_of(masked_copy(original, structure, removed))(inputs))
+        pruned = tensors_of(forward_of(pruned_copy(original, structure, removed))(inputs))
         allowed = TOLERANCE * scale_of(masked)
         moved = widest(list(zip(out_original, masked, strict=True)))
         difference = widest(list(zip(masked, pruned, strict=True)))
@@ -119,7 +120,7 @@ def _exact_agreement(model: nn.Module, structure: Structure, removed: Removed, i
     outs = []
     for net in (model, masked, pruned):
         with _recorded(net, names) as seen:
-            final = tensors_of(net(inputs))
+            final = tensors_of(forward_of(net)(inputs))
         outs.append((final, seen))
     (_, seen_o), (final_m, seen_m), (final_p, seen_p) = outs
     kept = kept_indices(structure, removed)
@@ -188,7 +189,7 @@ def _settle(model: nn.Module, inputs: torch.Tensor) -> None:
     ]
     handles = [m.register_forward_pre_hook(settle) for m in norms]
     try:
-        model(inputs)
+        forward_of(model)(inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cswap.errors import StructureError
 from cswap.structure.chains import chains
 from cswap.structure.check import agreement, random_half, randomise_
+from cswap.structure.detectors import forward_of
 from cswap.structure.fit import refuse_unfit
 from cswap.structure.groups import Group, LayerCost, LeftOut, Slot, Structure
 from cswap.structure.heads import Whole, attention_of, head_groups, names_in, with_whole_heads
@@ -97,7 +98,7 @@ def _call_order(model: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
 
             handles.append(module.register_forward_pre_hook(note))
     with torch.no_grad():
-        model(inputs)
+        forward_of(model)(inputs)
     for handle in handles:
         handle.remove()
     return order
@@ -219,7 +220,9 @@ def _trace(model: nn.Module, inputs: torch.Tensor) -> Any:
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:
-            return tp.DependencyGraph().build_dependency(model, example_inputs=(inputs,), verbose=False)
+            return tp.DependencyGraph().build_dependency(
+                model, example_inputs=(inputs,), forward_fn=lambda m, x: forward_of(m)(*x), verbose=False
+            )
         except Exception as error:  # noqa: BLE001 — whatever it raises, chains are left to see
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
 
