@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
 import resource
 import shutil
 import tempfile
 import time
 import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,14 @@ from cswap.data.models import ModelSpec, one_line
 from cswap.errors import CswapError, StructureError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath
-from cswap.structure.check import agreement, randomise_, tensors_of
+from cswap.structure.check import Agreement, randomise_, tensors_of, widest
 from cswap.structure.discover import count_params, discover, macs_of
 from cswap.structure.groups import Group, Removed, Structure
 from cswap.structure.ledger import Ledger
 from cswap.structure.surgery import masked_copy, pruned_copy
 from cswap.types import Decision, Target
 
+FORK = multiprocessing.get_context("fork")
 FRACTION = 0.3
 
 
@@ -85,8 +89,8 @@ def reasons(structure: Structure) -> dict[str, int]:
     return counts
 
 
-def tried(request: dict[str, Any], found: dict[str, Any]) -> None:
-    """Discover, prune 30 %, compare, save, load; what was found goes into `found` as it comes."""
+def tried(request: dict[str, Any], found: dict[str, Any], loader: Connection) -> None:
+    """Discover, prune 30 %, compare, save, load elsewhere; what was found goes into `found` as it comes."""
     spec, model, inputs = built(request)
     found |= {"arguments": spec.arguments, "input": list(inputs.shape[1:]), "params": count_params(model)}
     start = time.process_time()
@@ -99,41 +103,73 @@ def tried(request: dict[str, Any], found: dict[str, Any]) -> None:
         found["status"] = "refused"
         return
     removed = part_of(structure, seed=4)
-    result = agreement(model, structure, removed, inputs)
-    found |= {"agreement": str(result), "visible": result.visible, "where": result.where, "status": "wrong"}
+    found["status"] = "wrong"
     path = path_of(structure, removed, inputs)
-    small = pruned_copy(model, structure, removed)
+    pruned = path.apply(model, Target("units", path.ratio.units))
+    result = pruned._cswap.agreement
+    assert isinstance(result, Agreement)
     counted = (round(path.ratio.params * structure.total_params), round(path.ratio.macs * structure.total_macs))
-    real = (structure.total_params - count_params(small), structure.total_macs - macs_of(small, inputs)[0])
-    found |= {"ratio": path.ratio.as_dict(), "counts_agree": counted == real}
+    real = (structure.total_params - count_params(pruned), structure.total_macs - macs_of(pruned, inputs)[0])
+    found |= {
+        "agreement": str(result), "visible": result.visible, "where": result.where, "ratio": path.ratio.as_dict(),
+        "counts_agree": counted == real, "off_by_one_caught": caught(model, structure, removed, inputs, result),
+    }  # fmt: skip
+    folder = Path(tempfile.mkdtemp(prefix="cswap-matrix-"))
+    try:
+        save(pruned, folder / "a", path=path, factory=spec)
+        with torch.no_grad():
+            expected = tensors_of(pruned(inputs))
+        del pruned, model
+        loader.send((folder / "a", inputs.numpy()))  # arrays: tensors would be shared, and gone with their process
+        again = loader.recv()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if isinstance(again, str):
+        found["reason"] = f"it does not load in a new process: {again}"
+        return
+    found["loaded_difference"] = widest(list(zip(expected, map(torch.from_numpy, again), strict=True)))
+    right = found["counts_agree"] and found["off_by_one_caught"] is not False
+    if right and found["loaded_difference"] == 0:
+        found["status"] = "pruned" if result.visible else "unseen"
+
+
+def caught(
+    model: nn.Module, structure: Structure, removed: Removed, inputs: torch.Tensor, result: Agreement
+) -> bool | None:
+    """Whether the comparison sees an off-by-one; None where the output says nothing anyway."""
+    if result.where != "output":
+        return None
     with torch.no_grad():
         masked = tensors_of(masked_copy(model, structure, removed)(inputs))
         crossed = tensors_of(pruned_copy(model, shifted(structure), removed)(inputs))
-    off = max(float((a - b).abs().max()) for a, b in zip(masked, crossed, strict=True))
-    found["off_by_one_caught"] = bool(not off <= result.allowed) if result.where == "output" else None
-    del masked, crossed, small
-    folder = Path(tempfile.mkdtemp(prefix="cswap-matrix-"))
+    return not widest(list(zip(masked, crossed, strict=True))) <= result.allowed
+
+
+def _loads(pipe: Connection) -> None:
+    """In a process that never saw the network: what the artifact there says to the inputs, or why it does not load."""
+    parent = os.getppid()
+    while not pipe.poll(1):
+        if os.getppid() != parent:
+            return  # it was ended
+    folder, inputs = pipe.recv()
     try:
-        pruned = path.apply(model, Target("units", path.ratio.units))
-        save(pruned, folder / "a", path=path, factory=spec)
         with torch.no_grad():
-            expected, again = tensors_of(pruned(inputs)), tensors_of(load(folder / "a", trust=True)(inputs))
-        found["loaded_difference"] = max(float((a - b).abs().max()) for a, b in zip(expected, again, strict=True))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    right = result.ok and found["counts_agree"] and found["off_by_one_caught"] is not False
-    if right and found["loaded_difference"] == 0:
-        found["status"] = "pruned" if result.visible else "unseen"
+            pipe.send([t.numpy() for t in tensors_of(load(folder, trust=True)(torch.from_numpy(inputs)))])
+    except Exception as error:  # noqa: BLE001 — it is the finding
+        pipe.send(f"{type(error).__name__}: {one_line(error)}")
 
 
 def outcome(request: dict[str, Any], memory: int) -> dict[str, Any]:
     """What came of one model, with at most `memory` bytes of address space."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     torch.set_num_threads(1)
+    loader, its = FORK.Pipe()
+    process = FORK.Process(target=_loads, args=(its,), daemon=True)  # before there is a network
+    process.start()
     found: dict[str, Any] = {"name": request["name"], "spec": request["spec"], "status": "error"}
     start, used = time.perf_counter(), time.process_time()
     try:
-        tried(request, found)
+        tried(request, found, loader)
     except StructureError as reason:
         found |= {"status": "refused", "reason": str(reason)}
     except CswapError as reason:
@@ -146,6 +182,9 @@ def outcome(request: dict[str, Any], memory: int) -> dict[str, Any]:
             "status": "memory" if memory_ran_out else "error",
             "reason": f"{type(error).__name__}: {one_line(error)}", "trace": traceback.format_exc()[-1500:],
         }  # fmt: skip
+    finally:
+        process.kill()
+        process.join()
     return found | {
         "seconds": round(time.perf_counter() - start, 1),
         "cpu_seconds": round(time.process_time() - used, 1),

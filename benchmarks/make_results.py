@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE / "experiments"), str(HERE)]
 
 
 def _origin(data: dict[str, Any]) -> str:
@@ -365,6 +367,25 @@ def _support(data: dict[str, Any]) -> list[str]:
     ]
 
 
+def _certificates(data: dict[str, Any]) -> list[str]:
+    bounds = list(next(iter(data["populations"].values())))
+    rows = [
+        [name, *(f"{v[b]['wrong']} ({v[b]['smallest_margin_median']:.3f})" for b in bounds)]
+        for name, v in data["populations"].items()
+    ]
+    most = max(v[b]["wrong"] for v in data["populations"].values() for b in bounds if b != "t")
+    return [
+        "## How often certificates are wrong", "", _origin(data),
+        f"True loss exactly τ = {data['tau']} in one of {data['classes']} classes, {data['samples']} samples a class, α = {data['alpha']}; in each of "
+        f"{data['repeats']:,} repetitions the best-looking of {data['candidates']} candidates is chosen on {data['selection']} other samples a class. "
+        "Certificates issued, all of them wrong (in brackets the median of the smallest τ that could be certified):", "",
+        *_table(["losses", *bounds], rows),
+        f"The exact bounds are wrong at most {most} times in {data['repeats']:,} where {data['alpha'] * data['repeats']:.0f} are allowed; the t bound is "
+        "not to be trusted where few samples lose much.", "",
+        *(f"* {n}: {t}" for n, t in data["about"].items()), "",
+    ]  # fmt: skip
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "prune_resnet18": _prune,
     "effects_speed": _speed,
@@ -375,6 +396,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "recoveries_resnet18": _recoveries,
     "peers": _peers,
     "support_matrix": _support,
+    "certificates": _certificates,
 }
 
 
@@ -390,12 +412,28 @@ def results() -> str:
         path = HERE / "results" / f"{name}.json"
         if path.exists():
             lines += section(json.loads(path.read_text()))
-    return "\n".join(lines)
+    return "\n".join(lines + _experiments())
+
+
+def _experiments() -> list[str]:
+    """The experiments that have been run, each with its table, its plot and what was found."""
+    from _experiment import modules
+
+    lines = ["# Experiments", ""]
+    for name, module, data in modules():
+        title = " ".join(module.__doc__.split("\n\n")[0].split())
+        scale = " ".join(module.__doc__.split("\n\n")[2].split())
+        lines += [f"## {title}", "", _origin(data), scale, "", *_table(*module.section(data)), module.finding(data), ""]
+        lines += [f"![{title}](results/plots/{name}.svg)", ""]
+    return lines if len(lines) > 2 else []
 
 
 def write_results() -> None:
     """Write RESULTS.md."""
+    from make_findings import write_findings
+
     (HERE / "RESULTS.md").write_text(results())
+    write_findings()
 
 
 if __name__ == "__main__":

@@ -101,7 +101,11 @@ def write_voc(root, count=12, size=64):
     for i in range(count):
         image, things = rng.integers(0, 40, (size, size, 3)).astype(np.uint8), []
         for j in range(2):
-            side, x, y = int(rng.integers(14, 26)), int(rng.integers(0, size // 2 - 26 + 1)) + 32 * j, int(rng.integers(0, 38))
+            side, x, y = (
+                int(rng.integers(14, 26)),
+                int(rng.integers(0, size // 2 - 26 + 1)) + 32 * j,
+                int(rng.integers(0, 38)),
+            )
             kind = int(rng.integers(2))
             image[y : y + side, x : x + side, kind] = 230
             things.append((NAMES[kind], x, y, x + side, y + side))

@@ -175,3 +175,21 @@ def test_a_grid_moved_by_seven_goes_through_all_places():
 def test_what_rounding_leaves_without_an_inverse_is_damped_more():
     flat = torch.ones(4, 4).double() * 1e6 - torch.eye(4).double() * 1e5
     assert torch.isfinite(Inverse(flat, torch.zeros(4).double()).inverse).all()
+
+
+def test_columns_put_back_are_columns_never_taken():
+    _, w, second, mean = _moments()
+    ones = torch.tensor([1.0, 0.0, 2.0, 0.5]).double()
+    inverse, weights = Inverse(second, mean), w.clone()
+    damped = second + inverse.added * torch.eye(len(mean)).double()
+    inverse.take(torch.tensor([2, 5, 7]), weights)
+    only, fewer = Inverse(second, mean), w.clone()
+    only.take(torch.tensor([2]), fewer)
+    block = torch.tensor([[5, 7]])
+    saved = inverse.gains(block, damped, weights, w, ones)
+    torch.testing.assert_close(saved, only.costs(block, fewer, ones))  # what their removal had added
+    inverse.give(block[0], damped, weights, w)
+    torch.testing.assert_close(weights, fewer)
+    torch.testing.assert_close(inverse.inverse, only.inverse)
+    inverse.give(torch.tensor([2]), damped, weights, w)
+    torch.testing.assert_close(weights, w)

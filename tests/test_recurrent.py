@@ -15,6 +15,7 @@ from cswap.causal.cut import PlainEngine
 from cswap.causal.first_order import first_order
 from cswap.causal.replay import ReplayEngine, engine_for
 from cswap.errors import ArtifactError
+from cswap.recovery.base import choosing
 from cswap.structure.check import agreement, random_half, randomise_
 from cswap.structure.discover import count_params, discover, macs_of
 from cswap.structure.groups import Group
@@ -232,3 +233,44 @@ def test_a_torn_module_does_not_run():
 def test_loading_into_another_architecture_is_one_line():
     with pytest.raises(ArtifactError, match="recurrent module 'rnn'"):
         replace_recurrent_(nn.Linear(2, 2), ["rnn"])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_the_next_layer_and_the_classifier_are_refitted(kind):
+    """What reads a layer's outputs is refitted, of every gate; the recurrence, called once a step, is left and said so."""
+    from cswap.recovery import recovered
+    from tests.test_recovery import _pruned_of
+
+    net, calibration, structure = _case(kind, {"num_layers": 2, "bidirectional": True})
+    removed = {n: u.tolist() for n, u in random_half(structure, 2).items() if n.startswith("rnn.l0")}
+    small, _ = _pruned_of(net, structure, calibration, removed)
+    found = recovered(small, net, calibration, "lstsq", structure=structure)
+    fitted = found.facts["lstsq"]
+    assert [n for n in fitted if "l0" not in n] == ["rnn.l1.ih", "rnn.l1_reverse.ih", "fc"]
+    assert all(fitted[f"rnn.l1{way}.ih"]["strength"] is not None for way in ("", "_reverse"))
+    assert any("rnn.l0.hh is called 7 times" in n for n in found.notes)
+    inputs, numbers = calibration.inputs(0, 24), np.setdiff1d(np.arange(24), choosing(calibration))
+
+    def gap(model: nn.Module) -> float:
+        """How far the gates' inputs of layer 1 are from the original's, on the samples that fit."""
+        seen = []
+        with torch.no_grad():
+            for m in (model, prepared_copy(net, structure)):
+                handle = m.get_submodule("rnn.l1.ih").register_forward_hook(lambda _m, _x, y: seen.append(y))
+                m(inputs[numbers])
+                handle.remove()
+        return float((seen[0] - seen[1]).square().mean())
+
+    assert gap(found.raw) < 0.5 * gap(small)
+
+
+def test_gates_are_left_by_recoveries_that_do_not_know_them():
+    from cswap.recovery import recovered
+    from tests.test_recovery import _pruned_of
+
+    net, calibration, structure = _case("LSTM", {"num_layers": 2})
+    small, _ = _pruned_of(net, structure, calibration, {"rnn.l0.ih": [0, 2], "rnn.l1.ih": [1]})
+    found = recovered(small, net, calibration, "bias", structure=structure)
+    assert "rnn.l1.ih is part of a recurrent layer: left as it is" in found.notes
+    assert torch.equal(found.raw.rnn.l1.ih.bias, small.rnn.l1.ih.bias)
+    assert not torch.equal(found.raw.fc.bias, small.fc.bias)

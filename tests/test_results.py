@@ -12,3 +12,8 @@ def test_results_regenerate_byte_for_byte():
     made = runpy.run_path(str(BENCHMARKS / "make_results.py"))["results"]()
     assert made == (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
     assert "| cswap |" in made
+
+
+def test_findings_regenerate_byte_for_byte():
+    made = runpy.run_path(str(BENCHMARKS / "make_findings.py"))["findings"]()
+    assert made == (BENCHMARKS.parent / "docs" / "findings.md").read_text(encoding="utf-8")

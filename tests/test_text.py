@@ -23,6 +23,7 @@ from cswap.structure.discover import count_params, discover, macs_of
 from cswap.structure.surgery import prepared_copy, pruned_copy
 from cswap.tasks import Text
 from tests.test_attention import _crossed, _ledger, loaded_elsewhere, saved
+from tests.test_recovery import _pruned_of
 
 SMALL = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
          "max_position_embeddings": 32, "num_labels": 2, "pad_token_id": 0}  # fmt: skip
@@ -316,3 +317,37 @@ def test_a_part_of_the_text_keeps_the_width_of_the_whole():
     shortest = np.array([int(lengths.argmin())])
     assert lengths.min() < whole.shape[2]
     assert torch.equal(calibration.part(shortest).inputs(0, 1), whole[shortest])
+
+
+@pytest.mark.parametrize("how", ["bias", "merge", "lstsq"])
+def test_what_lies_under_the_padding_changes_no_recovery(how):
+    """Tokens behind a sentence's end are read by nothing, so they are no rows to fit."""
+    from cswap.recovery import recovered
+
+    model, tokens = _bert(), _tokens(24)
+    structure = discover(model, tokens)
+    removed = {name: units.tolist() for name, units in random_half(structure, 3).items()}
+    small, _ = _pruned_of(
+        model, structure, cswap.calibration_set(TensorDataset(tokens, torch.arange(24) % 2), 12), removed
+    )
+    hidden = tokens.clone()
+    hidden[:, 0][tokens[:, 1] == 0] = 7
+    found = []
+    for inputs in (tokens, hidden):
+        calibration = cswap.calibration_set(TensorDataset(inputs, torch.arange(24) % 2), 12)
+        made = recovered(small, model, calibration, how, task=Text(), structure=structure)
+        found.append(made.raw.state_dict())
+        assert any(not torch.equal(v, small.state_dict()[k]) for k, v in found[-1].items())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_a_pruned_module_whose_heads_cannot_be_matched_is_refused():
+    from cswap.recovery import recovered
+
+    model, tokens = _bert(), _tokens(24)
+    structure = discover(model, tokens).select(("*#heads",))
+    small = pruned_copy(model, structure, random_half(structure, 3))
+    calibration = cswap.calibration_set(TensorDataset(tokens, torch.arange(24) % 2), 12)
+    with pytest.raises(cswap.errors.InputError, match=r"is \(16, 32\) .* expected \(32, 32\).*path.apply"):
+        recovered(small, model, calibration, "lstsq", task=Text(), structure=structure)

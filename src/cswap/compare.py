@@ -203,9 +203,11 @@ def _measured_in(run: _Run) -> dict[str, Any]:
 
 def _opened(job: CompareJob, watcher: Watcher) -> _Run:
     watcher.phase("load")
-    task, device = task_named(job.task), job.machine.torch_device
+    task_named(job.task)  # a wrong name is said before anything is loaded
+    device = job.machine.torch_device
     model = job.source.build()
     pair = job.data.open(job.source.spec)
+    task = task_named(job.task, pair)
     watcher.phase("structure")
     first = calibration_set(
         pair.train, job.data.per_class, job.seeds[0], classes=pair.classes, allow_imbalance=job.data.allow_imbalance
@@ -272,7 +274,9 @@ def _measured(run: _Run, name: str, seed: int) -> dict[str, Any]:
         write_json(file, {"seconds": seconds, "engine": path.engine, "notes": path.notes, "verdicts": path.verdicts(),
                           "steps": len(path)})  # fmt: skip
     method, options = run.job.settings(name, seed)
-    decisions = read_journal(run.job.out / "paths" / tag, run.structure, calibration.classes, options.rule)
+    decisions = read_journal(
+        run.job.out / "paths" / tag, run.structure, calibration.classes, options.rule, options.block
+    )
     path = PruningPath(run.structure, method, options.as_dict(), calibration.classes, decisions)
     points = _points(run, path, tag, seed)
     areas = {how: _area(points, run.task.headline, how) for how in run.job.ways}
@@ -291,7 +295,7 @@ def _path(run: _Run, name: str, seed: int, calibration: CalibrationSet) -> tuple
     going_on = open_folder(folder, fingerprint, resume=True, force=False)
     start = Start()
     if going_on:
-        decisions = read_journal(folder, run.structure, calibration.classes, options.rule)
+        decisions = read_journal(folder, run.structure, calibration.classes, options.rule, options.block)
         start = Start(tuple(decisions), read_state(folder, len(decisions)))
         rewrite_journal(folder, decisions)
     with _journal(folder, calibration.classes) as journal:

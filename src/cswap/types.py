@@ -47,6 +47,7 @@ class Ratio:
 class Target:
     """How much to remove: a fraction of `params`, `macs` or `units`, or all that is `noncritical`.
 
+    `latency` is a fraction of the milliseconds a forward pass takes on this machine, found by measuring prefixes.
     `Target("complete")`, from Python only, asks for a path to the very end: one unit left in each group.
 
     >>> Target.parse("params=0.5")
@@ -55,7 +56,7 @@ class Target:
     'noncritical'
     """
 
-    kind: Literal["params", "macs", "units", "noncritical", "complete"]
+    kind: Literal["params", "macs", "units", "latency", "noncritical", "complete"]
     value: float | None = None
 
     @classmethod
@@ -64,12 +65,10 @@ class Target:
         if isinstance(text, Target):
             return text
         kind, equals, number = text.strip().partition("=")
-        expected = "expected params=F, macs=F or units=F with 0 <= F < 1, or noncritical"
+        expected = "expected params=F, macs=F, units=F or latency=F with 0 <= F < 1, or noncritical"
         if kind == "noncritical" and not equals:
             return cls("noncritical")
-        if kind == "latency":
-            raise TargetError(f"target latency=: this version cannot aim at a latency; {expected}")
-        if kind not in RATIO_KINDS or not equals:
+        if kind not in (*RATIO_KINDS, "latency") or not equals:
             raise TargetError(f"target {text!r}: {expected}")
         try:
             value = float(number)
@@ -80,8 +79,8 @@ class Target:
         return cls(kind, value)  # type: ignore[arg-type]
 
     def reached(self, ratio: Ratio) -> bool:
-        """Whether `ratio` is at or past this target; never for those without a fraction."""
-        if self.value is None:
+        """Whether `ratio` is at or past this target; never for those without a fraction, or one that has to be measured."""
+        if self.value is None or self.kind == "latency":
             return False
         return ratio.as_dict()[self.kind] >= self.value - 1e-12
 

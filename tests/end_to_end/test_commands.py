@@ -286,6 +286,30 @@ def test_a_network_near_chance_and_labels_that_mend_it(place, capsys):
     assert json.loads(text)["baseline"]["quality"]["accuracy"] == 1.0
 
 
+def test_data_with_some_of_the_model_s_classes(place, capsys):
+    """A model of more outputs than the data has classes: --labels says which; σ and quality are among all of its outputs."""
+    state = load_file(place.weights)
+    wide = torch.full((7, 6), -0.1)
+    wide[[5, 0, 3]] = state["fc.weight"]  # blue, green, red
+    save_file({**state, "fc.weight": wide, "fc.bias": torch.zeros(7)}, place.weights)
+    (place.root / "labels.json").write_text('{"blue": 5, "green": 0, "red": 3}')
+    more = ["--model-arg", "classes=7"]
+    _refused(capsys, place.prune("a", *more), "7 outputs", "3 classes", "--labels")
+    labels = ["--labels", str(place.root / "labels.json")]
+    status, out, err = _main(capsys, *place.prune("b", *more, *labels, "--json"))
+    assert status == 0, err
+    summary = json.loads(out)
+    assert summary["classes"] == ["green", "red", "blue"]
+    assert summary["baseline"]["quality"]["accuracy"] == 1.0
+    status, out, err = _main(capsys, "eval", str(place.root / "b"), "--trust", "--json")
+    assert status == 0, err
+    assert json.loads(out)["baseline"]["quality"]["accuracy"] == 1.0
+    for method in ("taylor", "lrp", "deeplift"):
+        assert _main(capsys, *place.prune(method, *more, *labels, "--method", method))[0] == 0
+    (place.root / "labels.json").write_text('{"blue": 7, "green": 0, "red": 3}')
+    _refused(capsys, place.prune("c", *more, *labels), "outputs below the model's 7", "got 7")
+
+
 def test_resume_goes_on_and_a_changed_run_is_refused(place, capsys):
     assert _main(capsys, *place.prune("once", target="params=0.5"))[0] == 0
     whole = (place.root / "once" / "path.jsonl").read_text()

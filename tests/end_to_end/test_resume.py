@@ -60,11 +60,15 @@ def job(digits_case, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "memory"), [("full", "4GiB"), ("verdict", "4GiB"), ("full", "6MiB")])
-def test_kill_9_at_random_moments_and_resume_to_the_same_bytes(job, mode, memory):
+@pytest.mark.parametrize(
+    ("mode", "memory", "pieces"),
+    [("full", "4GiB", "unit"), ("verdict", "4GiB", "unit"), ("full", "6MiB", "unit"), ("full", "4GiB", "block:3")],
+)
+def test_kill_9_at_random_moments_and_resume_to_the_same_bytes(job, mode, memory, pieces):
     """At 6 MiB part of the frontier is made again for every cut."""
     root, arguments = job
-    arguments, name = [*arguments, "--effects", mode, "--memory", memory], f"{mode}-{memory}"
+    arguments = [*arguments, "--effects", mode, "--memory", memory, "--granularity", pieces]
+    name = f"{mode}-{memory}-{pieces}"
     out = root / f"whole-{name}"
     assert _run(arguments, out) == 0
     seconds = json.loads((out / "summary.json").read_text())["seconds"]

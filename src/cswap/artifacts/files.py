@@ -11,9 +11,11 @@ from cswap.errors import ArtifactError
 
 MANIFEST, WEIGHTS, PATH, EFFECTS = "manifest.json", "model.safetensors", "path.jsonl", "effects.safetensors"
 SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY = "summary.json", "curve.json", "run.json", "effects.part", "factory.py"
+REPORT = "report.html"
+EXPORTS = ("model.onnx", "model.pt2")
 WRITING = ".writing"  # where a new artifact is put together
 STATES = ("state.0.safetensors", "state.1.safetensors")
-OURS = (*STATES, MANIFEST, WEIGHTS, PATH, EFFECTS, SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY)
+OURS = (*STATES, MANIFEST, WEIGHTS, PATH, EFFECTS, SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY, REPORT, *EXPORTS)
 
 
 def inside(folder: Path, name: Any) -> Path:
@@ -32,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"expected {path.name} in {path.parent}, found none") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is no readable JSON ({str(error).splitlines()[0][:120]})") from None
     if not isinstance(data, dict):
         raise ArtifactError(f"{path}: expected a JSON object, got {type(data).__name__}")
@@ -42,9 +44,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write a JSON object through a temporary file, so that it is whole or not there."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(data, stream, indent=1, allow_nan=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            json.dump(data, stream, indent=1, allow_nan=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

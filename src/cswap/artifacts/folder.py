@@ -37,7 +37,7 @@ from cswap.methods.path import PruningPath, Surgery
 from cswap.structure.groups import Structure
 from cswap.structure.replaced import replace_
 from cswap.structure.surgery import KeptIndices, removed_by, shrink_in_place
-from cswap.types import Cliff, Ratio, Target
+from cswap.types import Cliff, IntArray, Ratio, Target
 
 SCHEMA = "cswap-artifact/1"
 
@@ -204,8 +204,7 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
         weights = inside(folder, manifest["weights"]["file"])
         expected_hash = manifest["weights"]["sha256"]
         kept: KeptIndices = {
-            str(t): {int(d): np.asarray(i, dtype=np.int64) for d, i in dims.items()}
-            for t, dims in manifest["kept"].items()
+            str(t): {int(d): _indices(i) for d, i in dims.items()} for t, dims in manifest["kept"].items()
         }
         replaced = [str(name) for name in manifest.get("structure", {}).get("replaced", {})]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
@@ -229,6 +228,13 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
     return model.eval()
 
 
+def _indices(given: Any) -> IntArray:
+    """Whole numbers, and nothing that would be rounded to them."""
+    if not isinstance(given, list) or not all(type(i) is int for i in given):
+        raise ValueError("expected a list of whole numbers")
+    return np.asarray(given, dtype=np.int64)
+
+
 def _surgery(folder: Path, manifest: dict[str, Any], kept: KeptIndices) -> Surgery:
     """What was done to the module, so that it can be recovered and saved again."""
     try:
@@ -245,11 +251,13 @@ def open_artifact(folder: str | Path) -> Artifact:
     """Manifest, structure and path of a whole artifact. Raises ArtifactError."""
     folder = Path(folder)
     manifest = read_manifest(folder)
+    if not (folder / EFFECTS).is_file():
+        raise ArtifactError(f"expected {EFFECTS} in {folder}, found none")
     try:
         structure = Structure.from_dict(manifest["structure"])
         options = Options(**manifest["options"])
         classes = tuple(str(c) for c in manifest["classes"])
-        decisions = read_journal(folder, structure, classes, options.rule)
+        decisions = read_journal(folder, structure, classes, options.rule, options.block)
         cliffs = [Cliff(**{**c, "classes": tuple(c["classes"])}) for c in manifest.get("cliffs", [])]
     except CswapError:
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +29,7 @@ from cswap.artifacts.files import (
 from cswap.causal.engine import Scores
 from cswap.causal.stats import EffectStats, Moments
 from cswap.causal.verdicts import VoteRule, class_tests
-from cswap.errors import ArtifactError, InputError
+from cswap.errors import ArtifactError, InputError, RunError
 from cswap.methods.path import Kept, Watched
 from cswap.structure.groups import Structure
 from cswap.types import TESTS, Cliff, Decision, FloatArray, Ratio, UnitEffects, Verdict
@@ -60,18 +60,31 @@ class Journal:
         self._records: IO[bytes] = (folder / EFFECTS_PART).open("ab")
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
-        """Append: the record first, so that a line never lacks its statistics."""
-        if stats is not None:
-            m = stats.by_class
-            self._records.write(np.stack([m.count.astype(np.float64), m.mean, m.m2]).tobytes())
-            self._records.flush()
-        self._lines.write(line_of(decision))
-        self._lines.flush()
+        """Append: the record first, so that a line never lacks its statistics. Raises RunError on a full disk."""
+        with self._kept():
+            if stats is not None:
+                m = stats.by_class
+                self._records.write(np.stack([m.count.astype(np.float64), m.mean, m.m2]).tobytes())
+                self._records.flush()
+            self._lines.write(line_of(decision))
+            self._lines.flush()
 
     def keep(self, step: int, scores: Scores, watched: Watched) -> None:
         """The state that step `step` leaves, before its line: a torn run has this one or the one before it."""
-        write_state(self.folder / STATES[self._turn], step, scores, watched)
+        with self._kept():
+            write_state(self.folder / STATES[self._turn], step, scores, watched)
         self._turn = 1 - self._turn
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """A disk that takes no more ends the run; what was decided before is not lost."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise RunError(
+                f"{self.folder} cannot be written ({why}); the journal is kept there: the same command with --resume goes on"
+            ) from None
 
     def cliff(self, cliff: Cliff) -> None:
         """Cliffs are part of the state, and go to the summary."""
@@ -80,9 +93,10 @@ class Journal:
         """The manifest has it in the end."""
 
     def close(self) -> None:
-        """Close the files."""
-        self._lines.close()
-        self._records.close()
+        """Close the files; what a full disk did not take is lost, and made again by a resumed run."""
+        for file in (self._lines, self._records):
+            with suppress(OSError):
+                file.close()
 
 
 def write_state(path: Path, step: int, scores: Scores, watched: Watched) -> None:
@@ -166,6 +180,8 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
             run[PINNED] = was or now
         write_json(folder / RUN, run)
     except OSError as error:
+        with suppress(OSError):
+            folder.rmdir()  # made just now, if it is empty
         raise InputError(f"out: {folder} cannot be written ({error.strerror})") from None
     return bool(resume and (folder / PATH).exists())
 
@@ -244,9 +260,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def read_journal(folder: Path, structure: Structure, classes: tuple[str, ...], rule: VoteRule) -> list[Decision]:
-    """Decisions of a journal or a whole artifact, with their statistics. A torn last line is dropped; a torn middle
-    line, or lines that do not fit the network, raise ArtifactError.
+def read_journal(
+    folder: Path, structure: Structure, classes: tuple[str, ...], rule: VoteRule, block: int = 1
+) -> list[Decision]:
+    """Decisions of a journal or a whole artifact, with their statistics. A torn last line is dropped, and with it those of
+    the same block of units; a torn middle line, or lines that do not fit the network, raise ArtifactError.
     """
     raw = (folder / PATH).read_bytes()
     lines = raw.split(b"\n")
@@ -276,6 +294,11 @@ def read_journal(folder: Path, structure: Structure, classes: tuple[str, ...], r
                 raise ArtifactError(f"{folder / PATH}, line {number}: does not fit the network or the lines before it")
         except (ValueError, KeyError, TypeError):
             raise ArtifactError(f"{folder / PATH}, line {number} of {len(whole)}: no decision can be read") from None
+    if decisions and decisions[-1].phase == "walk":
+        group = structure[decisions[-1].group]
+        of_it = sum(d.phase == "walk" and d.group == group.name for d in decisions)
+        torn = of_it % block if of_it < group.size else 0
+        del decisions[len(decisions) - torn :]
     return decisions
 
 
@@ -317,6 +340,8 @@ def _decision(data: dict[str, Any], moments: Moments | None, classes: tuple[str,
             np.where(asked, p, np.nan),
             pi,
         )
+    if not isinstance(data["phase"], str):
+        raise ValueError(f"phase {data['phase']!r}")
     return Decision(
         step=int(data["step"]), phase=str(data["phase"]), group=str(data["group"]), unit=int(data["unit"]),
         removed=bool(data["removed"]), reason=str(data["reason"]),

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from cswap.causal.behind import norms_behind
 from cswap.causal.cut import PlainEngine, _cut_hook, _RowsDoNotMatch
-from cswap.causal.engine import Scores
+from cswap.causal.engine import Engine, Scores
 from cswap.causal.graph import Env, Graph
 from cswap.causal.plan import Consumer, Plan, joined
 from cswap.causal.replay import ReplayEngine
@@ -45,9 +45,12 @@ class Compensation:
         self.held: dict[str, str | None] = {}
         self.refused: dict[str, str] = {}
         self.gone: dict[str, list[int]] = {}  # columns of each layer that no weight reads any more
+        self._solved: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}  # of the latest cut: every batch asks again
+        self._merged: dict[Any, torch.Tensor] = {}
 
     def measure(self, net: nn.Module, group: Group, batches: Iterator[torch.Tensor], example: torch.Tensor) -> None:
         """Moments of what the group's consumers read in `net`, once."""
+        self.changed()
         if not self.held:
             counts, _ = call_counts(net, example)
             norms = norms_behind(net, example)
@@ -96,6 +99,20 @@ class Compensation:
             return f"{columns:,} columns of moments do not fit the memory"
         return None
 
+    def changed(self) -> None:
+        """Inverses are others now."""
+        self._solved.clear()
+        self._merged.clear()
+
+    def _filters(self, key: Any, inverse: Inverse, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Filters (r, D) of the columns, and their constant (r,). key: group, layer and units."""
+        if key not in self._solved:
+            if any(k[2] != key[2] for k in self._solved):
+                self.changed()
+            filters = inverse.filters(columns)
+            self._solved[key] = filters, -filters @ inverse.mean
+        return self._solved[key]
+
     def change(
         self, group: Group, slot: Slot, cut: Sequence[int], module: Any, x: torch.Tensor, at: torch.Tensor, left: IntArray | None
     ) -> torch.Tensor | None:  # fmt: skip
@@ -105,24 +122,37 @@ class Compensation:
         inverse = self.inverses.get((group.name, slot.module))
         if inverse is None:
             return None
-        filters = inverse.filters(columns_for(module, slot, cut))
-        constant = (-filters @ inverse.mean).to(x)
+        key = (group.name, slot.module, tuple(cut))
+        filters, constant = self._filters(key, inverse, columns_for(module, slot, cut))
         kernel = module.weight.shape[2:]
+        taken = module.weight.index_select(1, at.to(x.device)).flatten(1)  # (O, r)
+        whole = len(filters) >= len(taken)  # then the change of the layer's own weights is the smaller matrix
+        if whole:
+            constant = taken.to(filters) @ constant
+            merged = (*key, id(module))
+            if merged not in self._merged:
+                self._merged[merged] = taken.to(filters) @ filters
+            filters = self._merged[merged]
+        constant = constant.to(x)
         shaped = filters.reshape(len(filters), -1, *kernel).to(x)
         if left is not None:
             shaped = shaped.index_select(1, torch.from_numpy(left).to(x.device))
-        taken = module.weight.index_select(1, at.to(x.device)).flatten(1)  # (O, r)
         if isinstance(module, nn.Linear):
             guess: torch.Tensor = F.linear(x, shaped, constant)
-            moved: torch.Tensor = F.linear(guess, taken)
+            moved: torch.Tensor = guess if whole else F.linear(guess, taken)
             return moved
         padded, padding = _padded(module, x)
-        guessed = _CONV[x.dim()](padded, shaped.contiguous(), constant, module.stride, padding, module.dilation)
+        guessed: torch.Tensor = _CONV[x.dim()](
+            padded, shaped.contiguous(), constant, module.stride, padding, module.dilation
+        )
+        if whole:
+            return guessed
         result: torch.Tensor = _CONV[x.dim()](guessed, taken.reshape(*taken.shape, *([1] * len(kernel))).contiguous())
         return result
 
     def apply_(self, nets: Sequence[nn.Module], group: Group, units: Sequence[int]) -> list[Slot]:
         """Make the cut for good in every one of `nets` (original sizes), as compensated; returns the slots that are not."""
+        self.changed()
         plain = []
         for slot in group.consumers:
             inverse = self.inverses.get((group.name, slot.module))
@@ -242,6 +272,13 @@ def _positions(slot: Slot, units: Sequence[int]) -> IntArray:
     return np.concatenate([none, *(slot.by_unit.get(int(n), none) for n in units)])
 
 
+def forget(engine: Engine) -> None:
+    """Let go of the moments of all groups: they are measured again when a group is entered."""
+    if isinstance(engine, CompensatedPlainEngine | CompensatedReplayEngine):
+        engine.compensation.inverses.clear()
+        engine.compensation.changed()
+
+
 class CompensatedReplayEngine(ReplayEngine):
     """The fast engine with compensated cuts; checked group by group against `CompensatedPlainEngine`."""
 
@@ -287,6 +324,7 @@ class CompensatedReplayEngine(ReplayEngine):
             self.removed, self._whole = held[2], None
             self.compensation.inverses |= inverses
             self.compensation.gone = gone
+            self.compensation.changed()
 
     def _handler(
         self, plan: Plan, c: Consumer, cuts: list[tuple[int, ...]], frontiers: list[Env], shares: list[int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -28,14 +29,14 @@ class Evaluation(Protocol):
         """The engine has entered the group."""
 
     def together(self, group: Group) -> int:
-        """How many units are worth evaluating ahead."""
+        """How many pieces are worth evaluating ahead."""
 
     def batch(
-        self, group: Group, units: list[int], removing: bool, base: Callable[[], Scores]
+        self, group: Group, pieces: list[list[int]], removing: bool, base: Callable[[], Scores]
     ) -> list[Callable[[], Scores]]:
-        """One call a unit that gives its scores (M,); nothing runs before the first call.
+        """One call a piece (units cut together, mostly one) that gives its scores (M,); nothing runs before the first call.
 
-        `removing`: each unit is cut together with those before it, which are guessed to go. `base`: gives the scores without a cut.
+        `removing`: each piece is cut with those before it, which are guessed to go. `base`: gives the scores without a cut.
         """
 
 
@@ -54,9 +55,9 @@ class Full:
         return self.engine.units_together(group)
 
     def batch(
-        self, group: Group, units: list[int], removing: bool, base: Callable[[], Scores]
+        self, group: Group, pieces: list[list[int]], removing: bool, base: Callable[[], Scores]
     ) -> list[Callable[[], Scores]]:
-        cuts = [units[: i + 1] if removing else [n] for i, n in enumerate(units)]
+        cuts = list(accumulate(pieces)) if removing else pieces
         found: list[Scores] = []
 
         def give(i: int) -> Scores:
@@ -64,7 +65,7 @@ class Full:
                 found.extend(self.engine.cut(group, cuts))
             return found[i]
 
-        return [lambda i=i: give(i) for i in range(len(units))]  # type: ignore[misc]
+        return [lambda i=i: give(i) for i in range(len(pieces))]  # type: ignore[misc]
 
 
 class FirstCritical:
@@ -96,19 +97,19 @@ class FirstCritical:
         return self.engine.units_together(group, max(b - a for a, b in self.spans))
 
     def batch(
-        self, group: Group, units: list[int], removing: bool, base: Callable[[], Scores]
+        self, group: Group, pieces: list[list[int]], removing: bool, base: Callable[[], Scores]
     ) -> list[Callable[[], Scores]]:
         first: list[Scores] = []
         at_once = max(1, self.together(group))
 
-        def job(n: int, k: int) -> Job:
-            return Job((n,), *self.spans[k])
+        def job(piece: list[int], k: int) -> Job:
+            return Job(tuple(piece), *self.spans[k])
 
         def give(i: int) -> Scores:
             now = base()
             if not first:
-                first.extend(self.engine.run(group, [job(n, int(self.order[n, 0])) for n in units]))
-            order = [int(k) for k in self.order[units[i]]]
+                first.extend(self.engine.run(group, [job(p, int(self.order[p[0], 0])) for p in pieces]))
+            order = [int(k) for k in self.order[pieces[i][0]]]
             scores = Scores.unknown(len(now.sigma), None)
             scores.put(first[i], slice(*self.spans[order[0]]))
             asked = order[:1]
@@ -117,12 +118,12 @@ class FirstCritical:
                 if not rest:
                     break
                 asked = rest[:at_once]
-                found = self.engine.run(group, [job(units[i], k) for k in asked])
+                found = self.engine.run(group, [job(pieces[i], k) for k in asked])
                 for k, part in zip(asked, found, strict=True):
                     scores.put(part, slice(*self.spans[k]))
             return scores
 
-        return [lambda i=i: give(i) for i in range(len(units))]  # type: ignore[misc]
+        return [lambda i=i: give(i) for i in range(len(pieces))]  # type: ignore[misc]
 
     def _needed(self, k: int, scores: Scores, base: Scores) -> bool:
         """Whether class k's own test says that it needs the unit."""

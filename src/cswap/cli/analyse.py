@@ -24,11 +24,11 @@ from cswap.cli.options import (
     ModelFlags,
     Out,
     Quiet,
-    Recover,
     RunFlags,
     TargetOption,
     Trust,
     Weights,
+    WishFlags,
     bytes_of,
     numbers,
     show_or_print,
@@ -46,10 +46,13 @@ def prune(
     out: Out,
     analysis: AnalysisFlags,
     run: RunFlags,
+    after: WishFlags,
     method: Annotated[
-        str, typer.Option("--method", help="cswap, cbp, greedy, obs, taylor, taylor2, deeplift, lrp, magnitude, random")
+        str,
+        typer.Option(
+            "--method", help="cswap, joint, cbp, greedy, obs, taylor, taylor2, deeplift, lrp, magnitude, random"
+        ),
     ] = "cswap",
-    recover: Recover = "none",
     seed: Annotated[int, typer.Option("--seed", help="draws the calibration set")] = 0,
     as_json: JsonFlag = False,
     quiet: Quiet = False,
@@ -57,7 +60,7 @@ def prune(
     """Path, surgery, check, evaluation, artifact: the main job."""
     job = PruneJob(
         source=net.source, data=given.choice, out=out, target=Target.parse(target), method=method, task=analysis.task,
-        options=analysis.options(seed), machine=run.machine, resume=run.resume, force=run.force, recover=recover,
+        options=analysis.options(seed), machine=run.machine, resume=run.resume, force=run.force, wish=after.wish,
         **analysis.groups,
     )  # fmt: skip
     from cswap import pipeline
@@ -83,11 +86,11 @@ def apply(
     folder: ArtifactDir,
     target: TargetOption,
     out: Out,
+    after: WishFlags,
     data: MaybeData = None,
     model: MaybeModel = None,
     model_arg: ModelArgs = None,
     weights: Weights = None,
-    recover: Recover = "none",
     trust: Trust = False,
     force: Force = False,
     device: DeviceOption = "auto",
@@ -101,7 +104,7 @@ def apply(
     with ProgressLine(quiet) as watcher:
         summary = pipeline.apply(
             folder, Target.parse(target), out, source=source_of(model, model_arg, weights), data=data, trust=trust,
-            force=force, machine=Machine(device, bytes_of(memory)), watcher=watcher, recover=recover,
+            force=force, machine=Machine(device, bytes_of(memory)), watcher=watcher, wish=after.wish,
         )  # fmt: skip
     show_or_print(as_json, summary, lambda s: render.summary(s, out))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import sys
 import tempfile
@@ -10,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -26,7 +27,7 @@ app = typer.Typer(
 )  # fmt: skip
 COMMANDS: dict[str, Callable[..., None]] = {
     "prune": analyse.prune, "apply": analyse.apply, "compare": analyse.compare,
-    "eval": look.evaluate, "explain": look.explain, "support": look.support, "demo": look.demo,
+    "eval": look.evaluate, "explain": look.explain, "report": look.report, "export": look.export, "support": look.support, "demo": look.demo,
 }  # fmt: skip
 for name, command in COMMANDS.items():
     app.command(name)(flattened(command))
@@ -82,6 +83,15 @@ def _unexpected(error: Exception) -> int:
     return 1
 
 
+def _came(error: Any, arguments: list[str] | None) -> str:
+    """What was typed for the option that a usage error is about."""
+    typed = sys.argv[1:] if arguments is None else arguments
+    names = getattr(getattr(error, "param", None), "opts", [])
+    values = [b for a, b in itertools.pairwise(typed) if a in names]
+    values += [a.partition("=")[2] for a in typed if a.partition("=")[0] in names and "=" in a]
+    return f", got {values[-1]!r}" if values else ""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
     try:
@@ -98,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except Exception as error:  # noqa: BLE001 — the last line of defence: never a traceback
         if hasattr(error, "format_message"):  # a usage error of the option parser
-            say_error(f"{error.format_message()} (cswap --help)")
+            say_error(f"{error.format_message()}{_came(error, arguments)} (cswap --help)")
             return 2
         if type(error).__name__ == "Abort":
             say_error("interrupted")

@@ -1,4 +1,4 @@
-"""The commands that look at networks and artifacts: eval, explain, support, demo."""
+"""The commands that look at networks and artifacts: eval, explain, report, export, support, demo."""
 
 from __future__ import annotations
 
@@ -61,8 +61,43 @@ def explain(
     from cswap.artifacts.folder import open_artifact
     from cswap.report.explain import explanation
 
-    data = explanation(open_artifact(folder).path, group, unit, class_)
+    artifact = open_artifact(folder)
+    data = explanation(artifact.path, group, unit, class_, int(artifact.manifest["steps"]))
     show_or_print(as_json, data, lambda d: render.explanation(d, most))
+
+
+def report(
+    folder: ArtifactDir,
+    out: Annotated[Path | None, typer.Option("--out", help="the file to write (report.html in the artifact)")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """One self-contained report.html from an artifact: opens offline."""
+    from cswap.report.page import write_report
+
+    file = write_report(folder, out)
+    show_or_print(as_json, {"report": str(file)}, lambda d: print(d["report"]))
+
+
+def export(
+    folder: ArtifactDir,
+    format: Annotated[str, typer.Option("--format", help="onnx or pt2")],
+    out: Annotated[Path | None, typer.Option("--out", help="the file to write (model.FORMAT in the artifact)")] = None,
+    data: MaybeData = None,
+    model: MaybeModel = None,
+    model_arg: ModelArgs = None,
+    samples: Annotated[int, typer.Option("--samples", help="held-out inputs to check it on")] = 64,
+    trust: Trust = False,
+    force: Force = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """ONNX or torch.export's .pt2, compared with the PyTorch module on real inputs before it is written."""
+    from cswap import pipeline
+
+    told = pipeline.export(
+        folder, format, out, source=source_of(model, model_arg, None), data=data, trust=trust, force=force,
+        samples=samples,
+    )  # fmt: skip
+    show_or_print(as_json, told, render.exported)
 
 
 def support(

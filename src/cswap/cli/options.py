@@ -16,7 +16,7 @@ import typer
 from cswap.data.models import ModelSpec, parse_arguments
 from cswap.errors import InputError
 from cswap.methods.options import Options
-from cswap.pipeline import DataChoice, Machine, Source
+from cswap.pipeline import DataChoice, Machine, Source, Wish
 from cswap.tasks import TASKS
 
 ModelOption = Annotated[
@@ -43,7 +43,7 @@ MaybeData = Annotated[str | None, typer.Option("--data", help="other data than t
 Out = Annotated[Path, typer.Option("--out", help="the artifact folder to write")]
 ArtifactDir = Annotated[Path, typer.Argument(help="an artifact folder")]
 TargetOption = Annotated[
-    str, typer.Option("--target", help="fraction REMOVED: params=F, macs=F, units=F; or noncritical")
+    str, typer.Option("--target", help="fraction REMOVED: params=F, macs=F, units=F, latency=F; or noncritical")
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="stdout is JSON and nothing else")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
@@ -140,7 +140,11 @@ class AnalysisFlags:
     min_effect: Annotated[float, _flag("smaller significant differences do not count", "--min-effect")] = 0.0
     xi_floor: Annotated[float, _flag("least denominator of xi", "--xi-floor")] = 1e-3
     effects: Annotated[
-        str, _flag("full: all classes tested and stored; verdict: until one class needs the unit (faster)", "--effects")
+        str,
+        _flag(
+            "full: all classes tested and stored; verdict: until one class needs the unit (faster); sequential: in stages of samples",
+            "--effects",
+        ),
     ] = "full"
     amp: Annotated[
         bool, _flag("replay in bfloat16 where it is automatic: faster, and verdicts may differ", "--amp")
@@ -148,21 +152,22 @@ class AnalysisFlags:
     reference: Annotated[str, _flag("current or original (refuse removals that add up to a loss)", "--reference")] = (
         "current"
     )
-    granularity: Annotated[str, _flag("unit", "--granularity")] = "unit"
+    granularity: Annotated[
+        str, _flag("cswap: unit, or block:N (N units are tested, and go, together)", "--granularity")
+    ] = "unit"
     order: Annotated[str, _flag("units within a group: index, reverse, random", "--order")] = "index"
     buffer_order: Annotated[str, _flag("signed or abs", "--buffer-order")] = "signed"
     cut: Cut = "plain"
     scope: Scope = "layer"
     per: Per = "unit"
     norm: Annotated[str, _flag("magnitude: l1 or l2", "--norm")] = "l1"
+    swaps: Annotated[bool, _flag("obs: local swaps after each eighth of a group", "--swaps")] = False
     max_drop: Annotated[float | None, _flag("stop when calibration quality fell by more", "--max-drop")] = None
     only: Only = None
     exclude: Exclude = None
 
     def options(self, seed: int) -> Options:
         """The method's options. Raises InputError."""
-        if self.granularity != "unit":
-            raise InputError(f"granularity: this version has 'unit' only, got {self.granularity!r}")
         names = {f.name for f in dataclasses.fields(Options)} & {f.name for f in dataclasses.fields(self)}
         return Options(seed=seed, **{name: getattr(self, name) for name in names})
 
@@ -191,6 +196,27 @@ class RunFlags:
     def machine(self) -> Machine:
         """The same for the pipeline. Raises InputError."""
         return Machine(self.device, bytes_of(self.memory))
+
+
+@dataclass(frozen=True)
+class WishFlags:
+    """What is done with a path."""
+
+    recover: Recover = "none"
+    round_to: Annotated[int, _flag("widths that are a multiple of this (8 pays on most machines)", "--round-to")] = 1
+    latency_batch: Annotated[int, _flag("batch at which --target latency=F is measured", "--latency-batch")] = 1
+    certify: Annotated[
+        str | None,
+        _flag("data, never trained on, that bounds what each class lost; its test (or val) split is used", "--certify"),
+    ] = None
+    margin: Annotated[float, _flag("--certify: the loss of mean score that is asked about", "--margin")] = 0.02
+    bound: Annotated[str, _flag("--certify: betting, bernstein, or t (approximate)", "--bound")] = "betting"
+
+    @property
+    def wish(self) -> Wish:
+        """The same for the pipeline. Raises InputError."""
+        certify = None if self.certify is None else resolved(self.certify)
+        return Wish(self.recover, self.round_to, self.latency_batch, certify, self.margin, self.bound)
 
 
 def flattened(command: Callable[..., None]) -> Callable[..., None]:

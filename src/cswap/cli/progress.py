@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from cswap.causal.stats import EffectStats
 from cswap.pipeline import Watcher
 from cswap.structure.groups import Structure
-from cswap.types import TESTS, Cliff, Decision, Target
+from cswap.types import RATIO_KINDS, TESTS, Cliff, Decision, Target
 
 _EVERY = 15.0  # seconds between plain lines
 _PHASES = {
@@ -90,13 +90,13 @@ class ProgressLine(Watcher):
 
     def _state(self, d: Decision) -> str:
         seen = ", ".join(f"{n} {name}" for name, n in self.counts.items() if n)
-        kind = self.target.kind if self.target is not None and self.target.value is not None else "params"
+        kind = self.target.kind if self.target is not None and self.target.kind in RATIO_KINDS else "params"
         return f"{d.phase} {d.group}: {self.done} decisions ({seen or 'ranking'}), {kind} {d.ratio.as_dict()[kind]:.4f} removed"
 
     def _share(self, d: Decision) -> float:
         """How far along: by the ratio reached where there is a target, else by the units judged."""
         walked = min(1.0, self.done / max(1, self.total))
-        if self.target is None or not self.target.value:
+        if self.target is None or not self.target.value or self.target.kind not in RATIO_KINDS:
             return walked
         return min(1.0, d.ratio.as_dict()[self.target.kind] / self.target.value)
 

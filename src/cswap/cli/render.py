@@ -86,6 +86,16 @@ def summary(data: dict[str, Any], out: Path) -> None:
         console.print(f"recovery {escape(w['how'])}: {escape(told)}, {w['seconds']:.1f} s")
         for note in w["notes"]:
             console.print(f"  {escape(note)}")
+    if data.get("aim"):
+        last = min(
+            (m for m in data["aim"]["measured"] if m["units"] <= r["units"] + 1e-9),
+            key=lambda m: r["units"] - m["units"],
+        )
+        console.print(
+            f"latency at batch {data['aim']['batch']}: {last['latency']:.4f} removed, measured on this machine"
+        )
+    if data.get("certificate"):
+        console.print(f"certificate: {escape(data['certificate']['claim'])}")
     console.print(f"masked and pruned networks differ by at most {data['max_abs_difference']:.3g}")
     console.print("seconds: " + ", ".join(f"{k} {s:.1f}" for k, s in data["seconds"].items()))
     console.print(f"artifact: {escape(str(out))}")
@@ -136,9 +146,12 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
         return
     s = units[0]
     fate = "removed" if s["removed"] else "kept"
+    later = (
+        "" if s["removed_later"] is None else f"; this network ends before step {s['removed_later']}, which removes it"
+    )
     xi = "" if s["xi"] is None else f", xi {s['xi']:+.5f}"
     console.print(
-        f"unit {s['unit']} of {escape(s['group'])}: {s['verdict'] or data['method']}{xi}; {fate} at step {s['step']} ({escape(s['reason'])})"
+        f"unit {s['unit']} of {escape(s['group'])}: {s['verdict'] or data['method']}{xi}; {fate} at step {s['step']} ({escape(s['reason'])}){later}"
     )
     table = _table(
         "effect of cutting it, by class",
@@ -159,6 +172,14 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
         )
     if s["effects"]:
         console.print(table)
+
+
+def exported(data: dict[str, Any]) -> None:
+    """What `export` ends with."""
+    _console().print(
+        f"{escape(data['file'])}: {data['bytes'] / 1e6:.2f} MB, any batch size; on {data['samples']} held-out samples its outputs differ from "
+        f"the PyTorch module's by at most {data['max_abs_difference']:.2g} (allowed {data['allowed']:.2g})"
+    )
 
 
 def support(data: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from cswap.data.text import trimmed
-from cswap.data.truth import Truth, collated, members_of, part, stacked, target_at
+from cswap.data.truth import Truth, collated, inputs_of, members_of, part, sample_of, stacked, target_at
 from cswap.errors import CswapWarning, DataError
 from cswap.types import BoolArray, IntArray
 
@@ -29,8 +29,18 @@ def labels_of(dataset: Dataset[Any]) -> IntArray:
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(dataset, attribute, None)
         if values is not None and len(values) == len(dataset):  # type: ignore[arg-type]
-            return np.asarray(values, dtype=np.int64)
-    return np.asarray([int(dataset[i][1]) for i in range(len(dataset))], dtype=np.int64)  # type: ignore[arg-type]
+            return _whole_numbers(values)
+    return _whole_numbers([sample_of(dataset, i)[1] for i in range(len(dataset))])  # type: ignore[arg-type]
+
+
+def _whole_numbers(values: Any) -> IntArray:
+    try:
+        found = np.asarray([float(v) for v in values])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"labels: expected one class number a sample ({str(error)[:100]})") from None
+    if (found != np.floor(found)).any():
+        raise DataError(f"labels: expected class numbers, got {found[found != np.floor(found)][0]:g}")
+    return found.astype(np.int64)
 
 
 def classes_held(dataset: Dataset[Any]) -> int:
@@ -91,7 +101,7 @@ class CalibrationSet:
         return np.asarray(counted, dtype=np.int64)
 
     def _load(self, start: int, stop: int) -> torch.Tensor:
-        return stacked(self._samples(start, stop, lambda i: torch.as_tensor(self.dataset[i][0])))
+        return stacked(self._samples(start, stop, lambda i: inputs_of(self.dataset, i)))
 
     def _samples(self, start: int, stop: int, read: Callable[[int], Any]) -> list[Any]:
         """What is read of each sample, the same for its index every time, also where a transform draws at random."""

@@ -79,7 +79,7 @@ class ModelSpec:
                 model = factory(**self.arguments)
             except ModelError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise ModelError(
                     f"model {self.text!r}: its factory raised {type(error).__name__}: {one_line(error)}"
                 ) from error
@@ -156,7 +156,7 @@ def module_from_file(path: Path) -> Any:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{path} raised {type(error).__name__} while it was read: {one_line(error)}") from error
     return module
 
@@ -229,10 +229,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
                 f"{len(wrong)} of another shape (first {n}: expected {tuple(own[n].shape)}, got {tuple(state[n].shape)})"
             )
         raise ModelError(f"weights {path} are of another model: {', '.join(what)}")
+    other = next((n for n in own if n in state and _kind(own[n]) != _kind(state[n])), None)
+    if other is not None:
+        raise ModelError(f"weights {path}: {other}: expected {own[other].dtype} or alike, got {state[other].dtype}")
     bad = next((n for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
     if bad is not None:
         raise ModelError(f"weights {path}: {bad} holds NaN or Inf")
     put_tensors(model, state)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return (
+        "complex" if tensor.is_complex() else "float" if tensor.is_floating_point() else str(tensor.dtype == torch.bool)
+    )
 
 
 def put_tensors(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

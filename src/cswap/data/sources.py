@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from cswap.data.calibration import class_names, classes_held, labels_of
 from cswap.data.masks import is_masks, open_masks
 from cswap.data.models import ModelSpec, module_from_file, module_named, one_line
 from cswap.data.text import is_text, open_text
-from cswap.data.truth import first_target, is_dense, members_of, relabelled, stacked, target_at
+from cswap.data.truth import first_target, inputs_of, is_dense, members_of, relabelled, sample_of, stacked, target_at
 from cswap.errors import DataError, ModelError
 
 EXPECTED = (
@@ -102,6 +103,8 @@ def _numbers(what: str, text: str | None) -> tuple[float, ...] | None:
         values = tuple(float(v) for v in text.split(","))
     except ValueError:
         raise DataError(f"{what}: expected numbers separated by commas, got {text!r}") from None
+    if not all(math.isfinite(v) for v in values):
+        raise DataError(f"{what}: expected finite numbers, got {text!r}")
     if len(values) not in (1, 3) or (what == "std" and min(values) <= 0):
         raise DataError(f"{what}: expected one or three numbers{' above 0' if what == 'std' else ''}, got {text!r}")
     return values
@@ -114,6 +117,8 @@ class DataPair:
     train: Dataset[Any]
     evaluation: Dataset[Any]
     classes: tuple[str, ...]
+    outputs: tuple[int, ...] | None = None
+    """The model's output of each class, where it has others that the data has no class for."""
 
 
 def _read_image(path: str) -> Any:
@@ -139,6 +144,10 @@ def open_data(
     labels: Path | None = None, tokenizer: Path | None = None, max_length: int | None = None, ignore_index: int | None = None,
 ) -> DataPair:  # fmt: skip
     """Open a data spec; `form` is for images, `tokenizer` and `max_length` for text, `ignore_index` for masks. Raises DataError."""
+    if (tokenizer is not None or max_length is not None) and not (
+        Path(text).is_dir() and is_text(Path(text), calibration_split or "train")
+    ):
+        raise DataError(f"tokenizer and max-length go with text data (train.tsv); {text!r} is none")
     if text.startswith("hf:"):
         raise DataError(f"data {text!r}: Hugging Face datasets are not supported in this version; {EXPECTED}")
     if text.startswith("torchvision:"):
@@ -155,12 +164,17 @@ def open_data(
         train, evaluation = open_boxes(Path(text), form, calibration_split, eval_split)
     else:
         train, evaluation = _folders(Path(text), form, calibration_split, eval_split)
+    for split, part in (("calibration", train), ("evaluation", evaluation)):
+        if not len(part):
+            raise DataError(f"data {text!r}: the {split} data is empty")
     known = getattr(train, "classes", None)
     classes = class_names(train, classes_held(train))
     other = class_names(evaluation, len(classes))
     counted = len(getattr(evaluation, "classes", classes))
     if known is not None and (counted != len(classes) or other != classes):
-        raise DataError(f"data {text!r}: the two splits hold different classes")
+        raise DataError(
+            f"data {text!r}: the two splits hold different classes, {_few(classes)} and {_few(getattr(evaluation, 'classes', other))}"
+        )
     shared = all(members_of(d, len(classes)) is not None for d in (train, evaluation))
     if not shared and int(labels_of(evaluation).max(initial=0)) >= len(classes):
         raise DataError(
@@ -168,12 +182,18 @@ def open_data(
         )
     if labels is not None:
         order = _label_order(labels, classes)
-        names = [""] * (max(order.values()) + 1)
-        for name, k in order.items():
-            names[k] = name
-        moved = [order[c] for c in classes]
-        return DataPair(_Relabelled(train, moved, names), _Relabelled(evaluation, moved, names), tuple(names))
+        names = sorted(classes, key=lambda c: order[c])
+        outputs = tuple(order[c] for c in names)
+        moved = [names.index(c) for c in classes]
+        return DataPair(
+            _Relabelled(train, moved, names), _Relabelled(evaluation, moved, names), tuple(names),
+            None if outputs == tuple(range(len(outputs))) else outputs,
+        )  # fmt: skip
     return DataPair(train, evaluation, classes)
+
+
+def _few(names: Any, most: int = 6) -> str:
+    return f"{len(names)} ({', '.join(str(n) for n in names[:most])}{', …' if len(names) > most else ''})"
 
 
 def _folders(root: Path, form: ImageFormat, calibration: str | None, evaluation: str | None) -> tuple[Any, Any]:
@@ -292,10 +312,10 @@ def limited(dataset: Dataset[Any], most: int | None, seed: int = 0) -> Dataset[A
 def in_memory(dataset: Dataset[Any], most: int = 1 << 30) -> Dataset[Any]:
     """The dataset with its inputs as one tensor, decoded once, where that takes at most `most` bytes; else as it is."""
     size = len(dataset)  # type: ignore[arg-type]
-    first = torch.as_tensor(dataset[0][0])
+    first = inputs_of(dataset, 0)
     if first.numel() * first.element_size() * size > most:
         return dataset
-    samples = [dataset[i] for i in range(size)]
+    samples = [sample_of(dataset, i) for i in range(size)]
     inputs = stacked([s[0] for s in samples])
     if is_dense(samples[0][1]):
         return _Held(inputs, [s[1] for s in samples])

@@ -103,9 +103,22 @@ def _encoder(where: Path | None, max_length: int) -> Any:
     return encode
 
 
+def is_tokens(inputs: torch.Tensor) -> bool:
+    """Whether it is a batch of token tensors (N, 2, L): token numbers and mask."""
+    shaped = inputs.dim() == 3 and inputs.shape[1] == 2 and inputs.dtype == torch.int64
+    return shaped and bool((inputs[:, 1] <= 1).all())
+
+
 def trimmed(inputs: torch.Tensor) -> torch.Tensor:
     """Token tensors (N, 2, L) without the columns at the end that pad every one of them; anything else as it is."""
-    if inputs.dim() != 3 or inputs.shape[1] != 2 or inputs.dtype != torch.int64 or not bool((inputs[:, 1] <= 1).all()):
+    if not is_tokens(inputs):
         return inputs
     used = inputs[:, 1].any(0).nonzero()
     return inputs[..., : int(used.max()) + 1].contiguous() if len(used) else inputs
+
+
+def unpadded(values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """What a layer has at every token (N, L, D), as rows (tokens, D) without the padding; anything else as it is."""
+    if values.dim() != 3 or not is_tokens(inputs) or values.shape[:2] != (inputs.shape[0], inputs.shape[2]):
+        return values
+    return values[inputs[:, 1].bool()]

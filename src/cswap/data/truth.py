@@ -75,6 +75,32 @@ def joined(parts: Sequence[Truth]) -> Truth:
     return [t for p in parts for t in p]
 
 
+def sample_of(dataset: Any, index: int) -> Any:
+    """One sample, (inputs, label, …). Raises DataError that names it."""
+    try:
+        sample = dataset[index]
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"sample {index} of the data cannot be read ({type(error).__name__}: {str(error)[:120]})"
+        ) from error
+    if not isinstance(sample, tuple | list) or len(sample) < 2:
+        raise DataError(f"sample {index} of the data: expected (inputs, label), got {type(sample).__name__}")
+    return sample
+
+
+def inputs_of(dataset: Any, index: int) -> torch.Tensor:
+    """The inputs of one sample as a tensor. Raises DataError."""
+    given = sample_of(dataset, index)[0]
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(
+            f"sample {index} of the data: expected inputs as a tensor, got {type(given).__name__}"
+        ) from None
+
+
 def first_target(dataset: Dataset[Any]) -> Any:
     """The target of the first sample, without its input where the dataset can."""
     return target_at(dataset, 0)
@@ -85,7 +111,7 @@ def target_at(dataset: Any, index: int) -> Any:
     if isinstance(dataset, Subset):
         return target_at(dataset.dataset, int(dataset.indices[index]))
     own = getattr(dataset, "target", None)
-    return own(index) if callable(own) else dataset[index][1]
+    return own(index) if callable(own) else sample_of(dataset, index)[1]
 
 
 def members_of(dataset: Dataset[Any], classes: int | None = None) -> BoolArray | None:

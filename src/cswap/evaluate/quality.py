@@ -14,7 +14,8 @@ from cswap.data.truth import Truth, collated, moved, stacked
 from cswap.tasks.base import Task
 
 
-def _batches(dataset: Dataset[Any], size: int) -> Iterator[tuple[torch.Tensor, Truth]]:
+def batches(dataset: Dataset[Any], size: int) -> Iterator[tuple[torch.Tensor, Truth]]:
+    """Inputs (N, …) and targets, in order."""
     n = len(dataset)  # type: ignore[arg-type]
     for start in range(0, n, size):
         items = [dataset[i] for i in range(start, min(start + size, n))]
@@ -43,7 +44,7 @@ def measure_quality(
     try:
         for model in models.values():
             model.eval().to(device)
-        for inputs, targets in _batches(dataset, batch):
+        for inputs, targets in batches(dataset, batch):
             if inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             for name, model in models.items():

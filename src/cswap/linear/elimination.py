@@ -7,14 +7,14 @@ import torch
 DAMPING = 1e-3  # of the mean diagonal: what the moments of a few hundred samples cannot tell from zero
 
 
-def _inverted(moments: torch.Tensor, damping: float, scale: float) -> torch.Tensor:
-    """Of the damped moments; with ten times the damping where rounding has left them without an inverse."""
+def _inverted(moments: torch.Tensor, damping: float, scale: float) -> tuple[torch.Tensor, float]:
+    """Of the damped moments, and what was added to their diagonal; ten times the damping where rounding has left none."""
     system = moments.clone()
     system.diagonal().add_(damping * scale)
     factor, failed = torch.linalg.cholesky_ex(system)
     if int(failed):
         return _inverted(moments, 10 * damping, scale)
-    return torch.cholesky_inverse(factor)
+    return torch.cholesky_inverse(factor), damping * scale
 
 
 class Inverse:
@@ -27,8 +27,9 @@ class Inverse:
 
     def __init__(self, moments: torch.Tensor, mean: torch.Tensor, damping: float = DAMPING) -> None:
         scale = float(moments.diagonal().mean())
-        self.inverse = _inverted(moments, damping, scale if scale > 0 else 1.0)
+        self.inverse, self.added = _inverted(moments, damping, scale if scale > 0 else 1.0)
         self.mean = mean
+        self.gone = torch.zeros(len(moments), dtype=torch.bool)
 
     def filters(self, columns: torch.Tensor) -> torch.Tensor:
         """(r, D): rows f with f·(x − mean) = x̂_p − x_p, for each of the r columns p that would go."""
@@ -57,3 +58,39 @@ class Inverse:
         self.inverse[columns] = 0.0
         self.inverse[:, columns] = 0.0
         self.inverse[columns, columns] = 1.0
+        self.gone[columns] = True
+
+    def gains(
+        self, blocks: torch.Tensor, moments: torch.Tensor, weights: torch.Tensor, original: torch.Tensor, importance: torch.Tensor
+    ) -> torch.Tensor:  # fmt: skip
+        """What putting back each block that was taken saves of the weighted squared error a row, (B,): the opposite of `costs`.
+
+        blocks: (B, k) columns that are gone; moments: (D, D) damped, of all columns; weights, original: (D, O), as updated and
+        as they were at first. By the Schur complement S of a block in the moments of what is kept with it:
+        rᵀ S⁻¹ r with r = H_p (W₀ − W).
+        """
+        count, size = blocks.shape
+        columns = blocks.flatten()
+        across = moments[:, columns].clone()
+        across[self.gone] = 0.0  # what is gone, the blocks too, is no part of what is kept
+        through = (self.inverse @ across).view(len(across), count, size)
+        own = moments[blocks.unsqueeze(2), blocks.unsqueeze(1)]
+        schur = own - torch.einsum("dbi,dbj->bij", across.view(len(across), count, size), through)
+        residual = (moments[columns] @ (original - weights)).view(count, size, -1) * importance.clamp_min(0).sqrt()
+        found: torch.Tensor = (residual * torch.linalg.solve(schur, residual)).sum((1, 2))
+        return found
+
+    def give(self, columns: torch.Tensor, moments: torch.Tensor, weights: torch.Tensor, original: torch.Tensor) -> None:
+        """Put columns back that were taken; `weights` (D, O) are updated in place. The opposite of `take`."""
+        across = moments[:, columns].clone()
+        across[self.gone] = 0.0
+        through = self.inverse @ across
+        schur = torch.linalg.inv(moments[columns][:, columns] - across.T @ through)
+        step = schur @ (moments[columns] @ (original - weights))
+        weights -= through @ step
+        weights[columns] = step
+        self.inverse.addmm_(through @ schur, through.T)
+        self.inverse[:, columns] = -through @ schur
+        self.inverse[columns] = self.inverse[:, columns].T
+        self.inverse[columns.unsqueeze(1), columns] = schur
+        self.gone[columns] = False

@@ -33,6 +33,7 @@ from cswap.methods.relevance import (
     Logits,
     MaxPool,
     Operations,
+    columns_of,
     mean_scores,
     name_of,
 )
@@ -133,7 +134,7 @@ def attributions(engine: PlainEngine, units: Structure) -> Iterator[tuple[dict[s
     explainer = explainer_class(net, eps=_TINY)
     for _, inputs, targets in batches(engine, np.arange(len(engine.calibration)), passes=4):
         assert isinstance(targets, torch.Tensor)  # a class a sample: `Operations` has seen to it
-        n = len(targets)
+        n, targets = len(targets), columns_of(engine.task, targets)
         with warnings.catch_warnings(), read_inputs(net.body, operations.readers(units.groups)) as seen:
             warnings.simplefilter("ignore")  # captum tells of its hooks every time
             at_input = explainer.attribute(inputs.requires_grad_(), target=targets)

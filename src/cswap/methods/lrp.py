@@ -38,6 +38,7 @@ from cswap.methods.relevance import (  # fmt: skip
     MaxPool,
     Mean,
     Operations,
+    columns_of,
     mean_scores,
     name_of,
 )
@@ -175,7 +176,7 @@ def relevances(engine: PlainEngine, units: Structure) -> Iterator[dict[str, Floa
             read_inputs(net.body, operations.readers(units.groups)) as seen,
             composite.context(net),
         ):
-            chosen = net(inputs.requires_grad_()).gather(1, targets.view(-1, 1))
+            chosen = net(inputs.requires_grad_()).gather(1, columns_of(engine.task, targets).view(-1, 1))
             torch.autograd.grad(chosen, inputs, chosen.detach())
         reads = [(operations.layer_of[r.name], r.grad) for r in seen if r.grad is not None]
         yield unit_sums(engine.net, units.groups, reads, len(targets))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import glob
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,12 @@ from cswap.methods.ranking import ranking_path
 from cswap.methods.registry import register
 from cswap.recovery.walk import Chunks, Walk
 from cswap.structure.calls import call_counts
-from cswap.structure.groups import Group, Slot, Structure
+from cswap.structure.groups import Slot, Structure
 from cswap.structure.surgery import prepared_copy
 from cswap.tasks.base import Task, smooth
 from cswap.types import FloatArray
 
+_SWAPS = 8  # times that a group's elimination looks for local swaps
 _ROUNDS = 96  # of a group's elimination: a round takes the cheapest units out together
 
 
@@ -39,7 +41,7 @@ def obs(
     """Smallest expected squared change of σ after compensation first, per layer or global; the update itself is what
     `--recover lstsq` makes of the pruned network.
     """
-    scores = obs_scores(model, units, calibration, task, device=device, memory=memory)
+    scores = obs_scores(model, units, calibration, task, swaps=options.swaps, device=device, memory=memory)
     unknown = [g.name for g in units if g.name not in scores]
     if len(unknown) == len(units):
         raise InputError("obs: what reads these units is no plain layer, so nothing can be compensated in closed form")
@@ -52,14 +54,15 @@ def obs(
 
 
 def obs_scores(
-    model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, *, device: str = "cpu", memory: int = 4 << 30
+    model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, *, swaps: bool = False, device: str = "cpu",
+    memory: int = 4 << 30,
 ) -> dict[str, FloatArray]:  # fmt: skip
     """By group (size,): what a unit's removal adds to E[(Δσ)²], at the moment when it is the cheapest that is left.
 
     Within a group units are eliminated one after the other: the cost of one is Σ over consumers and their outputs o of
     v_o · [W_pᵀ (H⁻¹_pp)⁻¹ W_p]_oo, H the damped second moments of the consumer's inputs on the original network, p the
     columns that read the unit, and v_o = Σ over places of E[(∂σ/∂y_o)²]; W and H⁻¹ are updated after each round. A score is
-    never below one before it, so that the ranking keeps the order. Source: ours, from Hassibi and Stork (1993) and Kurtic et
+    never below one before it, so that the ranking keeps the order. `swaps`: after each eighth of the group, see `_swapped`. Source: ours, from Hassibi and Stork (1993) and Kurtic et
     al. (2022, arXiv 2203.07259). Groups with a reader that is no plain layer called once, or whose moments do not fit the
     memory, are not among them.
     """
@@ -72,15 +75,17 @@ def obs_scores(
     for place, name in enumerate(called):
         module: Any = walk.net.get_submodule(name)
         reading = [(g, s) for g in units for s in g.consumers if s.module == name]
-        inverse = _inverse(walk, name, module, memory)
+        found_here = _inverse(walk, name, module, memory)
         for group, slot in reading:
-            if inverse is not None:
+            if found_here is not None:
+                inverse, moments = found_here
                 own = copy.deepcopy(inverse) if len(reading) > 1 else inverse  # groups are eliminated each on its own
-                readers[group.name].append(_Reader.of(module, slot, own, importance[name]))
+                kept = moments if swaps else None
+                readers[group.name].append(_Reader.of(module, slot, own, importance[name], kept))
             if not any(s.module in called[place + 1 :] for s in group.consumers):  # its last: the moments may go
                 found = readers.pop(group.name)
                 if len(found) == len(group.consumers):
-                    scores[group.name] = _eliminated(group, found)
+                    scores[group.name] = _eliminated(group.size, found)
     return scores
 
 
@@ -125,8 +130,10 @@ def output_importance(
     return {n: v for n, v in found.items() if calls[n] == 1}
 
 
-def _inverse(walk: Walk, name: str, module: Any, memory: int) -> Inverse | None:
-    """Of the layer's inputs on the original network; None where it is no plain matrix, or does not fit the memory."""
+def _inverse(walk: Walk, name: str, module: Any, memory: int) -> tuple[Inverse, torch.Tensor] | None:
+    """Of the layer's inputs on the original network, with their damped moments; None where it is no plain matrix, or does
+    not fit the memory.
+    """
     columns = columns_of(module) if refusal(module) is None else 0
     if not columns or groups_of(module) > 1 or 4 * 8 * columns**2 > memory:
         return None
@@ -134,7 +141,10 @@ def _inverse(walk: Walk, name: str, module: Any, memory: int) -> Inverse | None:
     for x in walk.inputs(name):
         for rows in input_rows(module, x):
             moments.add_rows(rows, rows.new_zeros((len(rows), 1, 0)))
-    return Inverse(moments.centred()[0][0] / moments.rows, moments.mean()[0])
+    second = moments.centred()[0][0] / moments.rows
+    inverse = Inverse(second, moments.mean()[0])
+    second.diagonal().add_(inverse.added)
+    return inverse, second
 
 
 @dataclass(eq=False)
@@ -145,35 +155,55 @@ class _Reader:
     inverse: Inverse
     weights: torch.Tensor
     importance: torch.Tensor
+    moments: torch.Tensor | None
+    original: torch.Tensor
 
     @classmethod
-    def of(cls, module: Any, slot: Slot, inverse: Inverse, importance: torch.Tensor) -> _Reader:
+    def of(
+        cls, module: Any, slot: Slot, inverse: Inverse, importance: torch.Tensor, moments: torch.Tensor | None
+    ) -> _Reader:
         """Columns are channel-major: a channel's kernel places lie side by side."""
         places = module.weight[0, 0].numel()
         own = torch.arange(places)
         blocks = {n: (torch.from_numpy(p).unsqueeze(1) * places + own).flatten() for n, p in slot.by_unit.items()}
-        return cls(blocks, inverse, matrix_of(module)[0].cpu().clone(), importance)
+        original = matrix_of(module)[0].cpu()
+        return cls(blocks, inverse, original.clone(), importance, moments, original)
 
-    def costs(self, left: list[int]) -> FloatArray:
-        """(units,) float64; 0 where the layer does not read a unit."""
-        found = np.zeros(len(left))
-        widths = {len(self.blocks[n]) for n in left if n in self.blocks}
-        for width in widths:  # units that own equally many columns together
-            same = [i for i, n in enumerate(left) if n in self.blocks and len(self.blocks[n]) == width]
-            blocks = torch.stack([self.blocks[left[i]] for i in same])
-            found[same] = self.inverse.costs(blocks, self.weights, self.importance).numpy()
+    def _by_width(self, units: Sequence[int], measure: Callable[[torch.Tensor], torch.Tensor]) -> FloatArray:
+        """(units,) float64, units that own equally many columns together; 0 where the layer does not read a unit."""
+        found = np.zeros(len(units))
+        for width in {len(self.blocks[n]) for n in units if n in self.blocks}:
+            same = [i for i, n in enumerate(units) if n in self.blocks and len(self.blocks[n]) == width]
+            found[same] = measure(torch.stack([self.blocks[units[i]] for i in same])).numpy()
         return found
 
-    def take(self, gone: list[int]) -> None:
+    def costs(self, left: Sequence[int]) -> FloatArray:
+        """What each unit's removal would add, (units,)."""
+        return self._by_width(left, lambda b: self.inverse.costs(b, self.weights, self.importance))
+
+    def gains(self, gone: Sequence[int]) -> FloatArray:
+        """What each unit's return would save, (units,)."""
+        if self.moments is None:
+            raise ValueError("gains: expected a reader that kept its moments, got one without")
+        moments = self.moments
+        return self._by_width(
+            gone, lambda b: self.inverse.gains(b, moments, self.weights, self.original, self.importance)
+        )
+
+    def give(self, unit: int) -> None:
+        if unit in self.blocks and self.moments is not None:
+            self.inverse.give(self.blocks[unit], self.moments, self.weights, self.original)
+
+    def take(self, gone: Sequence[int]) -> None:
         columns = [self.blocks[n] for n in gone if n in self.blocks]
         if columns:
             self.inverse.take(torch.cat(columns), self.weights)
 
 
-def _eliminated(group: Group, readers: list[_Reader]) -> FloatArray:
+def _eliminated(size: int, readers: list[_Reader]) -> FloatArray:
     """Scores (size,) of one group; see `obs_scores`."""
-    scores, left, floor = np.zeros(group.size), list(range(group.size)), 0.0
-    step = max(1, group.size // _ROUNDS)
+    scores, left, floor = np.zeros(size), list(range(size)), 0.0
+    step, lately, swaps = max(1, size // _ROUNDS), [], all(r.moments is not None for r in readers)
     while left:
         costs = _costs(readers, left)
         order = np.argsort(costs, kind="stable")
@@ -189,7 +219,33 @@ def _eliminated(group: Group, readers: list[_Reader]) -> FloatArray:
             for r in readers:
                 r.take([n])
         left = [n for n in left if n not in gone]
+        lately += sorted(gone, key=lambda n: scores[n])
+        if swaps and len(left) > 1 and len(lately) >= max(4, size / _SWAPS):
+            _swapped(readers, lately, left, scores)
+            lately = []
     return scores
+
+
+def _swapped(readers: list[_Reader], gone: list[int], left: list[int], scores: FloatArray) -> None:
+    """Local swaps: the unit of `gone` whose return saves most comes back and the cheapest of `left` goes in its stead, as long
+    as the joint error falls; lists and scores are changed in place.
+    """
+    for _ in range(len(gone)):
+        gains = sum((r.gains(gone) for r in readers), np.zeros(len(gone)))
+        back = gone[int(np.argmax(gains))]
+        for r in readers:
+            r.give(back)
+        candidates = [*left, back]
+        costs = _costs(readers, candidates)
+        out = candidates[int(np.argmin(costs))]
+        better = float(costs.min()) < float(gains.max()) * (1 - 1e-6)
+        for r in readers:
+            r.take([out if better else back])
+        if not better:
+            return
+        gone[gone.index(back)] = out
+        left[left.index(out)] = back
+        scores[out], scores[back] = scores[back], 0.0
 
 
 def _costs(readers: list[_Reader], units: list[int]) -> FloatArray:

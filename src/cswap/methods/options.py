@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cswap.causal.margins import margins_of
+from cswap.causal.sequential import STAGES
 from cswap.causal.verdicts import VoteRule
 from cswap.errors import InputError
 
+_BLOCK = re.compile(r"block:([1-9][0-9]{0,5})")
 _CHOICES = {
     "vote_score": ("class", "sample"),
     "reference": ("current", "original"),
     "order": ("index", "reverse", "random"),
     "buffer_order": ("signed", "abs"),
-    "effects": ("full", "verdict"),
+    "effects": ("full", "verdict", "sequential"),
     "cut": ("plain", "compensated"),
     "scope": ("layer", "global"),
     "per": ("unit", "params", "macs"),
@@ -24,11 +28,12 @@ _CHOICES = {
 @dataclass(frozen=True)
 class Options:
     """alpha, vote, correction, min_effect: see VoteRule. xi_floor: least denominator of ξ. reference: whose scores
-    decide that a removal is allowed. order: units within a group. buffer_order: largest signed ξ, or smallest |ξ|,
-    first. max_drop: stop when calibration quality fell by more. effects: "verdict" leaves a critical unit as soon as one
+    decide that a removal is allowed. granularity: "block:N" has `cswap` test N units of a group together (ours). order: units within a group. buffer_order: largest signed ξ, or smallest |ξ|,
+    first. max_drop: stop when calibration quality fell by more. effects: "sequential" looks at a part of the samples first, "verdict" leaves a critical unit as soon as one
     class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). cut: "compensated"
     judges a removal after the layers that read the unit make up for it (ours). scope: for rankings. per: for
-    global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter or MAC (ours). norm: for `magnitude`.
+    global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter or MAC (ours). norm: for
+    `magnitude`. swaps: `obs` exchanges units that went for units that stay where that costs less (ours). margins: of `joint`, ascending, in mean score (ours).
     """
 
     alpha: float = 0.05
@@ -38,6 +43,7 @@ class Options:
     min_effect: float = 0.0
     xi_floor: float = 1e-3
     reference: str = "current"
+    granularity: str = "unit"
     order: str = "index"
     buffer_order: str = "signed"
     max_drop: float | None = None
@@ -47,6 +53,8 @@ class Options:
     scope: str = "layer"
     per: str = "unit"
     norm: str = "l1"
+    swaps: bool = False
+    margins: str = "0.01,0.02,0.05,0.1,0.2,0.4"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,17 +68,26 @@ class Options:
             raise InputError(f"xi-floor: expected a number above 0, got {self.xi_floor}")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise InputError(f"max-drop: expected a fraction in [0, 1), got {self.max_drop}")
-        _ = self.rule  # validates the rest
-        if self.effects == "verdict" and (self.vote, self.correction) != ("class", "none"):
+        _ = self.rule, self.block, margins_of(self.margins)  # validate the rest
+        if self.effects != "full" and (self.vote, self.correction) != ("class", "none"):
             raise InputError(
-                "effects: verdict goes with --vote class and --correction none (the others need every class), "
+                f"effects: {self.effects} goes with --vote class and --correction none (the others need every class), "
                 f"got --vote {self.vote} and --correction {self.correction}"
             )
 
     @property
+    def block(self) -> int:
+        """How many units are judged together. Raises InputError."""
+        found = _BLOCK.fullmatch(self.granularity)
+        if self.granularity != "unit" and found is None:
+            raise InputError(f"granularity: expected unit or block:N, got {self.granularity!r}")
+        return int(found[1]) if found else 1
+
+    @property
     def rule(self) -> VoteRule:
-        """The vote these options ask for."""
-        return VoteRule(self.alpha, self.vote, self.correction, self.min_effect)
+        """The vote these options ask for; with sequential effects at the share of α that the last stage has."""
+        alpha = self.alpha * (STAGES[-1][1] if self.effects == "sequential" else 1.0)
+        return VoteRule(alpha, self.vote, self.correction, self.min_effect)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -17,7 +17,7 @@ from cswap.causal.stats import EffectStats
 from cswap.errors import MismatchError, TargetError
 from cswap.structure.check import Agreement, agreement
 from cswap.structure.groups import Removed, Structure
-from cswap.structure.ledger import Ledger
+from cswap.structure.ledger import Ledger, RoundedLedger
 from cswap.structure.surgery import KeptIndices, count_params, kept_indices, pruned_copy
 from cswap.types import TESTS, Cliff, Decision, FloatArray, Ratio, Target, Verdict
 
@@ -105,6 +105,9 @@ class PruningPath:
     ended: str = ""
     engine: str = ""  # how effects were evaluated
     notes: list[str] = field(default_factory=list)  # what the engine could not do its fast way, and why
+    sensitivity: dict[str, Any] | None = field(
+        default=None, repr=False
+    )  # `joint`: quality lost against ratio, by group
     example: torch.Tensor | None = field(default=None, repr=False)  # real inputs, on which `apply` checks its work
 
     def __iter__(self) -> Iterator[Decision]:
@@ -127,13 +130,18 @@ class PruningPath:
         counts = Counter(str(v) for v in latest.values())
         return {name: counts.get(name, 0) for name in ("critical", "neutral", "detrimental")}
 
-    def prefix(self, target: Target | str) -> tuple[Removed, int, Ratio]:
+    def prefix(self, target: Target | str, round_to: int = 1) -> tuple[Removed, int, Ratio]:
         """Units to remove for `target`, the number of decisions that takes, and the ratio reached.
 
-        Raises TargetError when the path ends before the target.
+        `round_to`: units go only when what is left of their group has a width that is a multiple of it (`RoundedLedger`).
+        Raises TargetError when the path ends before the target, or the target has to be measured.
         """
         target = Target.parse(target)
-        ledger = Ledger(self.structure)
+        if target.kind == "latency":
+            raise TargetError(
+                f"target {target}: a latency is measured by `cswap prune` and `cswap apply`; expected params=F, macs=F or units=F"
+            )
+        ledger = Ledger(self.structure) if round_to == 1 else RoundedLedger(self.structure, round_to)
         if target.value == 0:
             return {}, 0, Ratio()
         if target.kind == "noncritical":
@@ -159,13 +167,15 @@ class PruningPath:
             )
         return ledger.removed(), steps, ratio
 
-    def apply(self, model: nn.Module, target: Target | str) -> nn.Module:
+    def apply(self, model: nn.Module, target: Target | str, round_to: int = 1) -> nn.Module:
         """A new, smaller module, compared with the masked one where the path knows real inputs; `model` is untouched.
+
+        `round_to`: see `prefix`.
 
         Raises TargetError when the path ends before the target, MismatchError when the two disagree.
         """
         target = Target.parse(target)
-        removed, steps, ratio = self.prefix(target)
+        removed, steps, ratio = self.prefix(target, round_to)
         agreed = None
         if self.example is not None:
             agreed = agreement(model, self.structure, removed, self.example)

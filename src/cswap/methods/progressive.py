@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from cswap.causal.engine import Engine, Scores, refuse_near_chance
 from cswap.causal.evaluation import Evaluation, FirstCritical, Full
 from cswap.causal.judge import Judge, Judgement
 from cswap.causal.replay import engine_for
+from cswap.causal.sequential import Sequential
 from cswap.causal.stats import EffectStats
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import ArtifactError
@@ -64,6 +65,12 @@ def cswap(
     return _Walk(made, units, calibration, target, options, sink or Silence()).run(start)
 
 
+def _evaluation(engine: Engine, options: Options) -> Evaluation:
+    if options.effects == "verdict":
+        return FirstCritical(engine, options.rule)
+    return Sequential(engine, options.rule, options.alpha) if options.effects == "sequential" else Full(engine)
+
+
 class _Walk:
     """The state of one walk: the network as pruned so far, its scores σ, the path, and the buffer of critical units."""
 
@@ -78,9 +85,7 @@ class _Walk:
     ) -> None:
         self.engine, self.units, self.calibration = engine, units, calibration
         self.target, self.options, self.sink = target, options, sink
-        self.evaluation: Evaluation = (
-            FirstCritical(engine, options.rule) if options.effects == "verdict" else Full(engine)
-        )
+        self.evaluation = _evaluation(engine, options)
         self.judge = Judge(calibration, options.rule, options.xi_floor)
         self.ledger = Ledger(units)
         self.path = PruningPath(units, "cswap", options.as_dict(), calibration.classes, engine=engine.name)
@@ -102,7 +107,7 @@ class _Walk:
                 self._walk_group(group)
             if self.target.kind == "noncritical":
                 for d in start.decisions[len(self.path) :]:
-                    self._recall(d)
+                    self._recall([d])
                 raise _Done("every unit was tested")
             self._buffer()
             self.path.ended = "nothing is left to remove"
@@ -133,19 +138,25 @@ class _Walk:
         self.evaluation.enter(group)
         self.current, self.stale = self.engine.scores(group), False
 
-    def _walk_group(self, group: Group) -> None:
-        """Judge units one after the other; a batch guesses that each goes the way of the one before.
+    def _pieces(self, group: Group) -> list[list[int]]:
+        """What is judged together: single units, or blocks of consecutive ones."""
+        order, size = self._order(group), self.options.block
+        return [order[i : i + size] for i in range(0, len(order), size)]
 
-        A guess costs nothing but time: scores made under a wrong guess are thrown away, so every unit is judged on the
+    def _walk_group(self, group: Group) -> None:
+        """Judge pieces one after the other; a batch guesses that each goes the way of the one before.
+
+        A guess costs nothing but time: scores made under a wrong guess are thrown away, so every piece is judged on the
         network as pruned so far, whatever the batch. What comes next follows from the decisions alone, so a resumed run
         makes the very same batches.
         """
-        todo, known = self._order(group), self._known("walk", group.name)
-        if len(known) == len(todo):
+        todo, known = self._pieces(group), self._known("walk", group.name)
+        decided = -(-len(known) // self.options.block)
+        if decided == len(todo):
             if self.engine.enters_known:
                 self._enter(group)
-            for d in known:
-                self._recall(d)
+            for first in range(0, len(known), self.options.block):
+                self._recall(known[first : first + self.options.block])
             return
         self._enter(group)
         size, removing, place = 1, False, 0
@@ -155,31 +166,34 @@ class _Walk:
             guess = removing and self.evaluation.nests
             batch = todo[place : place + min(size, self.evaluation.together(group))]
             scores = self.evaluation.batch(group, batch, guess, lambda: self.current)
-            if guess and place < len(known) < place + len(batch):
+            if guess and place < decided < place + len(batch):
                 scores[0]()  # as the run did: before anything of this batch is removed
-            for i, unit in enumerate(batch):
-                if place < len(known):
-                    removing = self._recall(known[place], unit)
+            for i, piece in enumerate(batch):
+                if place < decided:
+                    first = place * self.options.block
+                    removing = self._recall(known[first : first + len(piece)], piece)
                 else:
                     self._catch_up(group)
-                    removing = self._judge(group, unit, scores[i]())
+                    removing = self._judge(group, piece, scores[i]())
                 place += 1
                 if removing != guess:
                     break
             size = 2 * size if removing == guess else 1
 
-    def _recall(self, d: Decision, unit: int | None = None) -> bool:
-        """Take a decision from the journal; returns whether the unit went."""
-        if unit is not None and d.unit != unit:
-            raise ArtifactError(f"the journal does not fit: unit {unit} of group {d.group} comes next, it has {d.unit}")
-        self.path.decisions.append(d)
-        if d.removed:
-            self.ledger.remove(self.units[d.group], d.unit)
-            self.engine.remove(d.group, [d.unit])
+    def _recall(self, piece: Sequence[Decision], units: Sequence[int] | None = None) -> bool:
+        """Take the decisions on units judged together from the journal; returns whether they went."""
+        group, removed, came = piece[0].group, piece[0].removed, [d.unit for d in piece]
+        if units is not None and came != list(units):
+            raise ArtifactError(f"the journal does not fit: units {units} of group {group} come next, it has {came}")
+        self.path.decisions.extend(piece)
+        if removed:
+            for unit in came:
+                self.ledger.remove(self.units[group], unit)
+            self.engine.remove(group, came)
             self.stale = True
         if len(self.path) == len(self.start.decisions):
             self._check_target()
-        return d.removed
+        return removed
 
     def _catch_up(self, group: Group | None) -> None:
         """Before the first new decision: the watch on quality, and σ after the last removal, as the run left them."""
@@ -193,24 +207,27 @@ class _Walk:
             self.current = kept.scores if kept is not None and kept.step == gone[-1] else self.engine.scores(group)
         self.stale = False
 
-    def _judge(self, group: Group, unit: int, scores: Scores) -> bool:
-        """One decision; returns whether the unit went."""
+    def _judge(self, group: Group, piece: list[int], scores: Scores) -> bool:
+        """One decision a unit, the same for all of the piece; returns whether they went."""
         found = self.judge.judge(scores, self.current)
-        remove, reason = self._may_go(group, found.verdict, scores)
+        remove, reason = self._may_go(group, len(piece), found.verdict, scores)
         if remove:
-            self.ledger.remove(group, unit)
-            self.engine.remove(group.name, [unit])
+            self.engine.remove(group.name, piece)
             self.current = scores
         quality = float(self.current.quality.mean())
-        self._decide("walk", group.name, unit, remove, reason, found, scores if remove else None, quality)
+        for unit in piece:
+            if remove:
+                self.ledger.remove(group, unit)
+            whole = remove and unit == piece[-1]  # only then are these the scores of the network after it
+            self._decide("walk", group.name, unit, remove, reason, found, scores if whole else None, quality)
         if remove:
             self._check_target()
         return remove
 
-    def _may_go(self, group: Group, verdict: Verdict, scores: Scores) -> tuple[bool, str]:
+    def _may_go(self, group: Group, size: int, verdict: Verdict, scores: Scores) -> tuple[bool, str]:
         if verdict is Verdict.CRITICAL:
             return False, "a class needs it"
-        if self.ledger.kept(group) == 1:
+        if self.ledger.kept(group) <= size:
             return False, LAST
         drifts = self.options.reference == "original" and self.judge.verdict(scores, self.original) is Verdict.CRITICAL
         if drifts:
@@ -252,24 +269,25 @@ class _Walk:
     def _scored(self, waiting: set[tuple[str, int]]) -> Iterator[Decision]:
         """Effects of the buffer's units on all classes, on the network as the walk left it."""
         for group in self.units:
-            todo = [n for n in self._order(group) if (group.name, n) in waiting]
-            known = self._known("score", group.name)
-            if len(known) < len(todo):
+            todo = [p for p in self._pieces(group) if (group.name, p[0]) in waiting]
+            known = {d.unit: d for d in self._known("score", group.name)}
+            if any(n not in known for p in todo for n in p):
                 self._enter(group)
             size = self.engine.units_together(group)
             for first in range(0, len(todo), size):
                 batch = todo[first : first + size]
-                found = self.engine.cut(group, [[n] for n in batch]) if first + len(batch) > len(known) else []
-                for i, n in enumerate(batch):
-                    if first + i < len(known):
-                        self._recall(known[first + i], n)
-                    else:
-                        self._catch_up(None)
-                        now = self.judge.judge(found[i], self.current)
-                        why = f"{SCORED} ({now.verdict} there)"
-                        walked = replace(now, verdict=Verdict.CRITICAL)  # its verdict is the walk's
-                        self._decide("score", group.name, n, False, why, walked, None, None)
-                    yield self.path.decisions[-1]
+                found = self.engine.cut(group, batch) if any(n not in known for p in batch for n in p) else []
+                for i, piece in enumerate(batch):
+                    for n in piece:
+                        if n in known:
+                            self._recall([known[n]], [n])
+                        else:
+                            self._catch_up(None)
+                            now = self.judge.judge(found[i], self.current)
+                            why = f"{SCORED} ({now.verdict} there)"
+                            walked = replace(now, verdict=Verdict.CRITICAL)  # its verdict is the walk's
+                            self._decide("score", group.name, n, False, why, walked, None, None)
+                        yield self.path.decisions[-1]
 
     def _buffer(self) -> None:
         """Critical units by largest signed ξ (or smallest |ξ|), until the target is met."""
@@ -280,7 +298,7 @@ class _Walk:
         for i, d in enumerate(queue):
             group = self.units[d.group]
             if (d.group, d.unit) in done:
-                self._recall(done[d.group, d.unit])
+                self._recall([done[d.group, d.unit]])
                 continue
             self._catch_up(None)
             last = self.ledger.kept(group) == 1

@@ -16,6 +16,7 @@ from cswap.causal.first_order import consumers_of
 from cswap.causal.graph import Graph, NotTraceable
 from cswap.errors import InputError, RunError
 from cswap.structure.groups import Group
+from cswap.tasks.base import Task
 from cswap.tasks.classification import logits_of
 from cswap.types import FloatArray
 
@@ -154,6 +155,12 @@ class Operations:
         """Names, in `network().body`, of the calls that read a unit."""
         read = set(consumers_of(groups))
         return [call for call, layer in self.layer_of.items() if layer in read]
+
+
+def columns_of(task: Task, targets: torch.Tensor) -> torch.Tensor:
+    """The model's output of each labelled class, (N,)."""
+    columns: Any = getattr(task, "columns", None)
+    return targets if columns is None else columns(targets)
 
 
 class Logits(nn.Module):

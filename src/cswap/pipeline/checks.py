@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import nn
 
 from cswap.artifacts.folder import Artifact
 from cswap.data.calibration import CalibrationSet
+from cswap.data.models import ModelSpec
 from cswap.data.sources import DataPair
 from cswap.errors import DataError, InputError
-from cswap.tasks import TASKS, Task
+from cswap.evaluate.certificate import refuse_seen
+from cswap.pipeline.jobs import DataChoice, Wish
+from cswap.tasks import TASKS, Classification, Task
 
 
-def task_named(name: str) -> Task:
-    """A task by name; raises InputError."""
+def task_named(name: str, pair: DataPair | None = None) -> Task:
+    """A task by name, which knows what output of the model is which class of the data. Raises InputError."""
     if name not in TASKS:
         raise InputError(f"task: expected one of {', '.join(TASKS)}, got {name!r}")
+    if pair is not None and pair.outputs is not None:
+        if not issubclass(TASKS[name], Classification):
+            raise InputError(f"labels: expected a class for every output of the model with --task {name}")
+        chosen: Task = TASKS[name](outputs=pair.outputs)
+        return chosen
     task: Task = TASKS[name]()
     return task
 
@@ -26,6 +37,8 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
     if wanted not in (None, came):
         raise DataError(f"task {task.name}: expected data with {wanted}, got {came}")
     sample = calibration.inputs(0, 1)
+    if sample.is_floating_point() and not torch.isfinite(sample).all():
+        raise DataError("the data: expected finite inputs, the first calibration sample holds NaN or Inf")
     try:
         with torch.inference_mode():
             outputs = model(sample)
@@ -34,6 +47,10 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
         raise DataError(
             f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {line})"
         ) from error
+    if isinstance(outputs, torch.Tensor) and not torch.isfinite(outputs).all():
+        raise DataError(
+            "the model's output is not finite on the first calibration sample: NaN or Inf in its weights or its code"
+        )
     count = getattr(task, "outputs_of", None)
     width, classes = None if count is None else count(outputs), len(calibration.classes)
     if width is not None and width != classes:
@@ -41,6 +58,19 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
             f"the model has {width} outputs and the data {classes} classes: expected the same, in the same order; "
             "--labels FILE says which output is which class"
         )
+
+
+def unseen_data(
+    wish: Wish, data: DataChoice, spec: ModelSpec, classes: tuple[str, ...], calibration: CalibrationSet
+) -> Any:
+    """The samples for a certificate, none where none is asked for. Raises DataError when they were calibrated with."""
+    if wish.certify is None:
+        return None
+    pair = replace(data, text=wish.certify).open(spec)
+    if pair.classes != classes:
+        raise DataError(f"certify: expected the data's {len(classes)} classes, got {len(pair.classes)} or others")
+    refuse_seen(pair.evaluation, calibration)
+    return pair.evaluation
 
 
 def same_classes(pair: DataPair, artifact: Artifact) -> None:

@@ -11,10 +11,12 @@ from torch import nn
 
 from cswap.artifacts.folder import save
 from cswap.data.calibration import CalibrationSet
+from cswap.evaluate.certificate import Certificate, certificate_of, class_losses
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
 from cswap.methods.path import PruningPath
-from cswap.pipeline.jobs import DataChoice, Source
+from cswap.pipeline.aim import aimed
+from cswap.pipeline.jobs import DataChoice, Source, Wish
 from cswap.pipeline.watch import Clock, Watcher
 from cswap.recovery import recovered
 from cswap.recovery.base import steps_of
@@ -35,24 +37,40 @@ class Finished:
     source: Source
     data: DataChoice
     run: dict[str, Any]
-    recover: str = "none"
+    wish: Wish = Wish()
     memory: int = 4 << 30
+    unseen: Any = None
 
 
 def verified_copy(
-    model: nn.Module, path: PruningPath, target: Target, inputs: torch.Tensor
+    model: nn.Module, path: PruningPath, target: Target, inputs: torch.Tensor, round_to: int = 1
 ) -> tuple[nn.Module, Agreement]:
     """The pruned module and how well it agrees with the masked one; raises MismatchError when it does not."""
     path.example = inputs
-    small: Any = path.apply(model, target)
+    small: Any = path.apply(model, target, round_to)
     agreed: Agreement = small._cswap.agreement
     return small, agreed
 
 
+def certified(done: Finished, small: nn.Module, device: str) -> Certificate:
+    """The certificate of a pruned network, on data that nothing was chosen by. Raises DataError, InputError."""
+    classes, options = done.path.classes, done.path.options
+    losses = class_losses(done.model, small, done.unseen, done.task, classes, device=device)
+    return certificate_of(
+        losses, margin=done.wish.margin, alpha=float(options.get("alpha", 0.05)), bound=done.wish.bound,
+        seed=int(options.get("seed", 0)),
+    )  # fmt: skip
+
+
 def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock, watcher: Watcher) -> dict[str, Any]:
     """Surgery, check, evaluation, artifact; returns the summary."""
-    path, reached = done.path, done.path.ended
-    if target.value is not None and not target.reached(path.ratio):
+    path, reached, wish = done.path, done.path.ended, done.wish
+    sample = done.calibration.inputs(0, 1)
+    with clock.phase("aim"):
+        aim = aimed(done.model, path, target, sample, round_to=wish.round_to, batch=wish.latency_batch, device=device)
+    if target.kind == "latency":
+        target_used = aim.target
+    elif target.value is not None and wish.round_to == 1 and not target.reached(path.ratio):
         reached = f"stopped before the target: {path.ended}"
         target_used = Target("units", path.ratio.units)
     else:
@@ -60,14 +78,14 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
     with clock.phase("surgery"):
         watcher.phase("surgery")
         inputs = done.calibration.inputs(0, min(32, len(done.calibration)))
-        small, agreed = verified_copy(done.model, path, target_used, inputs)
+        small, agreed = verified_copy(done.model, path, target_used, inputs, wish.round_to)
     surgery: Any = small._cswap
     recovery = None
-    if steps_of(done.recover) and surgery.steps:
+    if steps_of(wish.recover) and surgery.steps:
         with clock.phase("recovery"):
             watcher.phase("recovery")
             recovery = recovered(
-                small, done.model, done.calibration, done.recover, task=done.task, device=device, memory=done.memory
+                small, done.model, done.calibration, wish.recover, task=done.task, device=device, memory=done.memory
             )
             small = recovery.model
     with clock.phase("evaluation"):
@@ -76,7 +94,12 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         quality = measure_quality(models, done.held_out, done.task, len(path.classes), device=device)
     with clock.phase("cost"):
         watcher.phase("cost")
-        cost = measure_cost(models, done.calibration.inputs(0, 1))
+        cost = measure_cost(models, sample)
+    certificate = None
+    if done.unseen is not None:
+        with clock.phase("certificate"):
+            watcher.phase("certificate")
+            certificate = certified(done, small, device).as_dict()
     summary = {
         "method": path.method,
         "engine": path.engine,
@@ -91,6 +114,9 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         "calibration_samples": len(done.calibration),
         "max_abs_difference": agreed.difference,
         "recovery": None if recovery is None else recovery.as_dict(),
+        "round_to": wish.round_to,
+        "aim": {"batch": wish.latency_batch, "measured": aim.measured} if aim.measured else None,
+        "certificate": certificate,
         "cliffs": [{"step": c.step, "group": c.group, "before": c.before, "after": c.after, "classes": list(c.classes)}
                    for c in path.cliffs],
         "seconds": clock.seconds,
@@ -104,7 +130,8 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         details={
             "run": done.run, "source": done.source.as_dict(),
             "data": {k: str(v) if isinstance(v, Path) else v for k, v in vars(done.data).items()},
-            "task": done.task.name, "recovery": summary["recovery"],
+            "task": done.task.name, "recovery": summary["recovery"], "round_to": wish.round_to, "certificate": certificate,
+            "sensitivity": path.sensitivity,
         },
     )  # fmt: skip
     return summary

@@ -14,6 +14,7 @@ from cswap.data.calibration import CalibrationSet
 from cswap.data.models import ModelSpec, load_weights, sha256_of
 from cswap.data.sources import DataPair, ImageFormat, image_format, open_data
 from cswap.errors import InputError
+from cswap.evaluate.bounds import BOUNDS
 from cswap.methods.options import Options
 from cswap.recovery.base import steps_of
 from cswap.types import Target
@@ -106,6 +107,35 @@ def state_hash(model: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
+class Wish:
+    """What is done with a path: `recover` what is given back; `round_to` widths that are a multiple; `latency_batch` the batch a
+    latency target is measured at; `certify` data for a certificate of `margin` (τ) by a `bound`. Raises InputError.
+    """
+
+    recover: str = "none"
+    round_to: int = 1
+    latency_batch: int = 1
+    certify: str | None = None
+    margin: float = 0.02
+    bound: str = "betting"
+
+    def __post_init__(self) -> None:
+        steps_of(self.recover)
+        if self.round_to < 1:
+            raise InputError(f"round-to: expected a number of at least 1, got {self.round_to}")
+        if self.latency_batch < 1:
+            raise InputError(f"latency-batch: expected a number of at least 1, got {self.latency_batch}")
+        if not 0 < self.margin < 1:
+            raise InputError(f"margin: expected a number between 0 and 1, got {self.margin}")
+        if self.bound not in BOUNDS:
+            raise InputError(f"bound: expected one of {', '.join(BOUNDS)}, got {self.bound!r}")
+
+
+PLAIN = Wish()
+"""The network as it was cut."""
+
+
+@dataclass(frozen=True)
 class PruneJob:
     """All that `cswap prune` needs."""
 
@@ -121,10 +151,13 @@ class PruneJob:
     machine: Machine = Machine()
     resume: bool = False
     force: bool = False
-    recover: str = "none"
+    wish: Wish = Wish()
 
-    def __post_init__(self) -> None:
-        steps_of(self.recover)
+    @property
+    def analysed_to(self) -> Target:
+        """How far the method goes: to the end of the path where a prefix of it has to be looked for."""
+        looked_for = self.target.kind == "latency" or self.wish.round_to > 1
+        return Target("complete") if looked_for and self.target.kind != "noncritical" else self.target
 
     def fingerprint(self, calibration: CalibrationSet, model: nn.Module) -> dict[str, Any]:
         """What must be the same for a resumed run; the target may grow, and what is recovered may change."""

@@ -21,11 +21,10 @@ from cswap.data.sources import limited, names_code
 from cswap.errors import InputError
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
-from cswap.pipeline.checks import same_classes, task_named
+from cswap.pipeline.checks import same_classes, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
-from cswap.pipeline.jobs import HERE, DataChoice, Machine, Source
+from cswap.pipeline.jobs import HERE, PLAIN, DataChoice, Machine, Source, Wish
 from cswap.pipeline.watch import Clock, Watcher
-from cswap.recovery.base import steps_of
 from cswap.types import Target
 
 
@@ -69,13 +68,13 @@ def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
 
 def apply(
     folder: Path, target: Target, out: Path, *, source: Source | None = None, data: str | None = None, trust: bool = False,
-    force: bool = False, machine: Machine = HERE, watcher: Watcher | None = None, recover: str = "none",
+    force: bool = False, machine: Machine = HERE, watcher: Watcher | None = None, wish: Wish = PLAIN,
 ) -> dict[str, Any]:  # fmt: skip
     """Another target from a stored path, without new analysis; returns the summary."""
     watcher, clock = watcher or Watcher(), Clock()
-    steps_of(recover)
     artifact = open_artifact(folder)
-    artifact.path.prefix(target)  # beyond the end: said before anything is loaded
+    if target.kind != "latency":
+        artifact.path.prefix(target, wish.round_to)  # beyond the end: said before anything is loaded
     if out.resolve() == folder.resolve():
         raise InputError(f"out: {out} is the artifact itself; name another folder")
     with clock.phase("load"):
@@ -87,10 +86,11 @@ def apply(
             pair.train, choice.per_class, artifact.path.options.get("seed", 0), classes=pair.classes,
             allow_imbalance=choice.allow_imbalance,
         )  # fmt: skip
+        unseen = unseen_data(wish, choice, found.spec, pair.classes, calibration)
         held_out = limited(pair.evaluation, choice.eval_samples, artifact.path.options.get("seed", 0))
     run = artifact.manifest.get("run", {})
-    task = task_named(str(artifact.manifest.get("task", "classification")))
-    done = Finished(model, artifact.path, task, held_out, calibration, found, choice, run, recover, machine.memory)
+    task = task_named(str(artifact.manifest.get("task", "classification")), pair)
+    done = Finished(model, artifact.path, task, held_out, calibration, found, choice, run, wish, machine.memory, unseen)
     with replacing(out, force):
         open_folder(out, run, resume=False, force=force)
         try:
@@ -115,7 +115,7 @@ def evaluate(
     pair = choice.open(found.spec)
     same_classes(pair, artifact)
     held_out = limited(pair.evaluation, choice.eval_samples, artifact.path.options.get("seed", 0))
-    task, device = task_named(str(artifact.manifest.get("task", "classification"))), machine.torch_device
+    task, device = task_named(str(artifact.manifest.get("task", "classification")), pair), machine.torch_device
     watcher.phase("evaluation")
     models = {"baseline": model, "pruned": small}
     quality = measure_quality(models, held_out, task, len(artifact.path.classes), device=device)
@@ -128,3 +128,31 @@ def evaluate(
         "classes": list(artifact.path.classes),
         **{n: {"quality": quality[n], **cost[n]} for n in models},
     }
+
+
+def export(
+    folder: Path, format: str, out: Path | None = None, *, source: Source | None = None, data: str | None = None,
+    trust: bool = False, force: bool = False, samples: int = 64,
+) -> dict[str, Any]:  # fmt: skip
+    """Write an artifact's network as ONNX or .pt2 (by default into it), checked on held-out inputs; returns what was written."""
+    from cswap.artifacts.export import FORMATS
+    from cswap.artifacts.export import export as export_model
+    from cswap.artifacts.folder import load
+
+    if format not in FORMATS:
+        raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    artifact = open_artifact(folder)
+    file = out or folder / f"model.{format}"
+    if file.exists() and not force:
+        raise InputError(f"out: {file} is there already; --force replaces it")
+    choice = choice_of(artifact, data, trust)
+    spec = source.spec if source else spec_of(artifact.folder, artifact.manifest, trust)
+    small = load(folder, factory=spec.build, trust=trust)
+    held_out = choice.open(spec).evaluation
+    size = min(max(2, samples), len(held_out))  # type: ignore[arg-type]
+    inputs = torch.stack([torch.as_tensor(held_out[i][0]) for i in range(size)])
+    facts = {
+        "classes": list(artifact.path.classes), "target": artifact.manifest["target"], "ratio": artifact.manifest["ratio"],
+        "input_shape": list(inputs.shape[1:]), "weights_sha256": artifact.manifest["weights"]["sha256"],
+    }  # fmt: skip
+    return export_model(small, file, inputs, format=format, facts=facts).as_dict()

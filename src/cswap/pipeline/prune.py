@@ -30,7 +30,7 @@ from cswap.data.sources import limited
 from cswap.errors import CswapError, InputError, StructureError
 from cswap.methods import registry
 from cswap.methods.path import PruningPath, Silence, Sink, Start
-from cswap.pipeline.checks import check_fits, task_named
+from cswap.pipeline.checks import check_fits, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
 from cswap.pipeline.jobs import PruneJob
 from cswap.pipeline.watch import Both, Clock, Watcher
@@ -50,16 +50,19 @@ def prune(job: PruneJob, watcher: Watcher | None = None) -> dict[str, Any]:
 
 
 def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
-    task, clock = task_named(job.task), Clock()
+    clock = Clock()
+    task_named(job.task)  # a wrong name is said before anything is loaded
     with clock.phase("load"):
         watcher.phase("load")
         model = job.source.build()
         pair = job.data.open(job.source.spec)
+        task = task_named(job.task, pair)
         calibration = calibration_set(
             pair.train, job.data.per_class, job.options.seed, classes=pair.classes,
             allow_imbalance=job.data.allow_imbalance,
         )  # fmt: skip
         check_fits(model, calibration, task)
+        unseen = unseen_data(job.wish, job.data, job.source.spec, pair.classes, calibration)
         held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
     with clock.phase("structure"):
         watcher.phase("structure")
@@ -78,7 +81,7 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
         run = job.fingerprint(calibration, model)
         path = analysis.lead(run)
         return finish(
-            Finished(model, path, task, held_out, calibration, job.source, job.data, run, job.recover, job.machine.memory),
+            Finished(model, path, task, held_out, calibration, job.source, job.data, run, job.wish, job.machine.memory, unseen),
             job.target, job.out, device, clock, watcher,
         )  # fmt: skip
 
@@ -135,7 +138,8 @@ class _Analysis:
         self._call(start, Silence(), json.loads(said))
 
     def _start(self, folder: Path) -> Start:
-        decisions = read_journal(folder, self.structure, self.calibration.classes, self.job.options.rule)
+        options = self.job.options
+        decisions = read_journal(folder, self.structure, self.calibration.classes, options.rule, options.block)
         return Start(tuple(decisions), read_state(folder, len(decisions)))
 
     def _call(self, start: Start, sink: Sink, pinned: dict[str, Any]) -> PruningPath:
@@ -145,7 +149,7 @@ class _Analysis:
             torch.set_num_threads(int(pinned.get("threads", threads)))
         try:
             return registry.call(
-                self.job.method, self.model, self.structure, self.calibration, self.task, target=self.job.target,
+                self.job.method, self.model, self.structure, self.calibration, self.task, target=self.job.analysed_to,
                 options=self.job.options, start=start, sink=sink, device=self.device,
                 memory=int(pinned.get("memory", self.job.machine.memory)),
             )  # fmt: skip

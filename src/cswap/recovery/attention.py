@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from cswap.data.text import unpadded
 from cswap.recovery.base import Case
 from cswap.structure.attention import HeadAttention
 
@@ -28,16 +29,18 @@ def query_targets(case: Case) -> dict[str, torch.Tensor]:
         return {}
     moments: dict[str, torch.Tensor] = {}
     handles = []
+    tokens: list[torch.Tensor] = []
     for name, (module, _) in shrunk.items():
 
         def see(_m: Any, _args: Any, k: torch.Tensor, name: str = name) -> None:
-            centred = (k - k.mean(-2, keepdim=True)).reshape(-1, k.shape[-1]).double()
+            centred = _centred(k, tokens[-1]).double()
             moments[name] = moments.get(name, torch.zeros(())) + (centred.T @ centred).cpu()
 
         handles.append(module.k.register_forward_hook(see))
     try:
         with torch.no_grad():
             for chunk in case.chunks():
+                tokens[:] = [chunk]
                 case.teacher(chunk)
     finally:
         for handle in handles:
@@ -45,6 +48,14 @@ def query_targets(case: Case) -> dict[str, torch.Tensor]:
     return {
         f"{name}.q": _matrix(moments[name], module.core.qk_head.cpu(), kept) for name, (module, kept) in shrunk.items()
     }
+
+
+def _centred(k: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """Keys (…, L, E) less their mean over the keys of each sample, as rows; of text without the padding, which no query sees."""
+    if unpadded(k, inputs) is k:
+        return (k - k.mean(-2, keepdim=True)).reshape(-1, k.shape[-1])
+    seen = inputs[:, 1].unsqueeze(-1).to(k)
+    return unpadded(k - (k * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp_min(1.0), inputs)
 
 
 def _matrix(second: torch.Tensor, head: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from cswap.recovery.walk import Chunks
 from cswap.structure.calls import call_counts
 from cswap.structure.groups import Removed, Structure
 from cswap.structure.layers import rule_of
+from cswap.structure.recurrent import Gates
 from cswap.structure.surgery import KeptIndices, shrink_in_place
 from cswap.types import IntArray
 
@@ -62,8 +63,11 @@ class Case:
         axes = dict(rule.out if side == "out" else rule.inn)
         return dims.get(axes["weight"])
 
-    def readers(self) -> list[str]:
-        """Layers with weights that mix their inputs, in order of their calls, from the first that reads a removed unit."""
+    def readers(self, gates: bool = False) -> list[str]:
+        """Layers with weights that mix their inputs, in order of their calls, from the first that reads a removed unit.
+
+        gates: those of recurrent layers too; else a note says that they are left.
+        """
         touched = [self.structure[g] for g, units in self.removed.items() if len(units)]
         reads = {s.module for g in touched for s in g.consumers}
         # what is read by a product, not by weights, is made good where it is written
@@ -72,7 +76,12 @@ class Case:
         reads -= products
         for name in sorted(reads - set(self.counts)):
             self.note(f"{name} is read inside another layer, not called: left as it is")
-        order = [n for n in self.counts if _mixes(self.teacher.get_submodule(n))]
+        recurrent = {n for n in self.counts if isinstance(self.teacher.get_submodule(n), Gates)}
+        if not gates:
+            for name in sorted(reads & recurrent):
+                self.note(f"{name} is part of a recurrent layer: left as it is")
+            reads -= recurrent
+        order = [n for n in self.counts if _mixes(self.teacher.get_submodule(n)) and (gates or n not in recurrent)]
         first = next((i for i, n in enumerate(order) if n in reads), len(order))
         return order[first:]
 
@@ -91,7 +100,7 @@ class Case:
         """What is added to the layer's outputs beside the original's statistics, (outputs,) float64: see `shift`."""
         module: Any = self.small.get_submodule(layer)
         if getattr(module, "bias", None) is not None:
-            bias: torch.Tensor = module.bias.detach().double().cpu()
+            bias: torch.Tensor = module.bias.detach().double().cpu().flatten()
             return bias
         norm = self.norm_behind(layer)
         if norm is None:
@@ -108,7 +117,7 @@ class Case:
         norm = self.norm_behind(layer)
         with torch.no_grad():
             if getattr(module, "bias", None) is not None:
-                module.bias.add_(by.to(module.bias))
+                module.bias.add_(by.to(module.bias).view_as(module.bias))
             elif norm is not None:
                 mean = self.small.get_submodule(norm).get_buffer("running_mean")
                 mean.sub_(by.to(mean))
@@ -154,8 +163,8 @@ def choosing(calibration: CalibrationSet) -> IntArray:
 
 
 def _mixes(module: nn.Module) -> bool:
-    """Convolutions and linear layers, depthwise ones too."""
-    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and isinstance(
+    """Convolutions and linear layers, depthwise ones too, and the gates of recurrent layers."""
+    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Gates) and isinstance(
         getattr(module, "weight", None), nn.Parameter
     )
 
@@ -183,7 +192,9 @@ def step(name: str) -> Callable[[Callable[[Case], None]], Callable[[Case], None]
 
 def steps_of(how: str) -> list[str]:
     """The recoveries that `how` names, joined by `+`, in order. Raises InputError."""
-    names = [n.strip() for n in how.split("+") if n.strip() and n.strip() != "none"]
+    names = [n.strip() for n in how.split("+") if n.strip()]
+    if names == ["none"]:
+        return []
     if len(set(names)) < len(names):
         raise InputError(f"recover: expected each step once, got {how!r}")
     for name in ("merge", "fold"):
@@ -192,6 +203,6 @@ def steps_of(how: str) -> list[str]:
     if "bias" in names and {"bn", "lstsq"} & set(names[: names.index("bias")]):
         raise InputError(f"recover: bias is of the network as it was cut, so it comes before bn and lstsq; got {how!r}")
     unknown = next((n for n in names if n not in STEPS), None)
-    if unknown is not None or (not names and how.strip() != "none"):
+    if unknown is not None or not names:
         raise InputError(f"recover: expected none or some of {', '.join(sorted(STEPS))} joined by '+', got {how!r}")
     return names

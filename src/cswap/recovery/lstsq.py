@@ -13,6 +13,8 @@ from cswap.linear.patches import Grid, columns_of, grid_for, groups_of, matrix_o
 from cswap.recovery.attention import query_targets
 from cswap.recovery.base import Case, step
 from cswap.recovery.walk import Walk
+from cswap.structure.recurrent import Gates
+from cswap.types import IntArray
 
 ENOUGH = 128  # rows a column: more of the same images tell little
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -34,7 +36,7 @@ def lstsq(case: Case) -> None:
     small, teacher = (Walk(net, chunks, case.memory // 2, case.device) for net in (case.small, case.teacher))
     fitted: dict[str, Any] = {}
     queries = query_targets(case)
-    for name in case.readers():
+    for name in case.readers(gates=True):
         if not case.called_once(name):
             continue
         if (why := _refused(case, name)) is not None:
@@ -48,8 +50,23 @@ def lstsq(case: Case) -> None:
     case.facts["lstsq"] = fitted
 
 
+def _plain(net: torch.nn.Module, name: str) -> Any:
+    """The layer; the gates of a recurrent one as one linear layer on the same memory."""
+    module = net.get_submodule(name)
+    return module.flat() if isinstance(module, Gates) else module
+
+
+def _kept_outputs(case: Case, name: str) -> IntArray | None:
+    """Original indices of the outputs that are kept: of gates, those of every gate, one after the other."""
+    kept, module = case.kept_of(name, "out"), case.teacher.get_submodule(name)
+    if kept is None or not isinstance(module, Gates):
+        return kept
+    gates, hidden, _ = module.weight.shape
+    return (np.arange(gates)[:, None] * hidden + kept).ravel()
+
+
 def _refused(case: Case, name: str) -> str | None:
-    module: Any = case.small.get_submodule(name)
+    module = _plain(case.small, name)
     why = refusal(module)
     if why is not None:
         return why
@@ -65,8 +82,8 @@ def _moments(
 ) -> tuple[Moments, Moments]:
     """Of the samples that fit (the first `own` chunks), and of those that choose. `mixed`: makes targets of the original's
     outputs, where they are not those that are kept."""
-    module: Any = case.small.get_submodule(name)
-    outputs = case.kept_of(name, "out")
+    module = _plain(case.small, name)
+    outputs = _kept_outputs(case, name)
     width = module.weight.shape[0]
     fit, held = Moments.of(module, width), Moments.of(module, width)
     index = None if outputs is None else torch.from_numpy(outputs).to(case.device)
@@ -108,7 +125,7 @@ def _best(
 
 def _refit(case: Case, name: str, fit: Moments, held: Moments) -> dict[str, Any]:
     """Choose the strength, fit, and put the weights where they are best; returns what happened, in numbers."""
-    module: Any = case.small.get_submodule(name)
+    module = _plain(case.small, name)
     before, shift = matrix_of(module).cpu(), case.can_shift(name)
     constant = case.constant_of(name).reshape(before.shape[0], before.shape[2])
     judge = held if held.rows else fit

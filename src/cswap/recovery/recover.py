@@ -16,7 +16,7 @@ from torch import nn
 from cswap.causal.engine import exact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.truth import moved
-from cswap.errors import CswapWarning
+from cswap.errors import CswapWarning, InputError
 from cswap.recovery.base import STEPS, Case, choosing, steps_of
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
@@ -98,14 +98,15 @@ def recovered(
     names, task = steps_of(how), task if task is not None else Classification()
     begin = time.perf_counter()
     made: Any = getattr(small, "_cswap", None)
+    structure = structure or (discover(teacher, calibration.inputs(0, 2)) if made is None else made.structure)
+    original = prepared_copy(teacher, structure).eval().to(device)
     if made is None:
-        structure = structure or discover(teacher, calibration.inputs(0, 2))
-        removed = removed_units(small, teacher, structure)
+        removed = removed_units(small, original, structure)
         kept: KeptIndices = kept_indices(structure, removed)
     else:
-        removed, kept, structure = made.removed, made.kept, structure or made.structure
+        removed, kept = made.removed, made.kept
     plain, changed = _still(small, device), _still(small, device)
-    original = prepared_copy(teacher, structure).eval().to(device)
+    _check_shapes(small, original, kept)
     case = Case(changed, original, calibration, structure, removed, kept, device, memory)
     with exact(torch.device(device), False):
         for name in names:
@@ -124,6 +125,19 @@ def recovered(
         score_after=float(after[0].mean()), quality_before=float(before[1].mean()), quality_after=float(after[1].mean()),
         judged=len(numbers), raw=raw, declined=declined, notes=case.notes, facts=case.facts,
     )  # fmt: skip
+
+
+def _check_shapes(small: nn.Module, original: nn.Module, kept: KeptIndices) -> None:
+    """Raises InputError where the pruned network is not the original less what is known to be gone."""
+    left = small.state_dict()
+    for name, whole in original.state_dict().items():
+        gone = kept.get(name, {})
+        expected = tuple(len(gone[d]) if d in gone else size for d, size in enumerate(whole.shape))
+        if name not in left or tuple(left[name].shape) != expected:
+            came = f"is {tuple(left[name].shape)}" if name in left else "is missing"
+            raise InputError(
+                f"recover: {name} {came} in the pruned module, expected {expected}; pass a module of path.apply"
+            )
 
 
 def _still(net: nn.Module, device: str) -> nn.Module:

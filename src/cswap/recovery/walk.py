@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from cswap.causal.graph import Env, Graph, NotTraceable
 from cswap.data.calibration import CalibrationSet
+from cswap.data.text import unpadded
 from cswap.types import IntArray
 
 ROWS = 64
@@ -69,7 +70,7 @@ class Walk:
         return self._graph is not None
 
     def inputs(self, layer: str) -> Iterator[torch.Tensor]:
-        """What the layer reads, chunk by chunk."""
+        """What the layer reads, chunk by chunk; of text, rows at the sentences' tokens, without the padding."""
         return self._values(layer, before=True)
 
     def outputs(self, layer: str) -> Iterator[torch.Tensor]:
@@ -79,7 +80,7 @@ class Walk:
     def _values(self, layer: str, before: bool) -> Iterator[torch.Tensor]:
         if self._graph is None or layer not in self._graph.calls:  # inside a layer that the graph keeps whole
             for chunk in self.chunks:
-                yield self._again(layer, chunk, before)
+                yield unpadded(self._again(layer, chunk, before), chunk)
             return
         node = self._graph.calls[layer][0]
         place = self._graph.nodes.index(node) + (0 if before else 1)
@@ -88,7 +89,7 @@ class Walk:
             with torch.no_grad():
                 self._run(nodes, env, chunk)
             wanted = node.args[0] if before else node
-            yield env[wanted]  # type: ignore[index]
+            yield unpadded(env[wanted], chunk)  # type: ignore[index]
 
     def _run(self, nodes: list[fx.Node], env: Env, chunk: torch.Tensor) -> None:
         assert self._graph is not None

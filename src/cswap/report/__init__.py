@@ -1,1 +1,1 @@
-"""What a person reads: figures."""
+"""What a person reads: figures, explanations, the report."""

@@ -16,9 +16,12 @@ def _effect(e: ClassEffect) -> dict[str, Any]:
     return {"class": e.name, "samples": e.count, "mean": e.mean, "p": e.p, "pi": e.pi, "says": says}
 
 
-def _story(steps: list[Decision]) -> dict[str, Any]:
-    """One unit: its verdict when it was tested, and what became of it."""
+def _story(steps: list[Decision], end: int | None) -> dict[str, Any]:
+    """One unit: its verdict when it was tested, and what became of it in the network that ends at step `end`."""
     first, last = steps[0], steps[-1]
+    gone = last.removed and (end is None or last.step <= end)
+    later = last.step if last.removed and not gone else None
+    last = last if later is None else first
     scored = next((d for d in steps if d.phase == "score"), first)
     effects = scored.effects
     return {
@@ -27,7 +30,8 @@ def _story(steps: list[Decision]) -> dict[str, Any]:
         "verdict": None if first.verdict is None else str(first.verdict),
         "xi": scored.xi,
         "score": first.score,
-        "removed": last.removed,
+        "removed": gone,
+        "removed_later": later,
         "step": last.step,
         "phase": last.phase,
         "reason": last.reason,
@@ -38,9 +42,16 @@ def _story(steps: list[Decision]) -> dict[str, Any]:
 
 
 def explanation(
-    path: PruningPath, group: str | None = None, unit: int | None = None, class_: str | None = None
+    path: PruningPath,
+    group: str | None = None,
+    unit: int | None = None,
+    class_: str | None = None,
+    steps: int | None = None,
 ) -> dict[str, Any]:
-    """Units of the path with their story, filtered; raises InputError for a name the artifact does not have."""
+    """Units of the path with their story, filtered; raises InputError for a name the artifact does not have.
+
+    steps: how much of the path the artifact's network has taken (None: all of it).
+    """
     if unit is not None and group is None:
         raise InputError("unit: --unit needs --group")
     if group is not None:
@@ -55,21 +66,21 @@ def explanation(
     for d in path:
         if (group is None or d.group == group) and (unit is None or d.unit == unit):
             by_unit.setdefault((d.group, d.unit), []).append(d)
-    stories = [_story(steps) for steps in by_unit.values()]
+    stories = [_story(own, steps) for own in by_unit.values()]
     if class_ is not None:
         stories = [s for s in stories if class_ in s["needed_by"] or class_ in s["hurts"]]
         stories.sort(key=lambda s: next(e["mean"] for e in s["effects"] if e["class"] == class_))
-    groups = [_group_line(path, g.name, g.size) for g in path.structure if group in (None, g.name)]
+    groups = [_group_line(path, g.name, g.size, steps) for g in path.structure if group in (None, g.name)]
     return {
         "method": path.method, "classes": list(path.classes), "group": group, "unit": unit, "class": class_,
         "groups": groups, "units": stories,
     }  # fmt: skip
 
 
-def _group_line(path: PruningPath, name: str, size: int) -> dict[str, Any]:
+def _group_line(path: PruningPath, name: str, size: int, steps: int | None) -> dict[str, Any]:
     own = [d for d in path if d.group == name]
     tested = [d for d in own if d.phase in TESTS]
     return {
-        "group": name, "units": size, "tested": len(tested), "removed": sum(d.removed for d in own),
+        "group": name, "units": size, "tested": len(tested), "removed": sum(d.removed and (steps is None or d.step <= steps) for d in own),
         **{v: sum(d.verdict == v for d in tested) for v in ("critical", "neutral", "detrimental")},
     }  # fmt: skip

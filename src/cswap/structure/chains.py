@@ -92,8 +92,9 @@ def _followed(model: nn.Module, start: fx.Node, calls: dict[str, list[fx.Node]])
                     return None
                 elif rule.mixes:
                     tensor, dim = rule.inn[0]
-                    if module.get_parameter(tensor).shape[dim] != size:
-                        return None
+                    weight = dict(module.named_parameters(recurse=False)).get(tensor)
+                    if weight is None or weight.shape[dim] != size:
+                        return None  # a computed weight, or the product of an attention's heads
                     slots.append(_slot(name, "in", "consumer", size))
                 else:
                     slots.append(_slot(name, "out", "channelwise", size))

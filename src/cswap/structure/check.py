@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import nn
 from cswap.structure.detectors import forward_of
 from cswap.structure.groups import Removed, Structure
 from cswap.structure.layers import channel_dim
-from cswap.structure.surgery import kept_indices, masked_copy, prepared_copy, pruned_copy
+from cswap.structure.surgery import kept_indices, light_copy, own_consumers_, shrink_in_place, zero_cut_
 
 TOLERANCE = 1e-4
 VISIBLE = 100.0
@@ -95,10 +96,8 @@ def agreement(model: nn.Module, structure: Structure, removed: Removed, inputs: 
     Raises whatever the pruned network raises when it does not run at all.
     """
     with torch.no_grad():
-        original = prepared_copy(model, structure).eval()
-        out_original = tensors_of(forward_of(original)(inputs))
-        masked = tensors_of(forward_of(masked_copy(original, structure, removed))(inputs))
-        pruned = tensors_of(forward_of(pruned_copy(original, structure, removed))(inputs))
+        nets = _nets(model, structure, removed)
+        out_original, masked, pruned = (tensors_of(forward_of(net.eval())(inputs)) for net in nets)
         allowed = TOLERANCE * scale_of(masked)
         moved = widest(list(zip(out_original, masked, strict=True)))
         difference = widest(list(zip(masked, pruned, strict=True)))
@@ -106,32 +105,38 @@ def agreement(model: nn.Module, structure: Structure, removed: Removed, inputs: 
         if seen.ok and seen.visible:
             return seen
         try:
-            return _exact_agreement(original, structure, removed, inputs)
+            return _exact_agreement(model, structure, removed, inputs)
         except (RuntimeError, TypeError):  # it holds float32 by itself somewhere
             return seen
 
 
+def _nets(model: nn.Module, structure: Structure, removed: Removed) -> Iterator[nn.Module]:
+    """The network before, masked and pruned: one at a time, so that they take little more memory than what they change."""
+    yield light_copy(model, structure)
+    yield zero_cut_(own_consumers_(light_copy(model, structure), structure, removed), structure, removed)
+    yield shrink_in_place(light_copy(model, structure), kept_indices(structure, removed))
+
+
 def _exact_agreement(model: nn.Module, structure: Structure, removed: Removed, inputs: torch.Tensor) -> Agreement:
     """The comparison in float64 at the outputs of the consumers, where even a faint unit can be seen."""
-    model = model.double()
-    masked, pruned = masked_copy(model, structure, removed), pruned_copy(model, structure, removed)
+    model = copy.deepcopy(model).double()
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     names = sorted({s.module for g in removed for s in structure[g].consumers})
-    outs = []
-    for net in (model, masked, pruned):
-        with _recorded(net, names) as seen:
+    outs, channels = [], {}
+    for net in _nets(model, structure, removed):
+        with _recorded(net.eval(), names) as seen:
             final = tensors_of(forward_of(net)(inputs))
         outs.append((final, seen))
+        channels = {name: channel_dim(net.get_submodule(name)) for name in names}
     (_, seen_o), (final_m, seen_m), (final_p, seen_p) = outs
     kept = kept_indices(structure, removed)
     pairs, moves = list(zip(final_m, final_p, strict=True)), []
     for name in names:
         (tensor, dim), *_ = structure.layers[name].axes["out"]
         index = kept.get(f"{name}.{tensor}", {}).get(dim)
-        channel = channel_dim(model.get_submodule(name))
         for o, m, p in zip(seen_o[name], seen_m[name], seen_p[name], strict=True):
             moves.append((o, m))
-            pairs.append((m if index is None else m.index_select(channel, torch.from_numpy(index)), p))
+            pairs.append((m if index is None else m.index_select(channels[name], torch.from_numpy(index)), p))
     allowed = EXACT * scale_of([a for a, _ in pairs])
     moved = widest(moves)
     return Agreement(widest(pairs), allowed, moved, "consumers", moved >= VISIBLE * allowed)
@@ -141,8 +146,8 @@ def randomise_(model: nn.Module, seed: int = 0, inputs: torch.Tensor | None = No
     """Give every parameter and norm statistic a value that shows: weights by fan-in, scales and variances in [0.5, 1.5].
 
     Without it the check cannot fail: at default initialisation many layers move the output below any tolerance. With
-    `inputs` (N, …), which the model then takes once, statistics are near those of what their norms get: in a deep network
-    values would grow layer by layer, and the last digits of the first ones with them.
+    `inputs` (N, …), which the model then takes once, in eval mode, batch norms get the scale of what they really meet, so that values
+    stay of order one to the last layer: else rounding in the first layers of a deep network is more than tolerance in the last.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -174,22 +179,28 @@ def randomise_(model: nn.Module, seed: int = 0, inputs: torch.Tensor | None = No
 
 
 def _settle(model: nn.Module, inputs: torch.Tensor) -> None:
-    """Move every batch norm's statistics to its own inputs', keeping how far they are off."""
+    """Scale every batch norm's statistics by the root mean square of all its channels.
+
+    Not channel by channel: in a deep network the few values of a channel may be alike by chance, and a norm that divides
+    by their spread makes a large number of every change, of one in the last digit too.
+    """
+
+    settled: set[nn.Module] = set()
 
     def settle(norm: nn.Module, args: tuple[Any, ...]) -> None:
         x, mean, variance = args[0], norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-        if isinstance(x, torch.Tensor) and x.dim() >= 2 and x.shape[1] == len(mean) and x.numel() > 2 * len(mean):
-            over = [d for d in range(x.dim()) if d != 1]
-            spread = x.var(over).clamp_min(1e-6)
-            mean.mul_(spread.sqrt()).add_(x.mean(over))
-            variance.mul_(spread)
+        if norm not in settled and isinstance(x, torch.Tensor) and x.dim() >= 2 and x.shape[1] == len(mean):
+            settled.add(norm)
+            square = x.square().mean().clamp_min(1e-6)
+            mean.mul_(square.sqrt())
+            variance.mul_(square)
 
     norms = [
         m for m in model.modules() if {"running_mean", "running_var"} <= {n for n, b in m.named_buffers(recurse=False)}
     ]
     handles = [m.register_forward_pre_hook(settle) for m in norms]
     try:
-        forward_of(model)(inputs)
+        forward_of(model.eval())(inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -7,6 +7,7 @@ heads give for every anchor, and, in a two-stage detector, for boxes that are fi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,11 @@ _GRID = 4  # fixed boxes along a side
 def is_detector(model: nn.Module) -> bool:
     """A torchvision detector, one-stage (`head`) or two-stage (`rpn` and `roi_heads`)."""
     held = {n for n, _ in model.named_children()}
-    return held >= PARTS and ("head" in held or {"rpn", "roi_heads"} <= held) and type(model).__module__.startswith("torchvision.")
+    return (
+        held >= PARTS
+        and ("head" in held or {"rpn", "roi_heads"} <= held)
+        and type(model).__module__.startswith("torchvision.")
+    )
 
 
 def forward_of(model: nn.Module) -> Callable[[torch.Tensor], Any]:
@@ -65,4 +70,4 @@ def _boxes(height: int, width: int) -> torch.Tensor:
 
 def _pairs(edges: torch.Tensor) -> list[tuple[float, float]]:
     values = edges.tolist()
-    return list(zip(values[:-1], values[1:], strict=True))
+    return list(itertools.pairwise(values))

@@ -13,7 +13,7 @@ from torch import nn
 from cswap.structure.attention import HeadAttention
 from cswap.structure.check import TOLERANCE, randomise_, scale_of, tensors_of, widest
 from cswap.structure.groups import Group, LeftOut, Slot
-from cswap.structure.hosts import Unlike, equivalent_of, is_attention, replace_attention_
+from cswap.structure.hosts import Unlike, equivalent_of, is_attention, replace_attention_, widths_of
 from cswap.types import IntArray
 
 
@@ -29,7 +29,7 @@ def attention_of(model: nn.Module, inputs: torch.Tensor, seed: int) -> tuple[dic
     found: dict[str, str] = {}
     left_out: list[LeftOut] = []
     made: dict[str, HeadAttention] = {}
-    trial = randomise_(copy.deepcopy(model), seed).requires_grad_(False)
+    trial = randomise_(copy.deepcopy(model), seed, inputs).requires_grad_(False)
     modules = dict(trial.named_modules())
     for name, module in modules.items():
         try:
@@ -157,9 +157,24 @@ class StandIn(nn.Module):
         return out if self.alone else (out, None)
 
 
+class Closed(nn.Module):
+    """One linear layer in the place of an attention whose heads cannot go: the library need not, and may never, see through."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.whole = Whole(inputs, outputs)
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        """hidden_states (…, E) → ((…, E'), None)."""
+        return self.whole(given[0] if given else named["hidden_states"]), None
+
+
 def with_whole_heads(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """A copy to be traced by the dependency library, each replaced attention being one layer."""
+    """A copy to be traced by the dependency library, each replaced attention, and each of transformers', being one layer."""
     traced = copy.deepcopy(model)
+    for name, module in list(traced.named_modules()):
+        if name and (widths := widths_of(module)) is not None:
+            traced.set_submodule(name, Closed(*widths))
     for name in names:
         module = traced.get_submodule(name)
         assert isinstance(module, HeadAttention)

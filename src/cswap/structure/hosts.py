@@ -222,7 +222,8 @@ class SplitAttention(HeadAttention):
 
     def __init__(self, host: Any) -> None:
         names = next((n for n in _NAMES if all(isinstance(getattr(host, x, None), nn.Linear) for x in n)), None)
-        heads = next((int(getattr(host, h)) for h in _HEADS if isinstance(getattr(host, h, None), int)), 0)
+        said = (getattr(where, h, None) for where in (host, getattr(host, "config", None)) for h in _HEADS)
+        heads = next((int(h) for h in said if isinstance(h, int)), 0)
         if names is None or heads < 1:
             raise Unlike("it has no three linear projections and a number of heads")
         q, k, v = (getattr(host, n) for n in names)
@@ -262,6 +263,15 @@ def _is_torchvision(module: nn.Module) -> bool:
 def _is_transformers(module: nn.Module) -> bool:
     linears = any(all(isinstance(getattr(module, x, None), nn.Linear) for x in n) for n in _NAMES)
     return linears and type(module).__module__.startswith("transformers.")
+
+
+def widths_of(module: nn.Module) -> tuple[int, int] | None:
+    """Input and output width of a Hugging Face attention, whether or not it has an equivalent; None for anything else."""
+    if not _is_transformers(module):
+        return None
+    names = next(n for n in _NAMES if all(isinstance(getattr(module, x, None), nn.Linear) for x in n))
+    out = next((o for o in _OUT if isinstance(getattr(module, o, None), nn.Linear)), names[2])
+    return int(getattr(module, names[0]).in_features), int(getattr(module, out).out_features)
 
 
 _HOSTS: tuple[tuple[Callable[[nn.Module], bool], Callable[[Any], HeadAttention]], ...] = (

@@ -118,7 +118,7 @@ def highest_ratio(structure: Structure) -> Ratio:
 
 def check_reachable(structure: Structure, target: Target) -> None:
     """Raise TargetError when even one unit a group would not reach the target."""
-    if target.value is None:
+    if target.value is None or target.kind == "latency":
         return
     highest = highest_ratio(structure)
     if not target.reached(highest):
@@ -126,3 +126,41 @@ def check_reachable(structure: Structure, target: Target) -> None:
             f"target {target} is out of reach: with one unit left in each of the {len(structure)} groups "
             f"{target.kind}={highest.as_dict()[target.kind]:.4f} would be removed; `cswap support` says what is left out"
         )
+
+
+class RoundedLedger:
+    """A ledger in which units go only when what is left of their group has a width that is a multiple of `multiple`.
+
+    Units wait until enough of their group have gone before them; those that still wait at the end stay. A group's width is
+    counted in positions of its first producer; one that cannot have such a width, or is smaller, stays as it is.
+    """
+
+    def __init__(self, structure: Structure, multiple: int) -> None:
+        self.ledger, self.multiple = Ledger(structure), multiple
+        self.waiting: dict[str, list[int]] = {}
+        self._each = {g.name: _positions_each(g) for g in structure}
+
+    def remove(self, group: Group, unit: int) -> None:
+        """Note that a unit would go."""
+        waiting = self.waiting.setdefault(group.name, [])
+        waiting.append(unit)
+        left = self.ledger.kept(group) - len(waiting)
+        if left > 0 and left * self._each[group.name] % self.multiple == 0:
+            for n in waiting:
+                self.ledger.remove(group, n)
+            waiting.clear()
+
+    def removed(self) -> Removed:
+        """Units gone, by group."""
+        return self.ledger.removed()
+
+    def ratio(self) -> Ratio:
+        """What they amount to."""
+        return self.ledger.ratio()
+
+
+def _positions_each(group: Group) -> int:
+    """Positions of one unit in the group's first producer; 1 where units differ."""
+    producer = next((s for s in group.slots if s.side == "out"), group.slots[0])
+    sizes = {len(p) for p in producer.by_unit.values()}
+    return sizes.pop() if len(sizes) == 1 else 1

@@ -56,6 +56,14 @@ class Gates(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight.flatten(0, 1), None if self.bias is None else self.bias.flatten())
 
+    def flat(self) -> nn.Linear:
+        """The same map as one linear layer, on the same memory."""
+        linear = nn.Linear(self.in_features, len(self.weight) * self.out_features, self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.weight.detach().view(-1, self.in_features), requires_grad=False)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().view(-1), requires_grad=False)
+        return linear
+
 
 class Direction(nn.Module):
     """One layer in one direction: x (N, L, in) → outputs (N, L, H) and the last states, each (N, H).

@@ -49,7 +49,7 @@ def recurrent_of(model: nn.Module, inputs: torch.Tensor, seed: int) -> tuple[dic
     hosts = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.RNNBase)]
     if not hosts:
         return found, left_out
-    trial = randomise_(copy.deepcopy(model), seed).requires_grad_(False)
+    trial = randomise_(copy.deepcopy(model), seed, inputs).requires_grad_(False)
     every = [m for _, m in model.named_modules(remove_duplicate=False)]
     for name, host in hosts:
         why = why_not(host)

@@ -95,6 +95,23 @@ def prepared_copy(model: nn.Module, structure: Structure) -> nn.Module:
     return replace_(copy.deepcopy(model), structure.replaced)
 
 
+def light_copy(model: nn.Module, structure: Structure) -> nn.Module:
+    """As `prepared_copy`, but sharing every tensor with `model`: to be run, or written to after `own_consumers_`."""
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return replace_(copy.deepcopy(model, shared), structure.replaced)
+
+
+def own_consumers_(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
+    """Give a light copy tensors of its own where `zero_cut_` writes; returns `model`."""
+    for name in dict.fromkeys(s.module for g in removed for s in structure[g].consumers):
+        (tensor, _), *_ = structure.layers[name].axes["in"]
+        module = model.get_submodule(name)
+        old = getattr(module, tensor)
+        own = old.detach().clone()
+        setattr(module, tensor, nn.Parameter(own, old.requires_grad) if isinstance(old, nn.Parameter) else own)
+    return model
+
+
 def pruned_copy(model: nn.Module, structure: Structure, removed: Removed) -> nn.Module:
     """A new, physically smaller module; `model` is untouched."""
     return shrink_in_place(prepared_copy(model, structure), kept_indices(structure, removed))

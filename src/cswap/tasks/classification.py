@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,39 +26,55 @@ def logits_of(outputs: Any) -> torch.Tensor:
 
 
 class Classification:
-    """Single-label classification. Targets are (N,) class numbers."""
+    """Single-label classification. Targets are (N,) class numbers.
+
+    `outputs`: which output of the model is which class, where the model knows more classes than the data has; σ and quality
+    are still those among all of its outputs.
+    """
 
     name = "classification"
     headline = "accuracy"
     targets = "class numbers"
 
+    def __init__(self, outputs: Sequence[int] | None = None) -> None:
+        self.outputs = None if outputs is None else torch.tensor(list(outputs), dtype=torch.int64)
+
+    def columns(self, targets: torch.Tensor) -> torch.Tensor:
+        """The model's output of each labelled class, (N,)."""
+        return targets if self.outputs is None else self.outputs.to(targets.device)[targets]
+
     def score(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         """Softmax probability of the labelled class, (N,) float64."""
         logits = logits_of(outputs).double()
-        return logits.softmax(-1).gather(1, targets.view(-1, 1)).squeeze(1)
+        return logits.softmax(-1).gather(1, self.columns(targets).view(-1, 1)).squeeze(1)
 
     def sample_quality(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         """1 where the most probable class is the labelled one, (N,) float64."""
-        return (logits_of(outputs).argmax(-1) == targets).double()
+        return (logits_of(outputs).argmax(-1) == self.columns(targets)).double()
 
     def chance(self, classes: int) -> float:
         """One in K."""
         return 1.0 / classes
 
     def outputs_of(self, outputs: Any) -> int | None:
-        """K, as the model's output has it."""
-        return int(logits_of(outputs).shape[1])
+        """K, as the model's output has it; None where classes are chosen among them. Raises DataError for one it lacks."""
+        width = int(logits_of(outputs).shape[1])
+        if self.outputs is None:
+            return width
+        if int(self.outputs.max()) >= width:
+            raise DataError(f"labels: expected outputs below the model's {width}, got {int(self.outputs.max())}")
+        return None
 
     def meter(self, classes: int) -> ClassificationMeter:
         """Top-1, top-5 (from six classes on) and top-1 by class."""
-        return ClassificationMeter(classes)
+        return ClassificationMeter(classes, self.columns)
 
 
 class ClassificationMeter:
     """Accuracy, top-5 and accuracy by class, summed over batches."""
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    def __init__(self, classes: int, columns: Callable[[torch.Tensor], torch.Tensor] = lambda t: t) -> None:
+        self.classes, self.columns = classes, columns
         self.seen = torch.zeros(classes, dtype=torch.int64)
         self.right = torch.zeros(classes, dtype=torch.int64)
         self.top5 = 0
@@ -65,11 +82,12 @@ class ClassificationMeter:
     def update(self, outputs: Any, targets: torch.Tensor) -> None:
         """Take one batch."""
         logits, targets = logits_of(outputs).cpu(), targets.cpu()
-        hit = logits.argmax(-1) == targets
+        columns = self.columns(targets)
+        hit = logits.argmax(-1) == columns
         self.seen += torch.bincount(targets, minlength=self.classes)
         self.right += torch.bincount(targets[hit], minlength=self.classes)
         best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
-        self.top5 += int((best == targets.view(-1, 1)).sum())
+        self.top5 += int((best == columns.view(-1, 1)).sum())
 
     def result(self) -> dict[str, Any]:
         """Fractions in [0, 1]; `by_class` has None for a class without samples."""

@@ -1,0 +1,94 @@
+"""What the experiments share: arguments, JSON with its origin, a plot made from the JSON, and a section of RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from _machine import RESULTS, ROOT, machine, write_result  # noqa: E402
+from _real import cifar  # noqa: E402
+
+NAMES = ("headline", "voting", "sample_size", "alpha", "stale", "conservatism", "classes", "text_order", "blocks")
+"""In the order of the seed's questions."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What an experiment is told."""
+
+    images: Path
+    work: Path
+    seed: int
+
+
+def main(name: str, run: Callable[[Given], dict[str, Any]], doc: str) -> None:
+    """Run one experiment from the command line: JSON, plot, RESULTS.md."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "experiments", help="what is kept for a resume")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    work = given.work / name
+    work.mkdir(parents=True, exist_ok=True)
+    found = run(Given(cifar(given.cifar, given.work), work, given.seed))
+    data = {
+        "command": f"python benchmarks/experiments/{name}.py --seed {given.seed}",
+        **machine(),
+        "seed": given.seed,
+        **found,
+    }
+    (RESULTS / f"experiment_{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    draw(name)
+    write_result(f"experiment_{name}", data)
+
+
+def modules() -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Name, module and JSON of every experiment that has been run."""
+    for name in NAMES:
+        path = RESULTS / f"experiment_{name}.json"
+        if path.exists():
+            yield name, importlib.import_module(name), json.loads(path.read_text())
+
+
+def draw(name: str) -> None:
+    """The plot of one experiment, from its JSON."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    module, data = importlib.import_module(name), json.loads((RESULTS / f"experiment_{name}.json").read_text())
+    plt.rcParams.update({"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
+                         "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})  # fmt: skip
+    figure = module.figure(data, plt)
+    (RESULTS / "plots").mkdir(exist_ok=True)
+    figure.savefig(RESULTS / "plots" / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
+    plt.close(figure)
+
+
+def wilson(hits: int, of: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson, 1927)."""
+    if not of:
+        return 0.0, 1.0
+    z, p = 1.96, hits / of
+    middle, half = p + z * z / (2 * of), z * float(np.sqrt(p * (1 - p) / of + z * z / (4 * of * of)))
+    return (middle - half) / (1 + z * z / of), (middle + half) / (1 + z * z / of)
+
+
+def spearman(a: Any, b: Any) -> float:
+    """Rank correlation; NaN where one side is constant."""
+    from scipy.stats import spearmanr
+
+    a, b = np.asarray(a), np.asarray(b)
+    return float(spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else float("nan")

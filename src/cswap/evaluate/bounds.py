@@ -1,0 +1,69 @@
+"""Upper confidence bounds of a mean loss that lies in [−1, 1]. Knows no network: numbers in, numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from cswap.types import FloatArray
+
+_GRID = 2001  # losses tried as the mean: the bound is rounded up to the next
+_SHARE = 0.95  # of the largest bet that cannot be lost whole
+_PRIOR = 1e-3  # variance before anything was seen
+
+
+def betting(losses: FloatArray, alpha: float) -> float:
+    """The smallest τ on a grid up to 1 for which a gambler against "the mean loss is at least τ" has won 1/α.
+
+    losses: (n,) in [−1, 1], in an order that does not depend on them. The capital Π(1 + λᵢ(τ − Lᵢ)) is a supermartingale
+    when the mean is τ or more, whatever the bets λᵢ ∈ [0, 1/(1 − τ)) that are made of what was seen before; so by Ville's
+    inequality the bound holds with probability 1 − α at every n, exactly. Bets: the plug-in of Waudby-Smith and Ramdas
+    (2024, arXiv 2010.09686, "aGRAPA"). Without any loss it is about 3.2/n at α = 0.05.
+    """
+    n = len(losses)
+    if not n:
+        return 1.0
+    taus = np.linspace(0.0, 1.0, _GRID)[1:]
+    count = np.arange(n)
+    sums = np.concatenate([[0.0], np.cumsum(losses)[:-1]])
+    squares = np.concatenate([[0.0], np.cumsum(losses**2)[:-1]])
+    mean = sums / (count + 1)  # as if one loss of 0 had been seen
+    variance = (_PRIOR + squares) / (count + 1) - mean**2
+    highest = np.full(len(taus), -np.inf)
+    with np.errstate(divide="ignore"):
+        for i in range(0, len(taus), 200):  # some at a time: (200, n)
+            tau = taus[i : i + 200, None]
+            gap = tau - mean
+            bet = np.clip(gap / np.maximum(variance + gap**2, 1e-12), 0.0, _SHARE / np.maximum(1 - tau, 1e-9))
+            capital = np.cumsum(np.log1p(np.maximum(bet * (tau - losses), -1 + 1e-12)), axis=1)
+            highest[i : i + 200] = capital.max(axis=1)
+    kept = np.flatnonzero(highest < np.log(1 / alpha))  # not refuted
+    return (
+        float(taus[kept[-1] + 1])
+        if len(kept) and kept[-1] + 1 < len(taus)
+        else float(taus[0] if not len(kept) else 1.0)
+    )
+
+
+def bernstein(losses: FloatArray, alpha: float) -> float:
+    """The empirical Bernstein bound of Maurer and Pontil (2009, theorem 4), for losses (n,) in [−1, 1]: exact, and wider."""
+    n = len(losses)
+    if n < 2:
+        return 1.0
+    log = np.log(2 / alpha)
+    bound = losses.mean() + np.sqrt(2 * losses.var(ddof=1) * log / n) + 2 * 7 * log / (3 * (n - 1))
+    return float(min(1.0, bound))
+
+
+def student(losses: FloatArray, alpha: float) -> float:
+    """The one-sided t bound: approximate, for losses without heavy tails."""
+    n = len(losses)
+    if n < 2:
+        return 1.0
+    return float(losses.mean() + scipy_stats.t.ppf(1 - alpha, n - 1) * losses.std(ddof=1) / np.sqrt(n))
+
+
+BOUNDS: dict[str, Callable[[FloatArray, float], float]] = {"betting": betting, "bernstein": bernstein, "t": student}
+APPROXIMATE = ("t",)

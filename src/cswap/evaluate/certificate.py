@@ -1,0 +1,150 @@
+"""A certificate: no class lost more than τ of mean score, with confidence 1 − α, on samples that nothing was chosen by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from cswap.data.calibration import CalibrationSet
+from cswap.data.truth import moved
+from cswap.errors import DataError, InputError
+from cswap.evaluate.bounds import APPROXIMATE, BOUNDS
+from cswap.evaluate.quality import batches
+from cswap.tasks.base import Task
+from cswap.types import FloatArray
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was claimed of one network, and whether it holds.
+
+    margin: τ, in mean score. upper: by class, the bound of its mean loss. smallest: the least τ these samples certify, the
+    largest of `upper`. possible: the least τ that as many samples could certify if no sample had lost anything.
+    """
+
+    margin: float
+    alpha: float
+    bound: str
+    approximate: bool
+    classes: tuple[str, ...]
+    samples: tuple[int, ...]
+    mean_loss: tuple[float, ...]
+    upper: tuple[float, ...]
+    smallest: float
+    possible: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether every class's bound is within the margin: each is tested at level α, and all must pass (an
+        intersection–union test, which needs no correction)."""
+        return self.smallest <= self.margin
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "holds": self.holds,
+            "claim": str(self),
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()},
+        }
+
+    def __str__(self) -> str:
+        how = f"{'approximately ' if self.approximate else ''}with confidence {1 - self.alpha:g} ({self.bound} bound)"
+        if self.holds:
+            return f"no class lost more than {self.margin:g} of mean score, {how}; the smallest that can be said is {self.smallest:.4f}"
+        worst = self.classes[int(np.argmax(self.upper))]
+        return (
+            f"not certified: class {worst} may have lost up to {self.smallest:.4f} of mean score, {how}; {self.margin:g} was asked, "
+            f"and {min(self.samples)} samples of a class can say at best {self.possible:.4f}"
+        )
+
+
+def certificate_of(
+    losses: Mapping[str, FloatArray],
+    *,
+    margin: float = 0.02,
+    alpha: float = 0.05,
+    bound: str = "betting",
+    seed: int = 0,
+) -> Certificate:
+    """From the losses σ − σ_pruned of each class's samples, (n,) in [−1, 1]. Raises InputError, DataError.
+
+    Samples are shuffled with the seed, because the betting bound needs an order that does not depend on them.
+    """
+    if not 0 < margin < 1:
+        raise InputError(f"margin: expected a number between 0 and 1, got {margin}")
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha: expected a number between 0 and 1, got {alpha}")
+    if bound not in BOUNDS:
+        raise InputError(f"bound: expected one of {', '.join(BOUNDS)}, got {bound!r}")
+    empty = next((c for c, v in losses.items() if len(v) < 2), None)
+    if empty is not None or not losses:
+        raise DataError(
+            f"certify: class {empty!r}: expected at least 2 samples, got {len(losses[empty]) if empty else 0}"
+        )
+    own = BOUNDS[bound]
+    mixed = {c: np.random.default_rng([seed, k]).permutation(v) for k, (c, v) in enumerate(losses.items())}
+    upper = tuple(own(v, alpha) for v in mixed.values())
+    return Certificate(
+        margin, alpha, bound, bound in APPROXIMATE, tuple(mixed), tuple(len(v) for v in mixed.values()),
+        tuple(float(v.mean()) for v in mixed.values()), upper, max(upper),
+        max(own(np.zeros(len(v)), alpha) for v in mixed.values()),
+    )  # fmt: skip
+
+
+def in_fixed_order(certificates: Sequence[Callable[[], Certificate]]) -> list[Certificate]:
+    """Certificates of several targets, from small to large, up to and with the first that fails: all that hold, hold together with
+    confidence 1 − α (fixed-sequence testing)."""
+    found = []
+    for make in certificates:
+        found.append(make())
+        if not found[-1].holds:
+            break
+    return found
+
+
+def class_losses(
+    original: nn.Module, small: nn.Module, dataset: Dataset[Any], task: Task, classes: Sequence[str], *, device: str = "cpu",
+    batch: int = 128,
+) -> dict[str, FloatArray]:  # fmt: skip
+    """σ − σ_pruned by class, (n_k,) float64: of the samples labelled k, or where the task scores by class its own column."""
+    found: dict[str, list[FloatArray]] = {c: [] for c in classes}
+    nets = [m.eval().to(device) for m in (original, small)]
+    for inputs, targets in batches(dataset, batch):
+        with torch.inference_mode():
+            outputs = [net(inputs.to(device)) for net in nets]
+            truth = moved(targets, device)
+            if hasattr(task, "class_scores"):
+                columns = [task.class_scores(o, truth).double().cpu().numpy() for o in outputs]
+                for k, name in enumerate(classes[: columns[0].shape[1]]):
+                    lost = columns[0][:, k] - columns[1][:, k]
+                    found[name].append(lost[~np.isnan(lost)])
+                continue
+            scores = [task.score(o, truth).double().cpu().numpy() for o in outputs]
+        labels = np.asarray(targets)
+        for k, name in enumerate(classes):
+            found[name].append((scores[0] - scores[1])[labels == k])
+    return {c: np.concatenate(v) if v else np.empty(0) for c, v in found.items()}
+
+
+def refuse_seen(dataset: Dataset[Any], calibration: CalibrationSet) -> None:
+    """The samples of a certificate must not be among those that units, ridge or statistics were chosen by. Raises DataError.
+
+    Compared by content. That the network was never trained on them is for the user to know.
+    """
+    used = {_digest(calibration.inputs(i, i + 1)[0]) for i in range(len(calibration))}
+    for i in range(len(dataset)):  # type: ignore[arg-type]
+        if _digest(torch.as_tensor(dataset[i][0])) in used:
+            raise DataError(
+                f"certify: sample {i} is one of the calibration samples: expected samples that nothing was chosen by"
+            )
+
+
+def _digest(inputs: torch.Tensor) -> bytes:
+    return hashlib.sha256(inputs.contiguous().numpy().tobytes()).digest()

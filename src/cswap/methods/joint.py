@@ -1,0 +1,181 @@
+"""`joint`: what goes is tested together, after compensation, against the ORIGINAL network, within a margin for every class."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from cswap.causal.compensation import forget
+from cswap.causal.cut import PlainEngine
+from cswap.causal.engine import Engine, Scores, refuse_near_chance
+from cswap.causal.first_order import first_order
+from cswap.causal.judge import Judge
+from cswap.causal.margins import Probe, Profile, lower_hull, margins_of
+from cswap.causal.replay import engine_for
+from cswap.data.calibration import CalibrationSet
+from cswap.errors import TargetError
+from cswap.methods.obs import obs_scores
+from cswap.methods.options import Options
+from cswap.methods.path import PruningPath, Silence, Sink, Start
+from cswap.methods.ranking import Ranked, cheapest_first, remove_in_order
+from cswap.methods.registry import register
+from cswap.structure.groups import Group, Structure
+from cswap.structure.ledger import Ledger, check_reachable
+from cswap.tasks.base import Task
+from cswap.types import FloatArray, IntArray, Target
+
+
+@register("joint")
+def joint(
+    model: nn.Module,
+    units: Structure,
+    calibration: CalibrationSet,
+    task: Task,
+    *,
+    target: Target = Target("complete"),  # noqa: B008 — frozen
+    options: Options = Options(),  # noqa: B008 — frozen
+    start: Start = Start(),  # noqa: B008 — frozen
+    sink: Sink | None = None,
+    device: str = "cpu",
+    memory: int = 4 << 30,
+) -> PruningPath:
+    """A surrogate (`obs`) puts each group's units in order; bisection finds the largest prefix whose JOINT compensated cut costs
+    no class more than τ of mean score, with confidence 1 − alpha, for each of `margins` from what the one before it gave.
+
+    Between groups: equal margin (`per` unit), or the mean score lost a parameter or MAC (`per`), by the measured losses' lower
+    hull. Units beyond the last margin follow by the same rule. Effects are of a group at a time; what groups do to each
+    other is for `--certify` to bound. Source: ours. Raises TargetError for `noncritical`, DataError, InputError.
+    """
+    if target.kind == "noncritical":
+        raise TargetError("target noncritical: joint tests sets of units; expected params=F, macs=F or units=F")
+    check_reachable(units, target)
+    sink = sink or Silence()
+    orders = _orders(model, units, calibration, task, options, device, memory)
+    engine = engine_for(
+        model, units, calibration, task, device=device, memory=memory, vote_score=options.vote_score, amp=options.amp,
+        cut="compensated",
+    )  # fmt: skip
+    refuse_near_chance(engine.scores(), calibration, task)
+    sink.note(engine.name)
+    found = [_measured(engine, group, *orders[group.name], options) for group in units]
+    plain = engine_for(model, units, calibration, task, device=device, memory=memory, vote_score=options.vote_score)
+    path = PruningPath(units, "joint", options.as_dict(), calibration.classes, engine=engine.name)
+    path.sensitivity = {
+        "margins": list(margins_of(options.margins)), "alpha": options.alpha, "samples": len(calibration),
+        "groups": {g.group.name: g.as_dict() for g in found},
+    }  # fmt: skip
+    order = by_margin(found) if options.per == "unit" else by_price(found, units, options.per)
+    remove_in_order(plain, path, order, target, options, start, sink)
+    path.notes = list(dict.fromkeys([*engine.notes, *path.notes]))
+    return path
+
+
+def _orders(
+    model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, options: Options, device: str, memory: int
+) -> dict[str, tuple[IntArray, FloatArray]]:  # fmt: skip
+    """By group: its units in the surrogate's order, and their scores in that order, both (size,).
+
+    Where `obs` cannot tell (what reads them is no plain layer), the mean square of the first-order effect.
+    """
+    scores = obs_scores(model, units, calibration, task, swaps=options.swaps, device=device, memory=memory)
+    unknown = [g for g in units if g.name not in scores]
+    if unknown:
+        engine = PlainEngine(model, units, calibration, task, device=device, memory=memory)
+        for group in unknown:
+            scores[group.name] = (first_order(engine, group, np.arange(len(calibration))) ** 2).mean(0)
+    found = {}
+    for name, score in scores.items():
+        order = np.argsort(score, kind="stable")
+        found[name] = (order, score[order])
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One group: units in order (size,), the surrogate's scores in that order (size,), joint cuts measured, and how many
+    units may go within each margin (ascending)."""
+
+    group: Group
+    order: IntArray
+    surrogate: FloatArray
+    probes: list[Probe]
+    sets: list[tuple[float, int]]
+
+    def shares(self, first: int, last: int) -> FloatArray:
+        """Where in the step from `first` to `last` units each of them lies, (last − first,) in (0, 1]: by the surrogate."""
+        own = np.cumsum(np.maximum(self.surrogate[first:last], 0.0))
+        even = np.arange(1, last - first + 1) / max(1, last - first)
+        return own / own[-1] if last > first and own[-1] > 0 else even
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values: quality lost against how much of the group went."""
+        return {
+            "size": self.group.size, "order": self.order.tolist(), "sets": [list(s) for s in self.sets],
+            "probes": [{"ratio": p.units / self.group.size, **p.as_dict()} for p in self.probes],
+        }  # fmt: skip
+
+
+def _measured(engine: Engine, group: Group, order: IntArray, surrogate: FloatArray, options: Options) -> Measured:
+    """Joint cuts of the group alone, on the original network."""
+    engine.enter(group)
+    judge = Judge(engine.calibration, options.rule, options.xi_floor)
+    base = engine.scores(group)
+
+    def measure(k: int) -> Probe:
+        cut: Scores = engine.cut(group, [order[:k].tolist()])[0]
+        return Probe.of(k, judge.stats(cut, base), options.alpha)
+
+    profile = Profile(group.size, measure)
+    sets: list[tuple[float, int]] = []
+    for margin in margins_of(options.margins):
+        sets.append((margin, profile.largest(margin, sets[-1][1] if sets else 0)))
+    if options.per != "unit":
+        profile.at(group.size - 1)  # the price of the rest
+    engine.leave()
+    forget(engine)
+    return Measured(group, order, surrogate, profile.sorted(), sets)
+
+
+def by_margin(groups: Iterable[Measured]) -> list[Ranked]:
+    """Equal margin: units in the order of the margin that lets them go; within a step by the surrogate's share."""
+    keyed = []
+    for place, g in enumerate(groups):
+        before, first = 0.0, 0
+        for margin, last in [*g.sets, (1.0, g.group.size)]:
+            for i, share in enumerate(g.shares(first, last)):
+                key = before + (margin - before) * float(share)
+                inside = margin < 1.0
+                reason = f"its group's set within a margin of {margin:g}" if inside else "beyond the last margin"
+                unit = int(g.order[first + i])
+                keyed.append((key, place, first + i, Ranked(g.group.name, unit, reason, key)))
+            before, first = margin, last
+    return [r for *_, r in sorted(keyed, key=lambda k: k[:3])]
+
+
+def by_price(groups: Iterable[Measured], units: Structure, per: str) -> list[Ranked]:
+    """The least mean score a parameter or MAC at each step, as the network stands there: each group's losses by their lower
+    hull, shared out inside a step by the surrogate."""
+    waiting: dict[str, list[tuple[float, int]]] = {}
+    losses: dict[tuple[str, int], float] = {}
+    for g in groups:
+        worst, points = 0.0, [(0.0, 0.0)]
+        for p in g.probes:
+            worst = max(worst, p.loss)
+            points.append((float(p.units), worst))
+        hull = lower_hull([*points, (float(g.group.size), max(1.0, worst))])
+        queue = waiting[g.group.name] = []
+        for (a, low), (b, high) in itertools.pairwise(hull):
+            first, last = int(a), int(b)
+            steps = np.diff(np.concatenate([[0.0], g.shares(first, last)])) * (high - low)
+            for i, step in enumerate(steps.tolist()):
+                unit = int(g.order[first + i])
+                queue.append((step, unit))
+                losses[g.group.name, unit] = low + float(steps[: i + 1].sum())
+    order = cheapest_first(Ledger(units), waiting, per)
+    what = "parameter" if per == "params" else "MAC"
+    return [Ranked(g, n, f"least joint loss a {what}", losses[g, n]) for g, n in order]

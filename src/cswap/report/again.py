@@ -1,0 +1,62 @@
+"""The command that makes an artifact again, from its manifest."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from cswap.methods.options import Options
+
+_DATA = {
+    "image_size": "--image-size", "mean": "--mean", "std": "--std", "per_class": "--per-class", "labels": "--labels",
+    "calibration_split": "--calibration-split", "eval_split": "--eval-split", "eval_samples": "--eval-samples",
+    "tokenizer": "--tokenizer", "max_length": "--max-length",
+}  # fmt: skip
+_LEFT_TO_DEFAULT: dict[str, Any] = {"per_class": 128}
+
+
+def arguments_of(manifest: dict[str, Any], target: str | None = None) -> list[str] | None:
+    """What to give `cswap` to make this artifact again, or None for one that was saved from Python.
+
+    target: what was asked, where it is not what the manifest says was reached.
+    """
+    source, data = manifest.get("source"), manifest.get("data")
+    if not isinstance(source, dict) or not isinstance(data, dict):
+        return None
+    words = ["prune", "--model", str(source["spec"])]
+    for name, value in (source.get("arguments") or {}).items():
+        words += ["--model-arg", f"{name}={value}"]
+    if source.get("weights"):
+        words += ["--weights", str(source["weights"])]
+    words += ["--data", str(data["text"])]
+    for name, flag in _DATA.items():
+        if data.get(name) is not None and data[name] != _LEFT_TO_DEFAULT.get(name):
+            words += [flag, str(data[name])]
+    if data.get("allow_imbalance"):
+        words.append("--allow-imbalance")
+    words += ["--task", str(manifest.get("task", "classification")), "--method", str(manifest["method"])]
+    words += _options(manifest.get("options", {}))
+    run = manifest.get("run") if isinstance(manifest.get("run"), dict) else {}
+    for flag in ("only", "exclude"):
+        for pattern in (run or {}).get(flag, []):
+            words += [f"--{flag}", str(pattern)]
+    recovery = manifest.get("recovery")
+    if isinstance(recovery, dict):
+        words += ["--recover", str(recovery["how"])]
+    return [*words, "--target", target or str(manifest["target"])]
+
+
+def _options(options: dict[str, Any]) -> list[str]:
+    usual, words = Options().as_dict(), []
+    for name, value in options.items():
+        if value == usual.get(name) or value is None:
+            continue
+        flag = "--" + name.replace("_", "-")
+        words += [flag] if value is True else [flag, str(value)]
+    return words
+
+
+def command_of(manifest: dict[str, Any], target: str | None = None) -> str | None:
+    """The same as one line for a POSIX shell."""
+    words = arguments_of(manifest, target)
+    return None if words is None else shlex.join(["cswap", *words, "--out", "DIR"])

@@ -1,0 +1,125 @@
+"""Targets that pay: widths a kernel likes, a latency, and a certificate of what was lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import cswap
+from cswap.artifacts.folder import load, open_artifact
+from cswap.cli.app import main
+from cswap.errors import TargetError
+from cswap.evaluate import cost
+from cswap.pipeline import aim
+from cswap.structure.surgery import count_params
+from tests.end_to_end.conftest import write_images
+
+
+def _json(capsys, arguments: list[str]) -> dict:
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+def test_widths_are_multiples_and_the_target_is_reached(place, capsys):
+    summary = _json(capsys, place.prune("out", "--round-to", "4", target="params=0.4"))
+    manifest = json.loads((place.root / "out" / "manifest.json").read_text())
+    widths = {
+        t: len(i["0"]) for t, i in manifest["kept"].items() if t.endswith(".weight") and "0" in i and t != "fc.weight"
+    }
+    assert widths
+    assert all(w % 4 == 0 for w in widths.values())
+    assert summary["ratio"]["params"] >= 0.4
+    assert (manifest["round_to"], summary["round_to"]) == (4, 4)
+    small = load(place.root / "out", trust=True)
+    assert count_params(small) == summary["pruned"]["params"]
+    status = main(place.prune("far", "--round-to", "64", "--quiet"))
+    assert status == 2
+    assert "lies beyond the path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("multiple", [2, 3, 8])
+def test_a_rounded_prefix_is_the_longest_that_fits(digits_case, multiple):
+    """By hand: of the units that the plain prefix removes, each group gives back the last ones until its width fits."""
+    model, calibration, structure = digits_case
+    path = cswap.prune_path(model, calibration, structure=structure, method="random", scope="global")
+    whole, _, _ = path.prefix(cswap.Target("complete"), multiple)
+    for group in structure:
+        order = [d.unit for d in path if d.removed and d.group == group.name]
+        fitting = [k for k in range(len(order) + 1) if (group.size - k) % multiple == 0 and k < group.size]
+        most = max(fitting, default=0)
+        assert sorted(whole.get(group.name, np.empty(0, int)).tolist()) == sorted(order[:most])
+    plain, steps, _ = path.prefix("params=0.3")
+    _, rounded_steps, ratio = path.prefix("params=0.3", multiple)
+    assert ratio.params >= 0.3
+    assert rounded_steps >= steps
+    assert plain
+
+
+def test_a_latency_is_aimed_at_by_bisection(digits_case, monkeypatch):
+    """With a clock that says what parameters say, the prefix found is the shortest of its grid that reaches the target."""
+    model, calibration, structure = digits_case
+    path = cswap.prune_path(model, calibration, structure=structure, method="magnitude")
+    asked = []
+
+    def clock(models, _sample, batch, **_more):
+        asked.append(batch)
+        return {n: float(count_params(m)) for n, m in models.items()}
+
+    monkeypatch.setattr(aim, "latency_ms", clock)
+    found = aim.aimed(model, path, cswap.Target.parse("latency=0.5"), calibration.inputs(0, 1), batch=3)
+    _, _, ratio = path.prefix(found.target)
+    assert ratio.params >= 0.5
+    _, _, before = path.prefix(cswap.Target("units", found.target.value - 0.02))
+    assert before.params < 0.5
+    assert set(asked) == {3}
+    assert len(asked) <= 9
+    assert len(found.measured) == len(asked)
+    with pytest.raises(TargetError, match="out of reach"):
+        aim.aimed(model, path, cswap.Target.parse("latency=0.9999"), calibration.inputs(0, 1))
+    with pytest.raises(TargetError, match="measured by"):
+        path.prefix("latency=0.5")
+
+
+def test_a_latency_target_makes_an_artifact(place, capsys, monkeypatch):
+    monkeypatch.setattr(
+        aim, "latency_ms", lambda models, *_a, **_k: {n: float(count_params(m)) for n, m in models.items()}
+    )
+    summary = _json(capsys, place.prune("out", "--round-to", "2", target="latency=0.4"))
+    assert summary["ratio"]["params"] >= 0.4
+    assert summary["aim"]["batch"] == 1
+    assert summary["aim"]["measured"]
+    again = _json(
+        capsys, ["apply", str(place.root / "out"), "--target", "latency=0.2", "--out", str(place.root / "b"), "--trust"]
+    )
+    assert 0.2 <= again["ratio"]["params"] < summary["ratio"]["params"]
+    assert cost.latency_ms is not aim.latency_ms
+
+
+def test_a_certificate_is_in_the_manifest(place, capsys):
+    write_images(place.root / "more" / "train", 2, 7)
+    write_images(place.root / "more" / "test", 40, 8)
+    certify = ["--certify", str(place.root / "more"), "--margin", "0.3"]
+    summary = _json(capsys, place.prune("out", *certify, target="units=0.1"))
+    found = summary["certificate"]
+    assert found == json.loads((place.root / "out" / "manifest.json").read_text())["certificate"]
+    assert found["holds"] == (found["smallest"] <= 0.3)
+    assert found["samples"] == [40, 40, 40]
+    assert 3 / 40 < found["possible"] <= found["smallest"]
+    assert open_artifact(place.root / "out").manifest["certificate"]["bound"] == "betting"
+    harder = _json(capsys, ["apply", str(place.root / "out"), "--target", "units=0.1", "--out", str(place.root / "b"), "--trust", *certify[:2],
+                            "--margin", "0.01"])  # fmt: skip
+    assert not harder["certificate"]["holds"]
+    assert "not certified" in harder["certificate"]["claim"]
+
+
+def test_samples_that_were_calibrated_with_certify_nothing(place, capsys):
+    shutil.copytree(place.data / "train", place.root / "seen" / "test")
+    shutil.copytree(place.data / "train", place.root / "seen" / "train")
+    assert main(place.prune("out", "--certify", str(place.root / "seen"))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is one of the calibration samples" in line
+    assert not (place.root / "out").exists()

@@ -1,0 +1,121 @@
+"""The certificate: bounds that hold as often as they say, on populations whose true loss is known; what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import cswap
+from cswap.errors import DataError, InputError
+from cswap.evaluate.bounds import BOUNDS, bernstein, betting, student
+from cswap.evaluate.certificate import Certificate, certificate_of, class_losses, in_fixed_order, refuse_seen
+
+
+def betting_by_hand(losses, alpha: float, tau: float) -> bool:
+    """Whether a gambler refutes "the mean is at least τ": sample by sample, in plain Python."""
+    capital, seen = 1.0, [0.0]
+    extra = 1e-3
+    for loss in losses:
+        mean = sum(seen) / len(seen)
+        variance = (extra + sum(x * x for x in seen)) / len(seen) - mean**2
+        gap = tau - mean
+        bet = min(max(gap / max(variance + gap**2, 1e-12), 0.0), 0.95 / (1 - tau))
+        capital *= 1 + bet * (tau - loss)
+        if capital >= 1 / alpha:
+            return True
+        seen.append(loss)
+    return False
+
+
+def test_the_betting_bound_is_that_of_the_slow_gambler():
+    rng = np.random.default_rng(0)
+    losses = np.clip(rng.normal(0.01, 0.05, 120), -1, 1)
+    bound = betting(losses, 0.05)
+    assert betting_by_hand(losses, 0.05, bound + 1e-9)
+    assert not betting_by_hand(losses, 0.05, bound - 1.5 / 2000)
+
+
+@pytest.mark.parametrize("n", [50, 200, 1000])
+def test_without_any_loss_three_in_n_can_be_said(n):
+    assert 3.0 / n <= betting(np.zeros(n), 0.05) <= 3.6 / n + 1 / 2000
+    assert bernstein(np.zeros(n), 0.05) > betting(np.zeros(n), 0.05)
+
+
+def test_bounds_shrink_with_samples_and_lie_above_the_mean():
+    rng = np.random.default_rng(1)
+    losses = np.clip(rng.normal(0.02, 0.1, 4000), -1, 1)
+    for bound in BOUNDS.values():
+        few, many = bound(losses[:100], 0.05), bound(losses, 0.05)
+        assert many < few
+        assert losses.mean() < many < 0.06
+    assert student(losses, 0.05) < betting(losses, 0.05) < bernstein(losses, 0.05)
+
+
+def test_the_bound_is_wrong_as_seldom_as_it_says():
+    """Losses whose true mean is exactly τ, mostly small and seldom large: at most 5 % of the bounds may lie below it."""
+    rng, tau, wrong, repeats = np.random.default_rng(2), 0.02, 0, 400
+    for _ in range(repeats):
+        losses = np.where(rng.random(150) < 0.04, 0.5, 0.0)
+        wrong += betting(losses, 0.05) < tau
+    assert wrong <= 0.05 * repeats + 2 * (repeats * 0.05 * 0.95) ** 0.5
+    falsely = sum(student(np.where(rng.random(60) < 0.02, 1.0, 0.0), 0.05) < 0.02 for _ in range(repeats))
+    assert falsely > 0.2 * repeats  # why a t bound is called approximate
+
+
+def test_every_class_must_pass():
+    rng = np.random.default_rng(3)
+    fine, bad = np.clip(rng.normal(0, 0.01, 300), -1, 1), np.clip(rng.normal(0.1, 0.01, 300), -1, 1)
+    good = certificate_of({"a": fine, "b": fine[::-1].copy()}, margin=0.05)
+    assert good.holds
+    assert "no class lost more than 0.05" in str(good)
+    worse = certificate_of({"a": fine, "b": bad}, margin=0.05)
+    assert not worse.holds
+    assert "class b" in str(worse)
+    assert worse.smallest == max(worse.upper) > 0.1
+    assert worse.as_dict()["upper"] == list(worse.upper)
+    assert certificate_of({"a": fine, "b": bad}, margin=0.05) == worse
+
+
+def test_targets_stop_at_the_first_failure():
+    made = []
+
+    def at(margin: float, loss: float):
+        def make() -> Certificate:
+            made.append(loss)
+            return certificate_of({"a": np.full(300, loss)}, margin=margin)
+
+        return make
+
+    found = in_fixed_order([at(0.1, 0.0), at(0.1, 0.01), at(0.1, 0.5), at(0.1, 0.0)])
+    assert [c.holds for c in found] == [True, True, False]
+    assert made == [0.0, 0.01, 0.5]
+
+
+def test_losses_are_by_class_and_seen_samples_are_refused(digits_case):
+    model, calibration, structure = digits_case
+    path = cswap.prune_path(model, calibration, structure=structure, method="random")
+    small = path.apply(model, "params=0.5")
+    from cswap.demo import digits
+
+    _, held_out = digits(0)
+    task = cswap.Classification()
+    losses = class_losses(model, small, held_out, task, calibration.classes)
+    x, y = held_out.tensors
+    with torch.no_grad():
+        by_hand = (model(x).double().softmax(1) - small(x).double().softmax(1)).gather(1, y.view(-1, 1)).squeeze(1)
+    for k, c in enumerate(calibration.classes):
+        np.testing.assert_allclose(losses[c], by_hand[y == k].numpy(), atol=1e-6)
+    refuse_seen(held_out, calibration)
+    with pytest.raises(DataError, match="sample 1 is one of the calibration samples"):
+        refuse_seen(TensorDataset(torch.stack([x[0], calibration.inputs(3, 4)[0]]), y[:2]), calibration)
+
+
+def test_what_cannot_be_certified_is_said():
+    with pytest.raises(InputError, match="margin: expected a number between 0 and 1, got 0"):
+        certificate_of({"a": np.zeros(9)}, margin=0)
+    with pytest.raises(InputError, match="bound: expected one of betting, bernstein, t"):
+        certificate_of({"a": np.zeros(9)}, bound="normal")
+    with pytest.raises(DataError, match="class 'b': expected at least 2 samples, got 1"):
+        certificate_of({"a": np.zeros(9), "b": np.zeros(1)})

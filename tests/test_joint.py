@@ -1,0 +1,199 @@
+"""`joint`: sets that are tested together, within a margin for every class; against computations by hand and planted truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import cswap
+from cswap.causal.compensation import CompensatedReplayEngine
+from cswap.causal.judge import Judge
+from cswap.causal.margins import Probe, Profile, lower_hull, margins_of, worst_loss
+from cswap.causal.stats import Moments
+from cswap.errors import InputError, TargetError
+from cswap.methods.joint import Measured, by_margin, by_price
+from cswap.methods.options import Options
+from cswap.structure.discover import discover
+from tests.reference.joint import joint_cut, margin_by_hand
+
+
+def _by_size(k: int, margin: float) -> Probe:
+    return Probe(k, margin, margin / 2, np.asarray([margin]))
+
+
+@pytest.mark.parametrize("size", [64, 512, 4096, 8192])
+def test_interventions_grow_with_the_logarithm_of_the_width(size):
+    """The same curve at every width, ten margins: a few interventions a margin, and the sets are those of a full search."""
+    calls: list[int] = []
+
+    def measure(k: int) -> Probe:
+        calls.append(k)
+        return _by_size(k, (k / size) ** 3)
+
+    profile, found = Profile(size, measure), [0]
+    margins = np.linspace(0.05, 0.95, 10)
+    for margin in margins:
+        found.append(profile.largest(margin, found[-1]))
+    assert len(calls) == len(set(calls)) <= min(32, 3 * np.log2(size) + 4)
+    for margin, k in zip(margins, found[1:], strict=True):
+        best = max(n for n in range(size) if (n / size) ** 3 <= margin)
+        assert 0 <= best - k <= max(1, size // 32)
+    one = Profile(size, measure)
+    calls.clear()
+    one.largest(0.3)
+    assert len(calls) <= np.log2(size)
+
+
+def test_sets_are_nested_even_where_the_loss_is_not_monotone():
+    margins = {k: 0.3 if k % 2 else 0.01 * k for k in range(20)}
+    profile, found = Profile(20, lambda k: _by_size(k, margins[k])), [0]
+    for margin in (0.02, 0.05, 0.1, 0.5):
+        found.append(profile.largest(margin, found[-1]))
+    assert found == sorted(found)
+    assert found[-1] == 19
+
+
+def test_a_bound_by_hand():
+    d = np.asarray([[-0.1, -0.2, 0.0, -0.3], [-0.5, -0.5, -0.5, -0.5], [0.1, np.nan, np.nan, np.nan], [np.nan] * 4])
+    bounds = worst_loss(Moments.of(d), 0.05)
+    own = -d[0]
+    t95 = 2.3533634348018264  # three degrees of freedom
+    assert bounds[0] == pytest.approx(own.mean() + t95 * own.std(ddof=1) / 2)
+    assert bounds[1] == pytest.approx(0.5)
+    assert (bounds[2], bounds[3]) == (np.inf, -np.inf)
+
+
+def test_margins_are_read_or_refused():
+    assert margins_of("0.01, 0.2") == (0.01, 0.2)
+    for bad in ("", "0.2,0.1", "0.1,0.1", "0,0.1", "0.5,1", "a"):
+        with pytest.raises(InputError, match="margins"):
+            margins_of(bad)
+
+
+def test_the_hull_lies_below_and_is_convex():
+    points = [(0.0, 0.0), (1.0, 0.5), (2.0, 0.6), (3.0, 0.5), (4.0, 2.0)]
+    assert lower_hull(points) == [(0.0, 0.0), (3.0, 0.5), (4.0, 2.0)]
+
+
+def test_a_joint_cut_is_the_dense_refit(digits_case):
+    """Engine and margin against float64 solves by hand, for half a group and for nearly all of it."""
+    model, calibration, structure = digits_case
+    structure = structure.select(("layer2.conv1",))
+    group = structure["layer2.conv1"]
+    inputs = calibration.inputs(0, len(calibration))
+    engine = CompensatedReplayEngine(model, structure, calibration, cswap.Classification())
+    engine.enter(group)
+    judge, base = Judge(calibration, Options().rule), engine.scores(group)
+    for units in ([0, 3, 5, 8], list(range(group.size - 1))):
+        probe = Probe.of(len(units), judge.stats(engine.cut(group, [units])[0], base), 0.05)
+        by_hand = joint_cut(model, group, units, inputs)
+        assert probe.margin == pytest.approx(
+            margin_by_hand(model, by_hand, inputs, calibration.targets, 0.05), abs=2e-4
+        )
+    assert probe.margin > 0.05
+
+
+def test_joint_is_a_complete_path_the_same_every_time(digits_case):
+    model, calibration, structure = digits_case
+    first, again = (cswap.prune_path(model, calibration, structure=structure, method="joint") for _ in range(2))
+    assert [(d.group, d.unit, d.score) for d in first] == [(d.group, d.unit, d.score) for d in again]
+    assert sum(d.removed for d in first) == structure.units - len(structure)
+    scores = [d.score for d in first]
+    assert scores == sorted(scores)
+    for name, group in first.sensitivity["groups"].items():
+        sets = [k for _, k in group["sets"]]
+        assert sets == sorted(sets)
+        gone = [d.unit for d in first if d.group == name]
+        assert gone == group["order"][: len(gone)]
+        within = [p for p in group["probes"] if p["units"] in sets]
+        assert all(p["margin"] <= max(m for m, k in group["sets"] if k == p["units"]) for p in within)
+    small = first.apply(model, "params=0.5")
+    assert cswap.recover(small, model, calibration)(calibration.inputs(0, 2)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("kind", ["params", "macs"])
+def test_by_price_every_step_is_the_cheapest(digits_case, kind):
+    model, calibration, structure = digits_case
+    path = cswap.prune_path(model, calibration, structure=structure, method="joint", per=kind)
+    assert sum(d.removed for d in path) == structure.units - len(structure)
+    for name in {d.group for d in path}:
+        losses = [d.score for d in path if d.group == name]
+        assert losses == sorted(losses)
+        assert losses[-1] <= 1.0
+
+
+def test_what_joint_cannot_do():
+    data = TensorDataset(torch.rand(40, 3), torch.arange(40) % 2)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(TargetError, match="noncritical"):
+        cswap.prune_path(net, cswap.calibration_set(data, 20), method="joint", target="noncritical")
+
+
+class Planted(nn.Module):
+    """Feature k lights class k. Hidden units 0 and 1 are a duplicated pair that class 0 needs one of; 2 and 3 each carry half of
+    what class 1 needs: either alone is spare, both together are not; 4 feeds nothing; 5 is class 2's alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(5, 6, bias=False), nn.Linear(6, 3, bias=False)
+        with torch.no_grad():
+            self.hidden.weight.zero_()
+            self.out.weight.zero_()
+            self.hidden.weight[0:2, 0] = 1.0
+            self.hidden.weight[2, 1] = self.hidden.weight[3, 3] = 1.0
+            self.hidden.weight[4, 4] = 1.0
+            self.hidden.weight[5, 2] = 1.0
+            self.out.weight[0, 0:2] = 20.0
+            self.out.weight[1, 2:4] = 20.0
+            self.out.weight[2, 5] = 20.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.hidden(x)))
+
+
+def _planted() -> tuple[nn.Module, cswap.CalibrationSet]:
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat(60)
+    x = torch.zeros(len(labels), 5)
+    x[torch.arange(len(labels)), labels] = 1.0 + 0.5 * torch.rand(len(labels), generator=g)
+    ones = labels == 1  # features 1 and 3 light independently, so neither can be guessed from the other
+    x[ones, 3] = 1.0 + 0.5 * torch.rand(int(ones.sum()), generator=g)
+    x[:, 4] = torch.rand(len(labels), generator=g)
+    return Planted(), cswap.calibration_set(TensorDataset(x, labels), 60)
+
+
+def test_one_of_a_pair_goes_and_what_is_needed_together_stays():
+    """Each of units 2 and 3 alone moves no score, so one-by-one tests on the original network call both spare."""
+    model, calibration = _planted()
+    alone = cswap.prune_path(model, calibration, method="cbp", target="noncritical", min_effect=0.01)
+    assert {d.unit for d in alone if d.removed} >= {0, 1, 2, 3}
+    path = cswap.prune_path(model, calibration, method="joint", margins="0.02,0.5")
+    (group,) = path.sensitivity["groups"].values()
+    within = set(group["order"][: group["sets"][0][1]])
+    assert 4 in within
+    assert 5 not in within
+    assert len(within & {0, 1}) == 1
+    assert len(within & {2, 3}) == 1
+
+
+def test_groups_share_a_margin_and_prices_are_by_cost():
+    """Two groups with curves given: units go in the order of the margin that lets them, or of loss for cost."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    structure = discover(net, torch.rand(2, 3))
+    late, early = structure  # from the output to the input
+    order = {g.name: np.arange(g.size) for g in structure}
+    even = {g.name: np.ones(g.size) for g in structure}
+    a = Measured(late, order[late.name], even[late.name], [_by_size(3, 0.1), _by_size(5, 0.9)], [(0.1, 3), (0.9, 5)])
+    b = Measured(early, order[early.name], even[early.name], [_by_size(1, 0.1), _by_size(3, 0.9)], [(0.1, 1), (0.9, 3)])
+    ranked = by_margin([a, b])
+    assert {(r.group, r.unit) for r in ranked[:4]} == {(late.name, 0), (late.name, 1), (late.name, 2), (early.name, 0)}
+    assert ranked[0].score == pytest.approx(0.1 / 3)
+    assert "margin of 0.1" in ranked[0].reason
+    by_params = by_price([a, b], structure, "params")
+    assert [r.unit for r in by_params if r.group == late.name] == [0, 1, 2, 3, 4]
+    price = {late.name: 0.05 / 3 / (4 + 1 + 2), early.name: 0.05 / (3 + 1 + 6)}  # loss a unit over parameters a unit
+    assert by_params[0].group == min(price, key=price.get)
