@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 
@@ -187,10 +188,8 @@ def test_a_detector_is_pruned_to_the_same_network_and_loads_in_a_new_process(tmp
     assert {g.name for g in structure} >= {"backbone.a.0", "backbone.b.0", "backbone.c.0"}
     removed = random_half(structure, 0)
     assert agreement(net, structure, removed, x).ok
-    try:
+    with contextlib.suppress(RuntimeError, IndexError):  # or it does not even run
         assert not agreement(net, off_by_one(structure), removed, x).ok
-    except (RuntimeError, IndexError):
-        pass
     small = saved_and_loaded_elsewhere(net, structure, removed, x, tmp_path, FACTORY)
     assert [t.shape for t in forward_of(small)(x)] == [t.shape for t in forward_of(net)(x)]
 
