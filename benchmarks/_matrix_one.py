@@ -53,6 +53,21 @@ def shifted(structure: Structure) -> Structure:
     return dataclasses.replace(structure, groups=tuple(groups))
 
 
+def apart(structure: Structure, removed: Removed) -> Removed:
+    """What is removed, without groups whose consumers also read units of a smaller group (a head, and a dimension of it):
+
+    shifted, the two would overlap otherwise than their producers do, and the network would not run.
+    """
+    taken: set[tuple[str, int]] = set()
+    kept: Removed = {}
+    for group in sorted((structure[name] for name in removed), key=lambda g: sum(len(s.positions) for s in g.slots)):
+        read = {(s.module, int(n)) for s in group.slots if s.role == "consumer" for n in s.positions}
+        if taken.isdisjoint(read):
+            kept[group.name] = removed[group.name]
+        taken |= read
+    return kept
+
+
 def built(request: dict[str, Any]) -> tuple[ModelSpec, nn.Module, torch.Tensor]:
     """The first attempt (arguments, image side) that runs: its spec, the model with values that show, two inputs."""
     error: Exception | None = None
@@ -139,6 +154,7 @@ def caught(
     """Whether the comparison sees an off-by-one; None where the output says nothing anyway."""
     if result.where != "output":
         return None
+    removed = apart(structure, removed)
     with torch.no_grad():
         masked = tensors_of(masked_copy(model, structure, removed)(inputs))
         crossed = tensors_of(pruned_copy(model, shifted(structure), removed)(inputs))
