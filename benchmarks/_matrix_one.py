@@ -27,7 +27,7 @@ from cswap.structure.check import Agreement, randomise_, tensors_of, widest
 from cswap.structure.discover import count_params, discover, macs_of
 from cswap.structure.groups import Group, Removed, Structure
 from cswap.structure.ledger import Ledger
-from cswap.structure.surgery import masked_copy, pruned_copy
+from cswap.structure.surgery import kept_indices, light_copy, own_consumers_, shrink_in_place, zero_cut_
 from cswap.types import Decision, Target
 
 FORK = multiprocessing.get_context("fork")
@@ -156,9 +156,12 @@ def caught(
         return None
     removed = apart(structure, removed)
     with torch.no_grad():
-        masked = tensors_of(masked_copy(model, structure, removed)(inputs))
+        masked = tensors_of(
+            zero_cut_(own_consumers_(light_copy(model, structure), structure, removed), structure, removed)(inputs)
+        )
         try:
-            crossed = tensors_of(pruned_copy(model, shifted(structure), removed)(inputs))
+            kept = kept_indices(shifted(structure), removed)
+            crossed = tensors_of(shrink_in_place(light_copy(model, structure), kept)(inputs))
         except (RuntimeError, IndexError):
             return True  # it does not even run: layers do not fit each other
     return not widest(list(zip(masked, crossed, strict=True))) <= result.allowed
