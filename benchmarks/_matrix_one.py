@@ -27,7 +27,7 @@ from cswap.structure.check import Agreement, randomise_, tensors_of, widest
 from cswap.structure.discover import count_params, discover, macs_of
 from cswap.structure.groups import Group, Removed, Structure
 from cswap.structure.ledger import Ledger
-from cswap.structure.surgery import masked_copy, pruned_copy
+from cswap.structure.surgery import kept_indices, light_copy, own_consumers_, shrink_in_place, zero_cut_
 from cswap.types import Decision, Target
 
 FORK = multiprocessing.get_context("fork")
@@ -51,6 +51,21 @@ def shifted(structure: Structure) -> Structure:
         for g in structure
     ]  # fmt: skip
     return dataclasses.replace(structure, groups=tuple(groups))
+
+
+def apart(structure: Structure, removed: Removed) -> Removed:
+    """What is removed, without groups whose consumers also read units of a smaller group (a head, and a dimension of it):
+
+    shifted, the two would overlap otherwise than their producers do, and the network would not run.
+    """
+    taken: set[tuple[str, int]] = set()
+    kept: Removed = {}
+    for group in sorted((structure[name] for name in removed), key=lambda g: sum(len(s.positions) for s in g.slots)):
+        read = {(s.module, int(n)) for s in group.slots if s.role == "consumer" for n in s.positions}
+        if taken.isdisjoint(read):
+            kept[group.name] = removed[group.name]
+        taken |= read
+    return kept
 
 
 def built(request: dict[str, Any]) -> tuple[ModelSpec, nn.Module, torch.Tensor]:
@@ -139,10 +154,14 @@ def caught(
     """Whether the comparison sees an off-by-one; None where the output says nothing anyway."""
     if result.where != "output":
         return None
+    removed = apart(structure, removed)
     with torch.no_grad():
-        masked = tensors_of(masked_copy(model, structure, removed)(inputs))
+        masked = tensors_of(
+            zero_cut_(own_consumers_(light_copy(model, structure), structure, removed), structure, removed)(inputs)
+        )
         try:
-            crossed = tensors_of(pruned_copy(model, shifted(structure), removed)(inputs))
+            kept = kept_indices(shifted(structure), removed)
+            crossed = tensors_of(shrink_in_place(light_copy(model, structure), kept)(inputs))
         except (RuntimeError, IndexError):
             return True  # it does not even run: layers do not fit each other
     return not widest(list(zip(masked, crossed, strict=True))) <= result.allowed

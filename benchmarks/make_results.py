@@ -363,7 +363,7 @@ def _support(data: dict[str, Any]) -> list[str]:
         "## What can be pruned",
         "",
         _origin(data),
-        "By model: `docs/support.md`.",
+        f"By model: `docs/support.md`. Not run yet: {len(data['not_run'])} models.",
         "",
         *_table(["models", *statuses], rows),
     ]

@@ -161,7 +161,10 @@ def main() -> None:
 
         rows = [found[r["name"]] for r in requests if r["name"] in found]
         command = "python benchmarks/support_matrix.py --work DIR --write"
-        data = {"command": command, "seed": 4, "fraction": 0.3, "models": rows, **machine()}
+        data = {
+            "command": command, "seed": 4, "fraction": 0.3, "models": rows, **machine(),
+            "not_run": [r["name"] for r in requests if r["name"] not in found],
+        }  # fmt: skip
         write_result("support_matrix", data)
         write_page(data)
 

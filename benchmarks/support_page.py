@@ -78,6 +78,8 @@ def page_of(data: dict[str, Any]) -> str:
             "| model | outcome | input | groups | units | params removed | MACs removed | structure, CPU s | left out, besides the output |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |", *(_row(m) for m in models), "",
         ]  # fmt: skip
+    if data["not_run"]:
+        lines += [f"Not run yet: {', '.join(data['not_run'])}.", ""]
     return "\n".join(lines)
 
 

@@ -246,6 +246,43 @@ def test_what_has_no_equivalent_says_why():
         equivalent_of(normed)
 
 
+def test_attention_without_an_equivalent_leaves_the_mlps_to_be_pruned():
+    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+
+    model = SwinTransformer(
+        [4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=4, block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2
+    )
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    model = randomise_(model, 1, x).eval()
+    structure = discover(model, x)
+    assert len(structure) == 4
+    assert {g.size for g in structure} == {64, 128}
+    assert sum("cosine" in o.reason for o in structure.left_out) == 4
+    removed = random_half(structure, 3)
+    result = agreement(model, structure, removed, x)
+    assert result.ok, str(result)
+    assert result.visible
+    assert not _crossed(model, structure, removed, x) <= result.allowed
+
+
+class _Token(nn.Module):
+    """A layer is given a view of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 6))
+        self.inner, self.fc = nn.Sequential(nn.Linear(6, 5), nn.ReLU()), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.inner(self.token.expand(len(x), -1)) + self.inner(x))
+
+
+def test_a_parameter_s_view_given_to_a_layer_is_counted():
+    model = _Token()
+    assert macs_of(model, torch.randn(2, 6))[0] == 6 * 5 * 2 + 5 * 2
+    assert all(p.requires_grad for p in model.parameters())
+
+
 class _Head(nn.Module):
     """An encoder layer of PyTorch's own, whose fused kernel knows equal heads only."""
 

@@ -54,11 +54,16 @@ def _counted(model: nn.Module, inputs: torch.Tensor) -> tuple[int, dict[str, int
     counter = FlopCounterMode(display=False)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention kernels are invisible to the counter
+    learned = [p for p in model.parameters() if p.requires_grad]
+    for p in learned:
+        p.requires_grad_(False)  # a module given a parameter's view would be asked for its gradient, and there is none
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), step_by_step(), counter:
             model(inputs[:1])
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        for p in learned:
+            p.requires_grad_(True)
     counts = counter.get_flop_counts()
     root = type(model).__name__
     by_module = {

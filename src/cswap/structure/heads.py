@@ -160,17 +160,18 @@ class StandIn(nn.Module):
 class Closed(nn.Module):
     """One linear layer in the place of an attention whose heads cannot go: the library need not, and may never, see through."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, alone: bool) -> None:
         super().__init__()
-        self.whole = Whole(inputs, outputs)
+        self.whole, self.alone = Whole(inputs, outputs), alone
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        """hidden_states (…, E) → ((…, E'), None)."""
-        return self.whole(given[0] if given else named["hidden_states"]), None
+        """hidden_states (…, E) → (…, E'), or a pair with None."""
+        out = self.whole(given[0] if given else named["hidden_states"])
+        return out if self.alone else (out, None)
 
 
 def with_whole_heads(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """A copy to be traced by the dependency library, each replaced attention, and each of transformers', being one layer."""
+    """A copy to be traced by the dependency library, each replaced attention, and each of other libraries', being one layer."""
     traced = copy.deepcopy(model)
     for name, module in list(traced.named_modules()):
         if name and (widths := widths_of(module)) is not None:

@@ -210,6 +210,7 @@ class WindowAttention(HeadAttention):
 # Hugging Face: three projections
 
 
+_FUSED = (("qkv", "proj"), ("to_qkv", "merge"))
 _NAMES = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 _OUT = ("o_proj", "out_proj", "out_lin")
 _HEADS = ("num_attention_heads", "num_heads", "n_heads")
@@ -265,13 +266,20 @@ def _is_transformers(module: nn.Module) -> bool:
     return linears and type(module).__module__.startswith("transformers.")
 
 
-def widths_of(module: nn.Module) -> tuple[int, int] | None:
-    """Input and output width of a Hugging Face attention, whether or not it has an equivalent; None for anything else."""
+def widths_of(module: nn.Module) -> tuple[int, int, bool] | None:
+    """Of an attention, whether or not it has an equivalent: input width, output width, whether it returns a tensor alone.
+
+    Of Hugging Face's and torchvision's, in which the dependency library would go round in circles; None for anything else.
+    """
+    for names in _FUSED if _is_torchvision(module) else ():
+        first, last = (getattr(module, n, None) for n in names)
+        if isinstance(first, nn.Linear) and isinstance(last, nn.Linear):
+            return first.in_features, last.out_features, True
     if not _is_transformers(module):
         return None
     names = next(n for n in _NAMES if all(isinstance(getattr(module, x, None), nn.Linear) for x in n))
     out = next((o for o in _OUT if isinstance(getattr(module, o, None), nn.Linear)), names[2])
-    return int(getattr(module, names[0]).in_features), int(getattr(module, out).out_features)
+    return int(getattr(module, names[0]).in_features), int(getattr(module, out).out_features), False
 
 
 _HOSTS: tuple[tuple[Callable[[nn.Module], bool], Callable[[Any], HeadAttention]], ...] = (
