@@ -109,7 +109,9 @@ def test_gate_and_up_in_one_projection_are_one_unit(how):
     gated = [g for g in structure if any(s.module.endswith("mlp.Wi") for s in g.producers)]
     assert [g.size for g in gated] == [48, 48]
     assert all(len(s.by_unit[0]) == 2 for g in gated for s in g.producers)  # a row of the gate, a row of what it gates
-    assert not any("#" in g.name for g in structure)  # rotated and joined in one projection: heads are left out, said why
+    assert not any(
+        "#" in g.name for g in structure
+    )  # rotated and joined in one projection: heads are left out, said why
     assert sum("Wqkv" in o.name for o in structure.left_out) >= 1
     removed = random_half(structure, 3)
     result = agreement(model, structure, removed, tokens)
