@@ -1,4 +1,4 @@
-# Targets: setup demo test check fix bench clean. PYTHON and TORCH_INDEX may be given, e.g.
+# Targets: setup demo test check fix bench docs docs-test package clean. PYTHON and TORCH_INDEX may be given, e.g.
 #   make setup TORCH_INDEX=URL   installs torch and torchvision from that index first (the CPU build, say)
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check fix bench clean
+.PHONY: setup demo test check fix bench docs docs-test package clean
 
 setup: $(STAMP)
 
@@ -24,14 +24,14 @@ test: setup
 	$(BIN)/python -m pytest
 
 check: setup
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 fix: setup
-	$(BIN)/ruff format src tests benchmarks
-	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks examples
+	$(BIN)/ruff check --fix src tests benchmarks examples
 
 bench: setup
 	$(BIN)/python benchmarks/prune_resnet18.py
@@ -39,5 +39,19 @@ bench: setup
 	$(BIN)/python benchmarks/effects_growth.py
 	$(BIN)/python benchmarks/effects_speed.py
 
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
+
+docs-test: setup
+	$(BIN)/python -m pytest tests/test_docs.py tests/test_packaging.py
+
+# wheel and sdist; then the wheel in an environment of its own, with nothing else in it, and the demo there
+package: setup
+	$(BIN)/python -m build --outdir dist
+	rm -rf .venv-package && $(PYTHON) -m venv .venv-package
+	if [ -n "$(TORCH_INDEX)" ]; then .venv-package/bin/python -m pip install --quiet --index-url "$(TORCH_INDEX)" "torch>=2.6" torchvision; fi
+	wheel=$$(ls -t dist/*.whl | head -1) && .venv-package/bin/python -m pip install --quiet "$$wheel[demo]"
+	cd /tmp && $(CURDIR)/.venv-package/bin/cswap demo --force --out $$(mktemp -d)
+
 clean:
-	rm -rf $(VENV) cswap-demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-package dist site cswap-demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

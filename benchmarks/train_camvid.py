@@ -1,32 +1,30 @@
 """Train the small U-Net on CamVid (367 images, 240×180, 11 classes), with a log, a checkpoint and a resume.
 
-    OMP_NUM_THREADS=1 nice python benchmarks/train_camvid.py --camvid DIR [--out F.safetensors] [--epochs 120] [--seed 0]
+    OMP_NUM_THREADS=1 python benchmarks/train_camvid.py --camvid DIR [--out F.safetensors] [--work DIR] [--seed 0]
 
-AdamW, one-cycle rate, random flips, scales, crops and brightness; cross-entropy with classes weighted by the root of how rare
-they are, plus one minus the soft IoU; bfloat16 where autocast sees fit; the loss is taken at half the resolution. Run again after an interruption, it goes on from the
-last checkpoint. Weights are kept in float16; the report beside them (F.json) has the mIoU of those on the 233 test images.
+AdamW; random flips, crops, brightness and contrast; cross-entropy with classes weighted by the root of how rare they are, plus
+one minus the soft IoU, at half the resolution; bfloat16 where autocast sees fit. Run again after an interruption, it goes on
+from the last epoch. Weights are kept in float16; the report beside them (F.json) has the mIoU of those on the 233 test images.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "networks"))
 from dense import MEAN, STD, camvid_unet
 
-from _machine import ROOT, machine
+from _fit import Fit, keep, report
+from _machine import ROOT
 
 CLASSES, VOID, BATCH = 11, 11, 8
 WEIGHTS = ROOT / "benchmarks" / "networks" / "weights" / "unet_camvid.safetensors"
@@ -95,63 +93,29 @@ def run() -> None:
     parser.add_argument("--camvid", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "training" / "camvid")
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
     pixels, masks = split(given.camvid / "train")
     share = torch.bincount(masks.flatten(), minlength=CLASSES + 1)[:CLASSES].float()
     weights = (share.sum() / share).sqrt()
     weights = weights / weights.mean()
     torch.manual_seed(given.seed)
-    model = camvid_unet().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=given.rate, weight_decay=0.02)
-    steps = len(masks) // BATCH
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, given.rate, total_steps=given.epochs * steps)
-    state: dict[str, Any] = {"epoch": 0, "seconds": 0.0}
-    if (given.work / "last.pt").exists():
-        state = torch.load(given.work / "last.pt", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-    for epoch in range(state["epoch"], given.epochs):
-        begin, generator = time.perf_counter(), torch.Generator().manual_seed(1000 * given.seed + epoch)
-        order, total = torch.randperm(len(masks), generator=generator), 0.0
-        model.train()
-        for i in range(steps):
-            own = order[BATCH * i : BATCH * (i + 1)]
-            x, y = augmented(pixels[own], masks[own], generator)
-            optimiser.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model.half(normalised(x))
-            loss = loss_of(logits, y[:, ::2, ::2], weights)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            total += loss.item()
-        state["seconds"] += time.perf_counter() - begin
-        print(f"epoch {epoch + 1}/{given.epochs}: loss {total / steps:.4f}, {state['seconds']:.0f} s", flush=True)
-        state |= {
-            "epoch": epoch + 1,
-            "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "schedule": schedule.state_dict(),
-        }
-        torch.save(state, given.work / "next.pt")
-        (given.work / "next.pt").replace(given.work / "last.pt")
-    kept = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in kept.items()}, given.out)
-    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in kept.items()})
+    model: Any = camvid_unet().to(memory_format=torch.channels_last)
+
+    def loss(own: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        x, y = augmented(pixels[own], masks[own], generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model.coarse(normalised(x))
+        return loss_of(logits, y[:, ::2, ::2], weights)
+
+    recipe = Fit(epochs=66, cycle=100, cool=8, rate=4e-3, seed=given.seed, batch=BATCH)
+    seconds = recipe.run(model, given.work, len(masks), loss)
+    keep(model, given.out)
     mean, by_class = miou(model, *split(given.camvid / "test"))
-    report = {
-        "command": f"python benchmarks/train_camvid.py --epochs {given.epochs} --rate {given.rate} --seed {given.seed}",
-        "data": "CamVid 240×180, 11 classes", "test_miou": mean, "test_iou_by_class": by_class,
-        "train_seconds": round(state["seconds"]), "seed": given.seed, **machine(),
-    }  # fmt: skip
-    given.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    report(given.out, {
+        "command": f"python benchmarks/train_camvid.py --seed {given.seed}", "recipe": vars(recipe),
+        "data": "CamVid 240×180, 11 classes", "test_miou": mean, "test_iou_by_class": by_class, "train_seconds": seconds,
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 
 MEAN, STD = (0.41, 0.43, 0.43), (0.31, 0.31, 0.31)
-BCCD = ("RBC", "WBC", "Platelets")
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -46,7 +45,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(_Up(a, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.head = nn.Conv2d(widths[0], classes, 1)
 
-    def half(self, images: torch.Tensor) -> torch.Tensor:
+    def coarse(self, images: torch.Tensor) -> torch.Tensor:
         """Logits at half the resolution, on which it is trained."""
         x, skips = self.stem(images), []
         for i, down in enumerate(self.down):
@@ -58,7 +57,7 @@ class UNet(nn.Module):
         return logits
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(self.half(images), size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(self.coarse(images), size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def camvid_unet(classes: int = 11) -> nn.Module:
@@ -83,7 +82,7 @@ class _Features(nn.Module):
 
 
 def bccd_ssd(classes: int = 3, size: int = 256) -> nn.Module:
-    """torchvision's SSD with lite heads on a small backbone; class 0 is the background."""
+    """torchvision's SSD with lite heads on a small backbone; its class 0 is the background, then Platelets, RBC, WBC."""
     features = _Features()
     anchors = DefaultBoxGenerator([[2], [2]], scales=[0.12, 0.2, 0.45])
     head = SSDLiteHead(features.out_channels, anchors.num_anchors_per_location(), classes + 1, nn.BatchNorm2d)

@@ -12,11 +12,11 @@ from cswap.methods.options import Options
 from cswap.pipeline import prune_path
 from cswap.recovery import Recovery, recover, recovered
 from cswap.structure.discover import discover
-from cswap.tasks import Classification, Task
+from cswap.tasks import Classification, Detection, Segmentation, Task
 from cswap.types import Decision, Ratio, Target, Verdict
 
 __all__ = [
-    "CalibrationSet", "Classification", "CompareJob", "CswapError", "Decision", "DifferenceStore", "Options", "PruningPath", "Ratio", "Recovery", "Target", "Task",
+    "CalibrationSet", "Classification", "CompareJob", "CswapError", "Decision", "Detection", "DifferenceStore", "Options", "PruningPath", "Ratio", "Recovery", "Segmentation", "Target", "Task",
     "Verdict", "__version__", "calibration_set", "compare_methods", "discover", "load", "measure_differences", "open_artifact", "prune_path", "ranking_path",
     "recover", "recovered", "register", "save",
 ]  # fmt: skip

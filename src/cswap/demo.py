@@ -26,6 +26,7 @@ from cswap.evaluate.quality import measure_quality
 from cswap.methods.path import PruningPath
 from cswap.pipeline import prune_path, verified_copy
 from cswap.report.figures import curve_page
+from cswap.report.page import write_report
 from cswap.structure.discover import discover
 from cswap.tasks import Classification
 from cswap.types import Target
@@ -128,7 +129,7 @@ class DemoResult:
 def run_demo(
     out: Path, *, seed: int = 0, force: bool = False, tell: Callable[[str], None] = lambda _line: None
 ) -> DemoResult:
-    """Train, prune by each method, evaluate on held-out digits, write curve, artifact and summary into `out`."""
+    """Train, prune by each method, evaluate on held-out digits, write curve, artifact and report into `out`."""
     begin = time.perf_counter()
     if out.exists() and any(out.iterdir()) and not (out / "curve.html").exists() and not force:
         raise InputError(f"out: {out} holds other files; name a new folder")
@@ -150,12 +151,13 @@ def run_demo(
         x = [p["ratio"]["params"] for p in curves[method]]
         y = [p["quality"]["accuracy"] for p in curves[method]]
         areas[method] = sauce(x, y, y[0])
-    tell("writing curve, artifact and summary")
+    tell("writing curve, artifact and report")
     save_model(model, str(out / WEIGHTS))
     curve_page(
         curves, out / "curve.html", title="Digits: accuracy against parameters removed, one shot, no fine-tuning"
     )
     summary = _write(model, paths["cswap"], calibration, held_out, spec, out, curves)
+    write_report(out / "artifact")
     seconds["total"] = round(time.perf_counter() - begin, 1)
     write_json(out / "demo.json", {"curves": curves, "sauce": areas, "seconds": seconds, "seed": seed})
     return DemoResult(curves, areas, seconds, summary, out)

@@ -29,3 +29,5 @@ def test_demo_within_two_minutes_and_above_random(tmp_path, capsys):
     right = (small(held_out.tensors[0]).argmax(1) == held_out.tensors[1]).double().mean().item()
     summary = json.loads((tmp_path / "d" / "artifact" / "summary.json").read_text())
     assert right == pytest.approx(summary["pruned"]["quality"]["accuracy"], abs=1e-12)
+    report = (tmp_path / "d" / "artifact" / "report.html").read_text(encoding="utf-8")
+    assert f"{summary['baseline']['params']:,}" in report

@@ -102,6 +102,35 @@ def test_what_differs_or_cannot_be_traced_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Maps(torch.nn.Module):
+    """Gives a dict, as segmentation networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 3, 3, padding=1)
+
+    def forward(self, x):
+        return {"out": self.conv(x), "aux": x}
+
+
+class Boxes(torch.nn.Module):
+    """Gives lists, as detectors do."""
+
+    def forward(self, x):
+        return [{"boxes": x}]
+
+
+def test_a_dict_with_out_is_exported_and_a_list_of_boxes_refused(tmp_path):
+    x = torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    net = Maps()
+    export(net, tmp_path / "maps.pt2", x, format="pt2")
+    again = torch.export.load(tmp_path / "maps.pt2").module()(x)
+    assert torch.allclose(again, net(x)["out"], atol=1e-6)
+    with pytest.raises(InputError, match="output is one tensor"):
+        export(Boxes(), tmp_path / "boxes.pt2", x, format="pt2")
+    assert [f.name for f in tmp_path.iterdir()] == ["maps.pt2"]
+
+
 def test_a_missing_library_names_the_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingPartError, match=r"pip install 'cswap\[export\]'"):

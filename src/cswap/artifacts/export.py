@@ -19,7 +19,6 @@ from torch import nn
 
 from cswap.data.models import one_line
 from cswap.errors import InputError, MismatchError, MissingPartError, RunError
-from cswap.tasks.classification import logits_of
 
 FORMATS = ("onnx", "pt2")
 TOLERANCE = 1e-4  # of max(1, max |output|), as for masked against pruned (method.md)
@@ -46,15 +45,32 @@ class Exported:
         }  # fmt: skip
 
 
-class _Logits(nn.Module):
-    """The one tensor a task scores, whatever the model wraps it in."""
+def tensor_of(outputs: Any) -> torch.Tensor:
+    """The one tensor a task scores: the output itself, its `logits` or `out`, or a tuple's first entry. Raises InputError."""
+    for key in ("logits", "out"):
+        if isinstance(outputs, dict) and key in outputs:
+            outputs = outputs[key]
+        elif not isinstance(outputs, torch.Tensor) and hasattr(outputs, key):
+            outputs = getattr(outputs, key)
+    if isinstance(outputs, tuple) and outputs:
+        outputs = outputs[0]
+    if not isinstance(outputs, torch.Tensor):
+        raise InputError(
+            f"export: expected a model whose output is one tensor, or has `logits` or `out`, got {type(outputs).__name__} (a detector's "
+            "boxes differ in number from image to image)"
+        )
+    return outputs
+
+
+class _OneTensor(nn.Module):
+    """The model, giving the tensor a task scores."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return logits_of(self.model(inputs))
+        return tensor_of(self.model(inputs))
 
 
 def export(
@@ -75,7 +91,7 @@ def export(
     file = Path(file)
     if not file.parent.is_dir():
         raise InputError(f"export: expected a folder at {file.parent}, found none")
-    wrapped = _Logits(model).eval().cpu()
+    wrapped = _OneTensor(model).eval().cpu()
     inputs = inputs.cpu()
     with torch.no_grad():
         expected = wrapped(inputs)

@@ -24,6 +24,7 @@ from cswap.cli.options import (
     source_of,
 )
 from cswap.cli.progress import ProgressLine
+from cswap.errors import InputError
 from cswap.pipeline import Machine
 
 
@@ -55,26 +56,58 @@ def explain(
     unit: Annotated[int | None, typer.Option("--unit", help="one unit of the group")] = None,
     class_: Annotated[str | None, typer.Option("--class", help="what one class needs, and what hurts it")] = None,
     most: Annotated[int, typer.Option("--most", help="rows to show")] = 30,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="one unit: write the images that activate it most to this PNG")
+    ] = None,
+    data: MaybeData = None,
+    model: MaybeModel = None,
+    model_arg: ModelArgs = None,
+    weights: Weights = None,
+    trust: Trust = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Why a unit was kept or removed: effects and p-values by class."""
     from cswap.artifacts.folder import open_artifact
     from cswap.report.explain import explanation
+    from cswap.report.facts import removed_units
 
     artifact = open_artifact(folder)
-    data = explanation(artifact.path, group, unit, class_, int(artifact.manifest["steps"]))
-    show_or_print(as_json, data, lambda d: render.explanation(d, most))
+    told = explanation(artifact.path, group, unit, class_, removed_units(artifact))
+    told |= {"target": artifact.manifest["target"], "ratio": artifact.manifest["ratio"]}
+    if images is not None:
+        if group is None or unit is None:
+            raise InputError("images: --images needs --group and --unit")
+        from cswap.report.activations import gallery
+
+        source = source_of(model, model_arg, weights)
+        seen = gallery(artifact, groups=[group], source=source, data=data, trust=trust)
+        told["images"] = {"file": str(images), "samples": seen.sheet(group, unit, images)}
+    show_or_print(as_json, told, lambda d: render.explanation(d, most))
 
 
 def report(
     folder: ArtifactDir,
     out: Annotated[Path | None, typer.Option("--out", help="the file to write (report.html in the artifact)")] = None,
+    images: Annotated[
+        int, typer.Option("--images", help="show this many calibration images that activate a unit most")
+    ] = 0,
+    data: MaybeData = None,
+    model: MaybeModel = None,
+    model_arg: ModelArgs = None,
+    weights: Weights = None,
+    trust: Trust = False,
     as_json: JsonFlag = False,
 ) -> None:
     """One self-contained report.html from an artifact: opens offline."""
+    from cswap.artifacts.folder import open_artifact
+    from cswap.report.activations import gallery
     from cswap.report.page import write_report
 
-    file = write_report(folder, out)
+    shown = None
+    if images:
+        source = source_of(model, model_arg, weights)
+        shown = gallery(open_artifact(folder), most=images, source=source, data=data, trust=trust).sprite()
+    file = write_report(folder, out, images=shown)
     show_or_print(as_json, {"report": str(file)}, lambda d: print(d["report"]))
 
 

@@ -103,7 +103,11 @@ def summary(data: dict[str, Any], out: Path) -> None:
 
 def explanation(data: dict[str, Any], most: int) -> None:
     """What `explain` shows: the groups, the units, or one unit by class."""
-    console, units = _console(), data["units"]
+    console, units, r = _console(), data["units"], data["ratio"]
+    console.print(
+        f"{escape(data['method'])}, target {escape(data['target'])}: {r['params']:.1%} of the parameters, {r['macs']:.1%} of the MACs and "
+        f"{r['units']:.1%} of the units are gone"
+    )
     if data["unit"] is not None:
         _one_unit(console, units, data)
         return
@@ -147,7 +151,9 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
     s = units[0]
     fate = "removed" if s["removed"] else "kept"
     later = (
-        "" if s["removed_later"] is None else f"; this network ends before step {s['removed_later']}, which removes it"
+        ""
+        if s["removed_later"] is None
+        else f"; the path removes it at step {s['removed_later']}, and this network does not"
     )
     xi = "" if s["xi"] is None else f", xi {s['xi']:+.5f}"
     console.print(
@@ -172,6 +178,9 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
         )
     if s["effects"]:
         console.print(table)
+    if "images" in data:
+        seen = ", ".join(f"{i['class']} {i['activation']:.3g}" for i in data["images"]["samples"])
+        console.print(f"images that activate it most, in {escape(data['images']['file'])}: {escape(seen)}")
 
 
 def exported(data: dict[str, Any]) -> None:
@@ -230,7 +239,7 @@ def demo(data: dict[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        f"curve: {escape(data['out'])}/curve.html   artifact: {escape(data['out'])}/artifact   ({data['seconds']['total']:.0f} s in all)"
+        f"curve: {escape(data['out'])}/curve.html   report: {escape(data['out'])}/artifact/report.html   ({data['seconds']['total']:.0f} s in all)"
     )
 
 

@@ -18,6 +18,7 @@ from cswap.artifacts.journal import (
 from cswap.data.calibration import calibration_set
 from cswap.data.models import sha256_of
 from cswap.data.sources import limited, names_code
+from cswap.data.truth import stacked
 from cswap.errors import InputError
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
@@ -150,7 +151,7 @@ def export(
     small = load(folder, factory=spec.build, trust=trust)
     held_out = choice.open(spec).evaluation
     size = min(max(2, samples), len(held_out))  # type: ignore[arg-type]
-    inputs = torch.stack([torch.as_tensor(held_out[i][0]) for i in range(size)])
+    inputs = stacked([held_out[i][0] for i in range(size)])
     facts = {
         "classes": list(artifact.path.classes), "target": artifact.manifest["target"], "ratio": artifact.manifest["ratio"],
         "input_shape": list(inputs.shape[1:]), "weights_sha256": artifact.manifest["weights"]["sha256"],

@@ -10,7 +10,7 @@ from cswap.methods.options import Options
 _DATA = {
     "image_size": "--image-size", "mean": "--mean", "std": "--std", "per_class": "--per-class", "labels": "--labels",
     "calibration_split": "--calibration-split", "eval_split": "--eval-split", "eval_samples": "--eval-samples",
-    "tokenizer": "--tokenizer", "max_length": "--max-length",
+    "tokenizer": "--tokenizer", "max_length": "--max-length", "ignore_index": "--ignore-index",
 }  # fmt: skip
 _LEFT_TO_DEFAULT: dict[str, Any] = {"per_class": 128}
 
@@ -43,6 +43,8 @@ def arguments_of(manifest: dict[str, Any], target: str | None = None) -> list[st
     recovery = manifest.get("recovery")
     if isinstance(recovery, dict):
         words += ["--recover", str(recovery["how"])]
+    if manifest.get("round_to", 1) != 1:
+        words += ["--round-to", str(manifest["round_to"])]
     return [*words, "--target", target or str(manifest["target"])]
 
 

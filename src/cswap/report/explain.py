@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cswap.errors import InputError
 from cswap.methods.path import PruningPath
-from cswap.types import TESTS, ClassEffect, Decision
+from cswap.types import TESTS, ClassEffect, Decision, IntArray
 
 
 def _effect(e: ClassEffect) -> dict[str, Any]:
@@ -16,10 +17,9 @@ def _effect(e: ClassEffect) -> dict[str, Any]:
     return {"class": e.name, "samples": e.count, "mean": e.mean, "p": e.p, "pi": e.pi, "says": says}
 
 
-def _story(steps: list[Decision], end: int | None) -> dict[str, Any]:
-    """One unit: its verdict when it was tested, and what became of it in the network that ends at step `end`."""
+def _story(steps: list[Decision], gone: bool) -> dict[str, Any]:
+    """One unit: its verdict when it was tested, and what became of it; `gone`: the network does not have it."""
     first, last = steps[0], steps[-1]
-    gone = last.removed and (end is None or last.step <= end)
     later = last.step if last.removed and not gone else None
     last = last if later is None else first
     scored = next((d for d in steps if d.phase == "score"), first)
@@ -46,11 +46,11 @@ def explanation(
     group: str | None = None,
     unit: int | None = None,
     class_: str | None = None,
-    steps: int | None = None,
+    gone: Mapping[str, IntArray] | None = None,
 ) -> dict[str, Any]:
     """Units of the path with their story, filtered; raises InputError for a name the artifact does not have.
 
-    steps: how much of the path the artifact's network has taken (None: all of it).
+    gone: units that the network in question does not have, by group; without it, all that the path removes.
     """
     if unit is not None and group is None:
         raise InputError("unit: --unit needs --group")
@@ -66,21 +66,29 @@ def explanation(
     for d in path:
         if (group is None or d.group == group) and (unit is None or d.unit == unit):
             by_unit.setdefault((d.group, d.unit), []).append(d)
-    stories = [_story(own, steps) for own in by_unit.values()]
+    if gone is None:
+        out = {(d.group, d.unit) for d in path if d.removed}
+    else:
+        out = {(name, int(n)) for name, units in gone.items() for n in units}
+    stories = [_story(own, key in out) for key, own in by_unit.items()]
     if class_ is not None:
         stories = [s for s in stories if class_ in s["needed_by"] or class_ in s["hurts"]]
         stories.sort(key=lambda s: next(e["mean"] for e in s["effects"] if e["class"] == class_))
-    groups = [_group_line(path, g.name, g.size, steps) for g in path.structure if group in (None, g.name)]
+    groups = [
+        _group_line(path, g.name, g.size, sum(name == g.name for name, _ in out))
+        for g in path.structure
+        if group in (None, g.name)
+    ]
     return {
         "method": path.method, "classes": list(path.classes), "group": group, "unit": unit, "class": class_,
         "groups": groups, "units": stories,
     }  # fmt: skip
 
 
-def _group_line(path: PruningPath, name: str, size: int, steps: int | None) -> dict[str, Any]:
+def _group_line(path: PruningPath, name: str, size: int, removed: int) -> dict[str, Any]:
     own = [d for d in path if d.group == name]
     tested = [d for d in own if d.phase in TESTS]
     return {
-        "group": name, "units": size, "tested": len(tested), "removed": sum(d.removed and (steps is None or d.step <= steps) for d in own),
+        "group": name, "units": size, "tested": len(tested), "removed": removed,
         **{v: sum(d.verdict == v for d in tested) for v in ("critical", "neutral", "detrimental")},
     }  # fmt: skip

@@ -54,6 +54,8 @@ def facts_of(artifact: Artifact) -> dict[str, Any]:
         "left_out": [{"name": x.name, "size": x.size, "reason": x.reason} for x in path.structure.left_out],
         "uncalled": list(path.structure.uncalled),
         "recovery": manifest.get("recovery"),
+        "certificate": manifest.get("certificate"),
+        "aim": summary.get("aim"),
         "engine": summary.get("engine", ""),
         "notes": summary.get("notes", []),
         "seconds": summary.get("seconds", {}),

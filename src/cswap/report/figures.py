@@ -58,14 +58,16 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
     panels = [k for k in _KINDS if any(k in m["curves"] for m in result["methods"].values())]
     ways = result["recover"]
     shown: list[str] = []
+    timed = any("ms_64" in r for m in result["methods"].values() for rows in m["curves"].values() for r in rows)
+    drawn = [*panels, *(["ms_64"] if timed else [])]
+    titles = [f"against {_KINDS[k]}" if k in _KINDS else "against latency, batch 64" for k in drawn]
     figure = make_subplots(
-        rows=2, cols=2, horizontal_spacing=0.09, vertical_spacing=0.13,
-        subplot_titles=[*(f"against {_KINDS[k]}" for k in panels), "against latency, batch 64"],
-    )  # fmt: skip
+        rows=-(-len(drawn) // 2), cols=2, horizontal_spacing=0.09, vertical_spacing=0.13, subplot_titles=titles
+    )
     colours = (*_COLOURS, *_MORE)
     for i, (name, method) in enumerate(result["methods"].items()):
         line = {"color": colours[i % len(colours)], "dash": _DASHES[i % len(_DASHES)], "width": 3.5 if i == 0 else 2}
-        for place, kind in enumerate([*panels, "ms_64"]):
+        for place, kind in enumerate(drawn):
             rows = method["curves"].get(kind if kind in _KINDS else "params", [])
             for w, how in enumerate(ways):
                 points = sorted(
@@ -87,7 +89,7 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
                     ),
                     row=place // 2 + 1, col=place % 2 + 1,
                 )  # fmt: skip
-    for place, kind in enumerate([*panels, "ms_64"]):
+    for place, kind in enumerate(drawn):
         where = {"row": place // 2 + 1, "col": place % 2 + 1}
         if kind in _KINDS:
             figure.update_xaxes(title=_KINDS[kind], tickformat=".0%", range=[-0.02, 0.85], **where)
@@ -103,7 +105,7 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
             "buttons": [{"label": text, "method": "restyle", "args": ["visible", mask]} for text, mask in choices],
         }])  # fmt: skip
     figure.update_layout(
-        title=title, template="plotly_white", font={"size": 14}, height=900, hovermode="closest",
+        title=title, template="plotly_white", font={"size": 14}, height=900 if len(drawn) > 2 else 520, hovermode="closest",
         legend={"title": "method", "font": {"size": 13}}, margin={"l": 70, "r": 30, "t": 90, "b": 60},
     )  # fmt: skip
     figure.write_html(str(path), include_plotlyjs=True, full_html=True)

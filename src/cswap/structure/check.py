@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cswap.structure.detectors import forward_of
 from cswap.structure.groups import Removed, Structure
 from cswap.structure.layers import channel_dim
 from cswap.structure.surgery import kept_indices, light_copy, own_consumers_, shrink_in_place, zero_cut_
@@ -96,7 +97,7 @@ def agreement(model: nn.Module, structure: Structure, removed: Removed, inputs: 
     """
     with torch.no_grad():
         nets = _nets(model, structure, removed)
-        out_original, masked, pruned = (tensors_of(net.eval()(inputs)) for net in nets)
+        out_original, masked, pruned = (tensors_of(forward_of(net.eval())(inputs)) for net in nets)
         allowed = TOLERANCE * scale_of(masked)
         moved = widest(list(zip(out_original, masked, strict=True)))
         difference = widest(list(zip(masked, pruned, strict=True)))
@@ -124,7 +125,7 @@ def _exact_agreement(model: nn.Module, structure: Structure, removed: Removed, i
     outs, channels = [], {}
     for net in _nets(model, structure, removed):
         with _recorded(net.eval(), names) as seen:
-            final = tensors_of(net(inputs))
+            final = tensors_of(forward_of(net)(inputs))
         outs.append((final, seen))
         channels = {name: channel_dim(net.get_submodule(name)) for name in names}
     (_, seen_o), (final_m, seen_m), (final_p, seen_p) = outs
@@ -199,7 +200,7 @@ def _settle(model: nn.Module, inputs: torch.Tensor) -> None:
     ]
     handles = [m.register_forward_pre_hook(settle) for m in norms]
     try:
-        model.eval()(inputs)
+        forward_of(model.eval())(inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cswap.errors import StructureError
 from cswap.structure.chains import chains
+from cswap.structure.detectors import forward_of
 from cswap.structure.fit import refuse_unfit
 from cswap.structure.groups import Group, LayerCost, LeftOut, Structure
 from cswap.structure.heads import Whole, attention_of, head_groups, names_in, with_whole_heads
@@ -80,7 +81,7 @@ def _call_order(model: nn.Module, inputs: torch.Tensor) -> dict[str, int]:
 
             handles.append(module.register_forward_pre_hook(note))
     with torch.no_grad():
-        model(inputs)
+        forward_of(model)(inputs)
     for handle in handles:
         handle.remove()
     return order

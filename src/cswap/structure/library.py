@@ -13,6 +13,7 @@ import torch_pruning as tp
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from cswap.structure.detectors import forward_of
 from cswap.structure.groups import LeftOut, Slot
 from cswap.structure.heads import Whole
 from cswap.structure.joined import Dimension
@@ -41,7 +42,9 @@ def traced(model: nn.Module, inputs: torch.Tensor) -> Any:
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:
-            return tp.DependencyGraph().build_dependency(model, example_inputs=(inputs,), verbose=False)
+            return tp.DependencyGraph().build_dependency(
+                model, example_inputs=(inputs,), forward_fn=lambda m, x: forward_of(m)(*x), verbose=False
+            )
         except Exception as error:  # noqa: BLE001 — whatever it raises, chains are left to see
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
 

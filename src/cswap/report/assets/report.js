@@ -189,7 +189,7 @@ const choose = (g, u, open = true) => {
 function detail(g, u, open) {
   const box = $("unit"), effects = effectsOf(g, u), biggest = Math.max(1e-12, ...effects.map((e) => Math.abs(e.mean) || 0));
   const v = g.verdict[u], end = g.end[u];
-  const fate = g.gone[u] ? `removed${end ? `, step ${end.toLocaleString("en")}` : ""}` : end ? `kept here; the path removes it later, at step ${end.toLocaleString("en")}` : "kept";
+  const fate = g.gone[u] ? `removed${end ? `, step ${end.toLocaleString("en")}` : ""}` : end ? (end > D.steps ? `kept here; the path removes it later, at step ${end.toLocaleString("en")}` : "kept, for the width of its layer") : "kept";
   const reason = (D.walk[(g.gone[u] ? end || g.test[u] : g.test[u] || end) - 1] || [])[8] || "not reached by the path";
   const close = el("button", { type: "button", className: "close", textContent: "close" });
   close.addEventListener("click", () => box.classList.remove("open"));
@@ -257,7 +257,7 @@ const classTable = table($("classtable"), [{ t: "class" }, { t: "before", n: 1 }
 function units(c) {
   shownClass = c; classTable.redraw();
   const some = (title, list, total) => [el("h3", { textContent: `${title} (${total.toLocaleString("en")}${total > list.length ? `, the first ${list.length}` : ""})` }),
-    list.length ? el("ul", { className: "units" }, ...list.map(([g, u, m]) => el("li", {}, link(`${g} · ${u}`, () => jump(g, u)), ` ${signed(m, 4)}`))) : el("p", { className: "muted", textContent: "none" })];
+    list.length ? el("ul", { className: "units" }, ...list.map(([g, u, m]) => el("li", {}, link(`${g} · ${u}`, () => jump(g, u)), ` ${Math.abs(m) < 5e-4 ? minus(m.toExponential(1)).replace("e-", "e−") : signed(m, 4)}`))) : el("p", { className: "muted", textContent: "none" })];
   $("classunits").replaceChildren(...some(`Units that ${c.name} alone needs`, c.alone_units, c.alone), ...some(`Units that hurt ${c.name}`, c.hurting_units, c.hurts));
   const k = D.by_class.indexOf(c);
   if (K <= 200) { $("colour").value = mode = String(k); paint(); }
