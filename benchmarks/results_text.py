@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-_NAMES = {"minilm": "MiniLM", "lstm": "an LSTM reader"}
+_NAMES = {"minilm": "MiniLM", "lstm": "An LSTM reader"}
 
 
 def _cell(point: dict[str, Any], how: str) -> str:

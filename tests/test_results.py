@@ -8,7 +8,8 @@ from pathlib import Path
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def test_results_regenerate_byte_for_byte():
+def test_results_regenerate_byte_for_byte(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
     made = runpy.run_path(str(BENCHMARKS / "make_results.py"))["results"]()
     assert made == (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
     assert "| cswap |" in made
