@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from results_dense import dense
 from results_text import text
 
 HERE = Path(__file__).resolve().parent
@@ -418,6 +419,8 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "peers": _peers,
     "text_minilm": text,
     "text_lstm": text,
+    "dense_camvid": lambda data: dense(data, _origin(data)),
+    "dense_bccd": lambda data: dense(data, _origin(data)),
     "support_matrix": _support,
     "export_latency": _export,
     "certificates": _certificates,
