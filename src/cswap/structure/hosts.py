@@ -277,9 +277,9 @@ def widths_of(module: nn.Module) -> tuple[int, int, bool] | None:
             return first.in_features, last.out_features, True
     if not _is_transformers(module):
         return None
-    names = next(n for n in _NAMES if all(isinstance(getattr(module, x, None), nn.Linear) for x in n))
-    out = next((o for o in _OUT if isinstance(getattr(module, o, None), nn.Linear)), names[2])
-    return int(getattr(module, names[0]).in_features), int(getattr(module, out).out_features), False
+    split = next(n for n in _NAMES if all(isinstance(getattr(module, x, None), nn.Linear) for x in n))
+    out = next((o for o in _OUT if isinstance(getattr(module, o, None), nn.Linear)), split[2])
+    return int(getattr(module, split[0]).in_features), int(getattr(module, out).out_features), False
 
 
 _HOSTS: tuple[tuple[Callable[[nn.Module], bool], Callable[[Any], HeadAttention]], ...] = (
