@@ -78,7 +78,7 @@ def built(request: dict[str, Any]) -> tuple[ModelSpec, nn.Module, torch.Tensor]:
             inputs = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
             with torch.no_grad():
                 model(inputs)
-            return spec, randomise_(model, 1, inputs).eval(), inputs
+            return spec, randomise_(model, 1, inputs).train().eval(), inputs  # what was kept of other weights goes
         except Exception as reason:  # noqa: BLE001 — the next size may do
             error = reason
     raise RuntimeError(f"it does not run at any size tried ({type(error).__name__}: {one_line(error)})")  # type: ignore[arg-type]
