@@ -161,6 +161,9 @@ class AnalysisFlags:
     scope: Scope = "layer"
     per: Per = "unit"
     norm: Annotated[str, _flag("magnitude: l1 or l2", "--norm")] = "l1"
+    margins: Annotated[
+        str, _flag("joint: losses of mean score at which sets are looked for, ascending", "--margins")
+    ] = "0.01,0.02,0.05,0.1,0.2,0.4"
     swaps: Annotated[bool, _flag("obs: local swaps after each eighth of a group", "--swaps")] = False
     max_drop: Annotated[float | None, _flag("stop when calibration quality fell by more", "--max-drop")] = None
     only: Only = None
