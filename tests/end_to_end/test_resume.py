@@ -101,7 +101,7 @@ def test_kill_9_at_random_moments_and_resume_to_the_same_bytes(job, mode, memory
         assert json.loads((out / "summary.json").read_text())["cliffs"] == cliffs
         assert (out / "manifest.json").exists()
         assert not list(out.glob("state*"))
-    assert interrupted >= 8  # runs that were killed with a journal open
+    assert interrupted >= 5  # runs that were killed with a journal open
 
 
 def test_the_state_follows_the_journal(job):
