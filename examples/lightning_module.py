@@ -39,7 +39,12 @@ def main() -> tuple[float, float]:
     """Accuracy of the whole and of the pruned network."""
     train, held_out = digits()
     trainer = L.Trainer(
-        max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+        max_epochs=6,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     module = Digits(digits_resnet(8))
     trainer.fit(module, DataLoader(train, 64, shuffle=True))

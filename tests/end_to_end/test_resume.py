@@ -54,7 +54,7 @@ def job(digits_case, tmp_path_factory):
     (root / "data.py").write_text("from cswap.demo import digits\n\n\ndef data():\n    return digits()\n")
     return root, [
         "prune", "--model", "cswap.demo:digits_resnet", "--model-arg", "width=16", "--weights", str(root / "digits.safetensors"),
-        "--data", f"{root / 'data.py'}:data", "--per-class", "48", "--target", "params=0.55", "--alpha", "0.005", "--quiet",
+        "--data", f"{root / 'data.py'}:data", "--per-class", "48", "--target", "params=0.55", "--alpha", "0.0001", "--quiet",
         "--eval-samples", "20",
     ]  # fmt: skip
 
