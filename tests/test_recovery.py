@@ -19,6 +19,7 @@ from cswap.methods.path import PruningPath
 from cswap.recovery import recovered, reestimated
 from cswap.recovery.attention import query_targets
 from cswap.recovery.base import STEPS, Case
+from cswap.recovery.recover import _why_not
 from cswap.recovery.walk import Walk
 from cswap.structure.check import randomise_
 from cswap.structure.ledger import Ledger
@@ -243,6 +244,34 @@ def test_a_recovery_that_loses_is_declined(monkeypatch):
         cswap.recover(small, net, calibration, "harm")
     with pytest.raises(InputError, match="recover: expected none or some of"):
         cswap.recover(small, net, calibration, "harm+nosuch")
+
+
+def _scores(
+    n: int, gain: float, spread: float, flips: int
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """σ and quality of n samples before and after: σ changes by `gain` ± `spread`, the first `flips` samples turn wrong."""
+    rng = np.random.default_rng(0)
+    sigma, right = rng.uniform(0.3, 0.7, n), np.ones(n)
+    noise = rng.normal(size=n)
+    later = sigma + gain + spread * (noise - noise.mean()) / noise.std(ddof=1)
+    return (sigma, right), (later, np.where(np.arange(n) < flips, 0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "flips", "why"),
+    [
+        (0.05, 0.1, 0, None),
+        (-0.05, 0.1, 0, "mean score"),
+        (-0.005, 0.1, 0, None),  # t = −0.35: no evidence of a loss
+        (0.05, 0.1, 1, None),  # one of 50 turns wrong, and the score rises beyond doubt
+        (0.005, 0.1, 1, "quality"),  # one turns wrong, and nothing speaks for the recovery
+        (0.05, 0.1, 9, "quality"),  # nine of 50 turn wrong: significant by itself
+        (float("nan"), 0.1, 0, "no finite scores"),
+    ],
+)
+def test_what_speaks_for_and_against_a_recovery(gain, spread, flips, why):
+    said = _why_not(*_scores(50, gain, spread, flips))
+    assert (said is None) if why is None else (why in str(said)), said
 
 
 class _Untraceable(nn.Module):
