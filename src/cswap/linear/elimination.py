@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 DAMPING = 1e-3  # of the mean diagonal: what the moments of a few hundred samples cannot tell from zero
@@ -30,6 +32,13 @@ class Inverse:
         self.inverse, self.added = _inverted(moments, damping, scale if scale > 0 else 1.0)
         self.mean = mean
         self.gone = torch.zeros(len(moments), dtype=torch.bool)
+
+    def among(self, columns: torch.Tensor) -> Inverse:
+        """A copy of these columns alone; what `take` and `costs` do to them there, they do here, as long as no other goes."""
+        few = copy.copy(self)
+        few.inverse, few.mean = self.inverse[columns][:, columns].clone(), self.mean[columns]
+        few.gone = self.gone[columns]
+        return few
 
     def filters(self, columns: torch.Tensor) -> torch.Tensor:
         """(r, D): rows f with f·(x − mean) = x̂_p − x_p, for each of the r columns p that would go."""

@@ -199,6 +199,15 @@ class _Reader:
         if columns:
             self.inverse.take(torch.cat(columns), self.weights)
 
+    def among(self, units: Sequence[int]) -> _Reader:
+        """A copy that knows these units' columns alone: what eliminating some of them does to the others is all in there."""
+        read = [n for n in units if n in self.blocks]
+        sizes = [len(self.blocks[n]) for n in read]
+        columns = torch.cat([self.blocks[n] for n in read]) if read else torch.arange(0)
+        blocks = dict(zip(read, torch.arange(len(columns)).split(sizes), strict=True)) if read else {}
+        weights = self.weights[columns]
+        return _Reader(blocks, self.inverse.among(columns), weights, self.importance, None, weights)
+
 
 def _eliminated(size: int, readers: list[_Reader]) -> FloatArray:
     """Scores (size,) of one group; see `obs_scores`."""
@@ -209,15 +218,19 @@ def _eliminated(size: int, readers: list[_Reader]) -> FloatArray:
         order = np.argsort(costs, kind="stable")
         most = float(costs[order[step]]) if step < len(left) else float("inf")
         gone: set[int] = set()
-        for n in (left[i] for i in order[:step]):
-            now = float(_costs(readers, [n])[0])  # what went in this round may have made it dear, as one of a pair does
+        round_ = [left[i] for i in order[:step]]
+        few = [r.among(round_) for r in readers]
+        for n in round_:
+            now = float(_costs(few, [n])[0])  # what went in this round may have made it dear, as one of a pair does
             if gone and now > most:
                 continue
             floor = max(floor * (1 + 1e-12), now)
             scores[n] = floor
             gone.add(n)
-            for r in readers:
+            for r in few:
                 r.take([n])
+        for r in readers:
+            r.take(sorted(gone))
         left = [n for n in left if n not in gone]
         lately += sorted(gone, key=lambda n: scores[n])
         if swaps and len(left) > 1 and len(lately) >= max(4, size / _SWAPS):
