@@ -63,24 +63,49 @@ class _Steps(list[Any]):
         return super().__iter__()
 
 
+class _Mappings(list[Any]):
+    """A dependency's index mappings, whose work is bounded too: channels that are flattened on every lap grow without end."""
+
+    def __init__(self, items: Any, left: list[int]) -> None:
+        super().__init__(items)
+        self.left = left
+
+    def __iter__(self) -> Iterator[Any]:
+        return (m if m is None else self._counted(m) for m in super().__iter__())
+
+    def _counted(self, mapping: Any) -> Any:
+        def call(indices: Any) -> Any:
+            mapped = mapping(indices)
+            self.left[1] -= len(indices) + len(mapped)
+            if self.left[1] < 0:
+                raise RecursionError("it goes round in circles")
+            return mapped
+
+        return call
+
+
 def dependency_groups(graph: Any, names: dict[nn.Module, str]) -> Iterator[Any]:
     """One dependency group for each dimension that a layer writes, or what could not be followed, with the reason."""
     seen: set[nn.Module] = set()
-    nodes, left = list(graph.module2node.values()), [0]
+    nodes, left = list(graph.module2node.values()), [0, 0]
     most = 4 * len(nodes) + 2000  # steps of one walk; the most that was needed: 5.6 a node, in DenseNet-201
+    a_channel, more = 8 * len(nodes) + 4000, 10**6  # indices mapped; the most that was needed: 2,624 a channel, there too
     for node in nodes:
+        for dependency in node.dependencies:
+            dependency.index_mapping = _Mappings(dependency.index_mapping, left)
         node.dependencies = _Steps(node.dependencies, left)
     for module in [m for m in graph.module2node if isinstance(m, ROOTS)]:
         if module in seen or module not in names:
             continue
         pruner = graph.get_pruner_of_module(module)
         size = pruner.get_out_channels(module)
-        left[0] = most
+        left[:] = most, a_channel * size + more
         try:
             raw = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(size)))
         except Exception as error:  # noqa: BLE001 — whatever it raises, this dimension is not understood
             if isinstance(error, RecursionError):
-                most = min(most, len(nodes) + 500)  # the walks after it go round in the same circle
+                # the walks after it go round in the same circle
+                most, a_channel, more = min(most, len(nodes) + 500), 300, 20_000
             why = f"{LIBRARY} fails on it ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]})"
             yield LeftOut(names[module], size, why)
             continue
