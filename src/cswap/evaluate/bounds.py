@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats as scipy_stats
 
+from cswap.errors import InputError
 from cswap.types import FloatArray
 
 _GRID = 2001  # losses tried as the mean: the bound is rounded up to the next
@@ -67,3 +68,11 @@ def student(losses: FloatArray, alpha: float) -> float:
 
 BOUNDS: dict[str, Callable[[FloatArray, float], float]] = {"betting": betting, "bernstein": bernstein, "t": student}
 APPROXIMATE = ("t",)
+
+
+def check_claim(margin: float, bound: str) -> None:
+    """A margin τ is a loss of mean score between 0 and 1, and its bound one of `BOUNDS`. Raises InputError."""
+    if not 0 < margin < 1:
+        raise InputError(f"margin: expected a number between 0 and 1, got {margin}")
+    if bound not in BOUNDS:
+        raise InputError(f"bound: expected one of {', '.join(BOUNDS)}, got {bound!r}")
