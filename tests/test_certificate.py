@@ -112,6 +112,17 @@ def test_losses_are_by_class_and_seen_samples_are_refused(digits_case):
         refuse_seen(TensorDataset(torch.stack([x[0], calibration.inputs(3, 4)[0]]), y[:2]), calibration)
 
 
+def test_a_sentence_is_seen_however_wide_its_padding_is():
+    def padded(rows: list[list[int]], width: int) -> torch.Tensor:
+        return torch.tensor([[(r + [0] * width)[:width], ([1] * len(r) + [0] * width)[:width]] for r in rows])
+
+    drawn = TensorDataset(padded([[5, 6, 7], [8, 9], [3, 4], [2, 5, 6]], 6), torch.tensor([0, 1, 0, 1]))
+    calibration = cswap.calibration_set(drawn, 2)
+    refuse_seen(TensorDataset(padded([[5, 6], [8, 9, 0]], 9), torch.tensor([0, 1])), calibration)
+    with pytest.raises(DataError, match="sample 1 is one of the calibration samples"):
+        refuse_seen(TensorDataset(padded([[5, 6], [8, 9]], 9), torch.tensor([0, 1])), calibration)
+
+
 def test_what_cannot_be_certified_is_said():
     with pytest.raises(InputError, match="margin: expected a number between 0 and 1, got 0"):
         certificate_of({"a": np.zeros(9)}, margin=0)

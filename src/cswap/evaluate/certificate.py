@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cswap.data.calibration import CalibrationSet
+from cswap.data.text import trimmed
 from cswap.data.truth import moved
 from cswap.errors import DataError, InputError
 from cswap.evaluate.bounds import APPROXIMATE, BOUNDS, check_claim
@@ -144,4 +145,5 @@ def refuse_seen(dataset: Dataset[Any], calibration: CalibrationSet) -> None:
 
 
 def _digest(inputs: torch.Tensor) -> bytes:
-    return hashlib.sha256(inputs.contiguous().numpy().tobytes()).digest()
+    own = trimmed(inputs.unsqueeze(0))  # a sentence is the same however wide the padding of its split is
+    return hashlib.sha256(own.contiguous().numpy().tobytes()).digest()
