@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats as scipy_stats
 
+from cswap.causal.stats import Moments, upper_mean
 from cswap.errors import InputError
 from cswap.types import FloatArray
 
@@ -60,10 +60,7 @@ def bernstein(losses: FloatArray, alpha: float) -> float:
 
 def student(losses: FloatArray, alpha: float) -> float:
     """The one-sided t bound: approximate, for losses without heavy tails."""
-    n = len(losses)
-    if n < 2:
-        return 1.0
-    return float(losses.mean() + scipy_stats.t.ppf(1 - alpha, n - 1) * losses.std(ddof=1) / np.sqrt(n))
+    return float(upper_mean(Moments.of(losses), alpha)) if len(losses) > 1 else 1.0
 
 
 BOUNDS: dict[str, Callable[[FloatArray, float], float]] = {"betting": betting, "bernstein": bernstein, "t": student}
