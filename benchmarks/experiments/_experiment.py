@@ -42,15 +42,9 @@ def main(name: str, run: Callable[[Given], dict[str, Any]], doc: str) -> None:
     work = given.work / name
     work.mkdir(parents=True, exist_ok=True)
     found = run(Given(unpacked("cifar10", given.cifar, given.work), work, given.seed))
-    data = {
-        "command": f"python benchmarks/experiments/{name}.py --seed {given.seed}",
-        **machine(),
-        "seed": given.seed,
-        **found,
-    }
-    (RESULTS / f"experiment_{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    command = f"python benchmarks/experiments/{name}.py --seed {given.seed}"
+    write_result(f"experiment_{name}", {"command": command, **machine(), "seed": given.seed, **found})
     draw(name)
-    write_result(f"experiment_{name}", data)
 
 
 def modules() -> Iterator[tuple[str, Any, dict[str, Any]]]:
