@@ -1,4 +1,5 @@
-"""The training loop that the recipes of dense networks share: AdamW, a rate that rises, falls and cools, a checkpoint an epoch."""
+"""What training recipes share: how weights and report are kept, and the loop of dense networks (AdamW, a rate that rises, falls
+and cools, a checkpoint an epoch)."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from _machine import ROOT
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import ModelSpec
-from cswap.pipeline import DataChoice, Source
+from cswap.pipeline import DataChoice, Source, Watcher
 
 SHARED = Path(os.environ.get("CSWAP_SHARED", ROOT.parent / "shared"))
 FORMAT = {"image_size": 32, "mean": "0.4914,0.4822,0.4465", "std": "0.2470,0.2435,0.2616"}
@@ -38,15 +39,22 @@ class Case:
     held_out: Any
 
 
-def cifar(given: Path | None, scratch: Path) -> Path:
-    """The unpacked images: where the user says, or unpacked once into `scratch`."""
+class Log(Watcher):
+    """A line for each thing that begins."""
+
+    def note(self, text: str) -> None:
+        print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
+def unpacked(name: str, given: Path | None, scratch: Path) -> Path:
+    """The folder of the data set `name`: where the user says, or its archive unpacked once into `scratch`."""
     if given is not None:
         return given
     if not (SHARED / "data").is_dir():
         raise SystemExit(f"this benchmark needs the shared networks and data; none at {SHARED}")
-    if not (scratch / "cifar10").is_dir():
-        zipfile.ZipFile(SHARED / "data" / "cifar10.zip").extractall(scratch)
-    return scratch / "cifar10"
+    if not (scratch / name).is_dir():
+        zipfile.ZipFile(SHARED / "data" / f"{name}.zip").extractall(scratch)
+    return scratch / name
 
 
 def case(name: str, images: Path, per_class: int, seed: int = 0) -> Case:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from _machine import machine, write_result
-from _real import FLAGS, NETWORKS, Case, case, cifar
+from _real import FLAGS, NETWORKS, Case, case, unpacked
 from cswap.artifacts.folder import open_artifact
 from cswap.causal.stats import effect_stats
 from cswap.causal.verdicts import VoteRule, class_tests, verdict_of
@@ -131,7 +131,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         given.work = given.work or Path(scratch)
-        images = cifar(given.cifar, Path(scratch))
+        images = unpacked("cifar10", given.cifar, Path(scratch))
         networks: dict[str, Any] = {}
         for name in given.networks.split(","):
             c = case(name, images, given.per_class, given.seed)

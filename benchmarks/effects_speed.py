@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from _machine import RESULTS, machine, write_result
-from _real import Case, case, cifar
+from _real import Case, case, unpacked
 from cswap.causal.engine import Engine, Scores
 from cswap.causal.evaluation import FirstCritical
 from cswap.causal.replay import ReplayEngine, Tuning
@@ -220,7 +220,7 @@ def main() -> None:
         one(given)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        images = cifar(given.cifar, Path(scratch))
+        images = unpacked("cifar10", given.cifar, Path(scratch))
         data: dict[str, Any] = {"peaks_gmac_s": peaks(), "stages": {k: v[0] for k, v in STAGES.items()}, "networks": {}}
         for name in given.networks.split(","):
             found = data["networks"].setdefault(name, {})

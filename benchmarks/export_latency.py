@@ -20,7 +20,7 @@ from torch import nn
 
 import cswap
 from _machine import machine, write_result
-from _real import NETWORKS, case, cifar
+from _real import NETWORKS, case, unpacked
 from cswap.artifacts.export import FORMATS, export
 from cswap.evaluate.cost import BATCHES, latency_ms, macs_of
 from cswap.methods.magnitude import magnitude_scores
@@ -110,7 +110,7 @@ def run() -> None:
         kept = given.work / f"{name}.{given.target}.json"
         if not kept.exists():
             with tempfile.TemporaryDirectory() as scratch:
-                images = cifar(given.cifar, given.work)
+                images = unpacked("cifar10", given.cifar, given.work)
                 kept.write_text(json.dumps(measured(name, given.target, images, Path(scratch), given.budget), indent=1))
         results[name] = json.loads(kept.read_text()) | {"trained": NETWORKS[name][1] is not None}
         print(f"{name}: {json.dumps(results[name]['latency_ms'])}", flush=True)

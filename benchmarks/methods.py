@@ -14,29 +14,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 from _machine import ROOT, machine, write_result
-from _real import FORMAT, NETWORKS, cifar
+from _real import FORMAT, NETWORKS, Log, unpacked
 from cswap.compare import CompareJob, compare
 from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
-from cswap.pipeline import DataChoice, Machine, Source, Watcher
+from cswap.pipeline import DataChoice, Machine, Source
 from cswap.types import TESTS
 
 METHODS = (
     "cswap,cbp,taylor:global:params,obs:global:params,obs:global:macs,taylor:global,taylor2:global,deeplift:global,lrp:global,"
     "obs:global,magnitude:layer,magnitude:global,taylor:layer,random:layer"
 )
-
-
-class Log(Watcher):
-    """A line for each thing that begins."""
-
-    def note(self, text: str) -> None:
-        print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def slim(method: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -86,7 +78,7 @@ def run() -> None:
     parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "methods", help="where paths and points are kept")
     given = parser.parse_args()
-    images = cifar(given.cifar, given.work.parent)
+    images = unpacked("cifar10", given.cifar, given.work.parent)
     spec, weights, arguments = NETWORKS[given.network]
     job = CompareJob(
         source=Source(ModelSpec.parse(spec, arguments), weights),

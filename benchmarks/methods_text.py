@@ -14,33 +14,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import zipfile
 from pathlib import Path
 
 import torch
 
 from _machine import ROOT, machine, write_result
-from _real import SHARED
+from _real import Log, unpacked
 from cswap.compare import CompareJob, compare
 from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, Source
-from methods import Log, gains_of, slim
+from methods import gains_of, slim
 
 METHODS = "cswap,obs:global:macs,taylor:global:macs,magnitude:layer,random:layer"
 UNITS = {"coarse": ("*.intermediate.dense", "*#heads"), "all": ()}
 VOCABULARY = ROOT / "benchmarks" / "models" / "lstm_sst2.vocabulary.txt"
-
-
-def sst2(given: Path | None, scratch: Path) -> Path:
-    """The unpacked sentences: where the user says, or unpacked once into `scratch`."""
-    if given is not None:
-        return given.resolve()
-    if not (SHARED / "data").is_dir():
-        raise SystemExit(f"this benchmark needs the shared data; none at {SHARED}")
-    if not (scratch / "sst2").is_dir():
-        zipfile.ZipFile(SHARED / "data" / "sst2.zip").extractall(scratch)
-    return scratch / "sst2"
 
 
 def case(network: str, model: Path | None, sentences: Path, per_class: int) -> tuple[Source, DataChoice]:
@@ -83,7 +71,7 @@ def run() -> None:
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     out = given.work / f"{given.network}_{given.units}_{given.per_class}"
-    source, data = case(given.network, given.model, sst2(given.sst2, given.work), given.per_class)
+    source, data = case(given.network, given.model, unpacked("sst2", given.sst2, given.work).resolve(), given.per_class)
     job = CompareJob(
         source=source, data=data, out=out, methods=tuple(given.methods.split(",")), recover=tuple(given.recover.split(",")),
         ratios=tuple(float(r) for r in given.ratios.split(",")), kinds=tuple(given.ratio_in.split(",")), seeds=(given.seed,),

@@ -18,13 +18,14 @@ import torch
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "networks"))
+from dense import bccd_ssd
+
 from _fit import Fit, keep, report
 from _machine import ROOT
 from cswap.data.boxes import open_boxes
 from cswap.data.sources import ImageFormat
 from cswap.evaluate.quality import measure_quality
 from cswap.tasks import Detection
-from dense import bccd_ssd
 
 SIDE, BATCH = 256, 8
 WEIGHTS = ROOT / "benchmarks" / "networks" / "weights" / "ssd_bccd.safetensors"

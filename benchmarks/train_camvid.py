@@ -21,9 +21,10 @@ from torch import nn
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "networks"))
+from dense import MEAN, STD, camvid_unet
+
 from _fit import Fit, keep, report
 from _machine import ROOT
-from dense import MEAN, STD, camvid_unet
 
 CLASSES, VOID, BATCH = 11, 11, 8
 WEIGHTS = ROOT / "benchmarks" / "networks" / "weights" / "unet_camvid.safetensors"

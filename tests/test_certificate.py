@@ -8,9 +8,12 @@ import torch
 from torch.utils.data import TensorDataset
 
 import cswap
+from cswap.data.sources import DataPair
 from cswap.errors import DataError, InputError
 from cswap.evaluate.bounds import BOUNDS, bernstein, betting, student
 from cswap.evaluate.certificate import Certificate, certificate_of, class_losses, in_fixed_order, refuse_seen
+from cswap.pipeline import DataChoice, Wish
+from cswap.pipeline.checks import unseen_data
 
 
 def betting_by_hand(losses, alpha: float, tau: float) -> bool:
@@ -110,6 +113,39 @@ def test_losses_are_by_class_and_seen_samples_are_refused(digits_case):
     refuse_seen(held_out, calibration)
     with pytest.raises(DataError, match="sample 1 is one of the calibration samples"):
         refuse_seen(TensorDataset(torch.stack([x[0], calibration.inputs(3, 4)[0]]), y[:2]), calibration)
+
+
+class _Counted(TensorDataset):
+    """Counts how often each sample is read."""
+
+    def __getitem__(self, index):
+        self.read[index] += 1
+        return super().__getitem__(index)
+
+
+def test_the_certificate_s_samples_are_decoded_once(digits_case, monkeypatch):
+    from cswap.demo import digits
+
+    model, calibration, _ = digits_case
+    counted = _Counted(*digits(0)[1].tensors)
+    counted.read = np.zeros(len(counted), dtype=int)
+    pair = DataPair(counted, counted, calibration.classes)
+    monkeypatch.setattr(DataChoice, "open", lambda self, spec: pair)
+    unseen = unseen_data(Wish(certify="more"), DataChoice("data"), None, calibration.classes, calibration)
+    class_losses(model, model, unseen, cswap.Classification(), calibration.classes)
+    assert len(unseen) == len(counted)
+    assert (counted.read[1:] == 1).all()  # the first says how large they are
+
+
+def test_a_sentence_is_seen_however_wide_its_padding_is():
+    def padded(rows: list[list[int]], width: int) -> torch.Tensor:
+        return torch.tensor([[(r + [0] * width)[:width], ([1] * len(r) + [0] * width)[:width]] for r in rows])
+
+    drawn = TensorDataset(padded([[5, 6, 7], [8, 9], [3, 4], [2, 5, 6]], 6), torch.tensor([0, 1, 0, 1]))
+    calibration = cswap.calibration_set(drawn, 2)
+    refuse_seen(TensorDataset(padded([[5, 6], [8, 9, 0]], 9), torch.tensor([0, 1])), calibration)
+    with pytest.raises(DataError, match="sample 1 is one of the calibration samples"):
+        refuse_seen(TensorDataset(padded([[5, 6], [8, 9]], 9), torch.tensor([0, 1])), calibration)
 
 
 def test_what_cannot_be_certified_is_said():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import cswap
 from cswap.data.models import ModelSpec
 from cswap.structure.check import VISIBLE, agreement, random_half, randomise_
 from cswap.structure.discover import discover
@@ -88,6 +89,21 @@ def test_all_of_them_load_in_a_new_process_to_the_same_logits(tmp_path: Path):
                 assert (small(inputs) - model(inputs)).abs().max() > 1e-2
     finally:
         torch.set_num_threads(threads)
+
+
+def test_an_attention_that_returns_a_tensor_alone_is_replaced_by_one_that_does(tmp_path: Path):
+    small: dict[str, Any] = {"hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 8, 8, 8, 8, 8], "num_labels": 3}
+    spec = ModelSpec.parse("hf:MobileViTForImageClassification", small | {"image_size": 64})
+    model = randomise_(spec.build(), 1).eval()
+    inputs = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    structure = discover(model, inputs)
+    attentions = [n for n, m in model.named_modules() if type(m).__name__ == "MobileViTSelfAttention"]
+    assert attentions
+    assert sorted(structure.replaced) == sorted(attentions)
+    assert agreement(model, structure, random_half(structure, 3), inputs).ok
+    pruned = saved(tmp_path, model, structure, spec.text, spec.arguments)
+    with torch.no_grad():
+        assert torch.equal(cswap.load(tmp_path / "run")(inputs), pruned(inputs))
 
 
 @pytest.mark.parametrize("kind", ["BertForSequenceClassification", "ViTForImageClassification"])

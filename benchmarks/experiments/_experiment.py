@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from _machine import RESULTS, ROOT, machine, write_result  # noqa: E402
-from _real import cifar  # noqa: E402
+from _real import unpacked  # noqa: E402
 
 NAMES = ("headline", "voting", "sample_size", "alpha", "stale", "conservatism", "classes", "text_order", "blocks")
 """In the order of the seed's questions."""
@@ -41,16 +41,10 @@ def main(name: str, run: Callable[[Given], dict[str, Any]], doc: str) -> None:
     given = parser.parse_args()
     work = given.work / name
     work.mkdir(parents=True, exist_ok=True)
-    found = run(Given(cifar(given.cifar, given.work), work, given.seed))
-    data = {
-        "command": f"python benchmarks/experiments/{name}.py --seed {given.seed}",
-        **machine(),
-        "seed": given.seed,
-        **found,
-    }
-    (RESULTS / f"experiment_{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    found = run(Given(unpacked("cifar10", given.cifar, given.work), work, given.seed))
+    command = f"python benchmarks/experiments/{name}.py --seed {given.seed}"
+    write_result(f"experiment_{name}", {"command": command, **machine(), "seed": given.seed, **found})
     draw(name)
-    write_result(f"experiment_{name}", data)
 
 
 def modules() -> Iterator[tuple[str, Any, dict[str, Any]]]:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 from _experiment import Given
 
-from _real import FORMAT, NETWORKS
+from _real import FORMAT, NETWORKS, Log
 from cswap.compare import CompareJob, compare
 from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
-from cswap.pipeline import DataChoice, Machine, Source, Watcher
-
-
-class Log(Watcher):
-    """A line for each thing that begins."""
-
-    def note(self, text: str) -> None:
-        print(time.strftime("%H:%M:%S"), text, flush=True)
+from cswap.pipeline import DataChoice, Machine, Source
 
 
 def compared(

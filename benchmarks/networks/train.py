@@ -10,7 +10,6 @@ last whole epoch. Weights are kept in float16; the report beside them (F.json) h
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from torchvision.datasets import ImageFolder
@@ -28,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from recipes import RECIPES, WEIGHTS
 from zoo import MEAN, STD
 
-from _machine import ROOT, machine
+from _fit import keep, report
+from _machine import ROOT
 from cswap.data.models import ModelSpec
 
 
@@ -90,7 +89,7 @@ def run() -> None:
     work = given.work or ROOT / "runs" / "training" / given.name
     out = given.out or (WEIGHTS if recipe.small else work) / f"{given.name}_cifar10.safetensors"
     work.mkdir(parents=True, exist_ok=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the hours of training
     pixels, labels = images(given.cifar / "train", work.parent / "train.npz")
     torch.manual_seed(given.seed)
     spec = recipe.model.format(shared=os.environ.get("CSWAP_SHARED", ROOT.parent / "shared"))
@@ -133,17 +132,13 @@ def run() -> None:
         torch.save(state, work / "next.pt")
         (work / "next.pt").replace(work / "last.pt")
     test_pixels, test_labels = images(given.cifar / "test", work.parent / "test.npz")
-    kept = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    model.load_state_dict(kept)
-    report = {
+    keep(model, out)
+    report(out, {
         "command": f"python benchmarks/networks/train.py {given.name} --seed {given.seed}", "data": "CIFAR-10 (JPEG)",
         "recipe": {"sides": recipe.stages, "rate": recipe.rate, "optimiser": "AdamW" if recipe.adam else "SGD", "bfloat16": recipe.amp},
         "test_accuracy": accuracy(model, test_pixels, test_labels), "parameters": sum(p.numel() for p in model.parameters()),
-        "train_seconds": round(state["seconds"]), "seed": given.seed, **machine(),
-    }  # fmt: skip
-    save_file({k: v.contiguous() for k, v in kept.items()}, out)
-    out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+        "train_seconds": round(state["seconds"]), "seed": given.seed,
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

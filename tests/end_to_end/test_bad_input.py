@@ -633,6 +633,13 @@ def test_an_artifact(place, capsys, case):
     refused(capsys, place, ["eval", str(art), "--trust", "--quiet"])
 
 
+@pytest.mark.parametrize("command", ["explain", "report"])
+def test_whoever_reads_what_was_kept_wants_whole_numbers(place, capsys, command):
+    art = place.root / "art"
+    ARTIFACTS["kept-floats"](art)
+    refused(capsys, place, [command, str(art)])
+
+
 @pytest.mark.parametrize(
     "name",
     [

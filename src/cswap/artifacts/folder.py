@@ -203,14 +203,10 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
     try:
         weights = inside(folder, manifest["weights"]["file"])
         expected_hash = manifest["weights"]["sha256"]
-        kept: KeptIndices = {
-            str(t): {int(d): _indices(i) for d, i in dims.items()} for t, dims in manifest["kept"].items()
-        }
         replaced = [str(name) for name in manifest.get("structure", {}).get("replaced", {})]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise ArtifactError(f"{folder}: the manifest is malformed") from None
-    if any(i.ndim != 1 or (np.diff(i) <= 0).any() for dims in kept.values() for i in dims.values()):
-        raise ArtifactError(f"{folder}: indices kept must ascend without repeats")
+    kept = kept_of(folder, manifest)
     if not weights.is_file() or sha256_of(weights) != expected_hash:
         raise ArtifactError(f"{weights} is not the file that was saved: its hash differs")
     build = factory or spec_of(folder, manifest, trust).build
@@ -226,6 +222,19 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
     made: Any = model
     made._cswap = _surgery(folder, manifest, kept)
     return model.eval()
+
+
+def kept_of(folder: Path, manifest: dict[str, Any]) -> KeptIndices:
+    """The original indices kept, by tensor and dimension, each (n,) int64 and ascending. Raises ArtifactError."""
+    try:
+        kept: KeptIndices = {
+            str(t): {int(d): _indices(i) for d, i in dims.items()} for t, dims in manifest["kept"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise ArtifactError(f"{folder}: the manifest is malformed") from None
+    if any((np.diff(i) <= 0).any() for dims in kept.values() for i in dims.values()):
+        raise ArtifactError(f"{folder}: indices kept must ascend without repeats")
+    return kept
 
 
 def _indices(given: Any) -> IntArray:

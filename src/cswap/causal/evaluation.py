@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -13,8 +13,8 @@ from cswap.causal.cut import PlainEngine
 from cswap.causal.engine import Engine, Job, Scores
 from cswap.causal.first_order import classes_in_order
 from cswap.causal.replay import ReplayEngine
-from cswap.causal.stats import Moments, floored, paired_t
-from cswap.causal.verdicts import VoteRule, signs
+from cswap.causal.stats import floored
+from cswap.causal.verdicts import VoteRule, class_needs
 from cswap.errors import InputError
 from cswap.structure.groups import Group
 from cswap.types import IntArray
@@ -38,6 +38,14 @@ class Evaluation(Protocol):
 
         `removing`: each piece is cut with those before it, which are guessed to go. `base`: gives the scores without a cut.
         """
+
+
+def class_spans(engine: Engine, what: str) -> list[tuple[int, int]]:
+    """(start, stop) of each class's samples. Raises InputError, naming `what`, where they are not in class order."""
+    targets, k = engine.calibration.targets, len(engine.calibration.classes)
+    if engine.by_class or engine.calibration.members is not None or (np.diff(targets) < 0).any():
+        raise InputError(f"{what}: expected a task with one class a sample, and samples in class order")
+    return list(pairwise(int(np.searchsorted(targets, c)) for c in range(k + 1)))
 
 
 class Full:
@@ -78,13 +86,9 @@ class FirstCritical:
     nests = False
 
     def __init__(self, engine: Engine, rule: VoteRule) -> None:
-        targets = engine.calibration.targets
-        if engine.by_class or engine.calibration.members is not None or (np.diff(targets) < 0).any():
-            raise InputError("effects verdict: expected a task with one class a sample, and samples in class order")
+        self.spans = class_spans(engine, "effects verdict")
         self.engine, self.rule = engine, rule
-        k = len(engine.calibration.classes)
-        self.spans = [(int(a), int(b)) for a, b in zip(np.searchsorted(targets, range(k)), np.searchsorted(targets, range(k), side="right"), strict=True)]  # fmt: skip
-        self.order: IntArray = np.empty((0, k), dtype=np.int64)
+        self.order: IntArray = np.empty((0, len(self.spans)), dtype=np.int64)
 
     def enter(self, group: Group) -> None:
         plain = self.engine.plain if isinstance(self.engine, ReplayEngine) else self.engine
@@ -128,5 +132,4 @@ class FirstCritical:
     def _needed(self, k: int, scores: Scores, base: Scores) -> bool:
         """Whether class k's own test says that it needs the unit."""
         own = slice(*self.spans[k])
-        moments = Moments.of(floored(scores.sigma[own] - base.sigma[own])[None])
-        return bool((signs(moments.mean, paired_t(moments)[1], self.rule) < 0).any())
+        return class_needs(floored(scores.sigma[own] - base.sigma[own]), self.rule)

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import stats as scipy_stats
 
-from cswap.causal.stats import EffectStats, Moments
+from cswap.causal.stats import EffectStats, Moments, upper_mean
 from cswap.errors import InputError
 from cswap.types import FloatArray
 
@@ -26,11 +25,8 @@ def worst_loss(moments: Moments, alpha: float) -> FloatArray:
     moments: of the differences σ* − σ by class. A class without spread is bounded by its mean; one with fewer than two
     samples by +inf, one that was not asked (count 0) by −inf.
     """
-    n = moments.count
-    safe = np.maximum(n, 2)
-    spread = np.sqrt(moments.m2 / (safe - 1) / safe)
-    bound = -moments.mean + scipy_stats.t.ppf(1 - alpha, safe - 1) * spread
-    return np.where(n == 0, -np.inf, np.where(n < 2, np.inf, bound))
+    bound = upper_mean(Moments(moments.count, -moments.mean, moments.m2), alpha)
+    return np.where(moments.count == 0, -np.inf, bound)
 
 
 @dataclass(frozen=True, eq=False)

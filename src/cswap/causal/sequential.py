@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
-import numpy as np
-
 from cswap.causal.engine import Engine, Job, Scores
-from cswap.causal.stats import Moments, floored, paired_t
-from cswap.causal.verdicts import VoteRule, signs
-from cswap.errors import InputError
+from cswap.causal.evaluation import class_spans
+from cswap.causal.stats import floored
+from cswap.causal.verdicts import VoteRule, class_needs
 from cswap.structure.groups import Group
 
 STAGES = ((0.25, 0.2), (0.5, 0.2), (1.0, 0.6))
@@ -29,19 +26,15 @@ class Sequential:
     nests = False
 
     def __init__(self, engine: Engine, rule: VoteRule, alpha: float) -> None:
-        targets = engine.calibration.targets
-        if engine.by_class or (np.diff(targets) < 0).any():
-            raise InputError("effects sequential: expected a task with one class a sample, and samples in class order")
+        self.own = class_spans(engine, "effects sequential")
         self.engine, self.rule, self.alpha = engine, rule, alpha
-        starts = [int(np.searchsorted(targets, k)) for k in range(len(engine.calibration.classes) + 1)]
         self.spans: list[list[tuple[int, int]]] = [[] for _ in STAGES]
-        for a, b in itertools.pairwise(starts):
+        for a, b in self.own:
             before = a
             for stage, (seen, _) in enumerate(STAGES):
                 until = b if seen == 1.0 else min(b, a + max(2, round(seen * (b - a))))
                 self.spans[stage].append((before, until))
                 before = until
-        self.own = list(itertools.pairwise(starts))
 
     def enter(self, group: Group) -> None:
         """Nothing to prepare."""
@@ -78,8 +71,4 @@ class Sequential:
         """Whether some class needs the unit, by the samples seen so far."""
         d = floored(scores.sigma - base.sigma)
         rule = VoteRule(level, min_effect=self.rule.min_effect)
-        for a, b in self.own:
-            moments = Moments.of(d[None, a:b])
-            if (signs(moments.mean, paired_t(moments)[1], rule) < 0).any():
-                return True
-        return False
+        return any(class_needs(d[a:b], rule) for a, b in self.own)

@@ -89,6 +89,13 @@ def effect_stats(
     return EffectStats(by_class, Moments.of(d), xi)
 
 
+def upper_mean(moments: Moments, alpha: float) -> FloatArray:
+    """One-sided t bound of the mean at confidence 1 − alpha, from above; +inf for fewer than two samples."""
+    safe = np.maximum(moments.count, 2)
+    spread = np.sqrt(moments.m2 / (safe - 1) / safe)
+    return np.where(moments.count < 2, np.inf, moments.mean + scipy_stats.t.ppf(1 - alpha, safe - 1) * spread)
+
+
 def paired_t(moments: Moments) -> tuple[FloatArray, FloatArray]:
     """t and two-sided p of the mean difference against 0, count − 1 degrees of freedom.
 

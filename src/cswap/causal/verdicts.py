@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats as scipy_stats
 
-from cswap.causal.stats import EffectStats, paired_t
+from cswap.causal.stats import EffectStats, Moments, paired_t
 from cswap.errors import InputError
 from cswap.types import FloatArray, IntArray, Verdict
 
@@ -63,6 +63,12 @@ def signs(mean: FloatArray, p: FloatArray, rule: VoteRule) -> IntArray:
     """π: 0 where not significant (or smaller than `min_effect`), otherwise the sign of the mean difference."""
     counts = (p < rule.alpha) & (np.abs(mean) >= rule.min_effect)
     return np.where(counts, np.sign(mean), 0).astype(np.int64)
+
+
+def class_needs(d: FloatArray, rule: VoteRule) -> bool:
+    """Whether a class's own test says that it needs the unit. d: (n,) differences of its samples, NaN where not evaluated."""
+    moments = Moments.of(d[None])
+    return bool((signs(moments.mean, paired_t(moments)[1], rule) < 0).any())
 
 
 def class_tests(stats: EffectStats, rule: VoteRule) -> tuple[FloatArray, IntArray]:

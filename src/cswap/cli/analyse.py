@@ -17,22 +17,17 @@ from cswap.cli.options import (
     DeviceOption,
     Force,
     JsonFlag,
-    MaybeData,
-    MaybeModel,
     Memory,
-    ModelArgs,
     ModelFlags,
+    OriginalFlags,
     Out,
     Quiet,
     RunFlags,
     TargetOption,
-    Trust,
-    Weights,
     WishFlags,
     bytes_of,
     numbers,
     show_or_print,
-    source_of,
 )
 from cswap.cli.progress import ProgressLine, say_error
 from cswap.pipeline import Machine, PruneJob
@@ -87,11 +82,7 @@ def apply(
     target: TargetOption,
     out: Out,
     after: WishFlags,
-    data: MaybeData = None,
-    model: MaybeModel = None,
-    model_arg: ModelArgs = None,
-    weights: Weights = None,
-    trust: Trust = False,
+    original: OriginalFlags,
     force: Force = False,
     device: DeviceOption = "auto",
     memory: Memory = "4GiB",
@@ -103,8 +94,8 @@ def apply(
 
     with ProgressLine(quiet) as watcher:
         summary = pipeline.apply(
-            folder, Target.parse(target), out, source=source_of(model, model_arg, weights), data=data, trust=trust,
-            force=force, machine=Machine(device, bytes_of(memory)), watcher=watcher, wish=after.wish,
+            folder, Target.parse(target), out, force=force, machine=Machine(device, bytes_of(memory)), watcher=watcher,
+            wish=after.wish, **original.given,
         )  # fmt: skip
     show_or_print(as_json, summary, lambda s: render.summary(s, out))
 

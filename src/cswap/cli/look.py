@@ -17,9 +17,9 @@ from cswap.cli.options import (
     MaybeModel,
     ModelArgs,
     ModelFlags,
+    OriginalFlags,
     Quiet,
     Trust,
-    Weights,
     show_or_print,
     source_of,
 )
@@ -30,11 +30,7 @@ from cswap.pipeline import Machine
 
 def evaluate(
     folder: ArtifactDir,
-    data: MaybeData = None,
-    model: MaybeModel = None,
-    model_arg: ModelArgs = None,
-    weights: Weights = None,
-    trust: Trust = False,
+    original: OriginalFlags,
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
     quiet: Quiet = False,
@@ -43,15 +39,13 @@ def evaluate(
     from cswap import pipeline
 
     with ProgressLine(quiet) as watcher:
-        figures = pipeline.evaluate(
-            folder, source=source_of(model, model_arg, weights), data=data, trust=trust, machine=Machine(device),
-            watcher=watcher,
-        )  # fmt: skip
+        figures = pipeline.evaluate(folder, machine=Machine(device), watcher=watcher, **original.given)
     show_or_print(as_json, figures, render.side_by_side)
 
 
 def explain(
     folder: ArtifactDir,
+    original: OriginalFlags,
     group: Annotated[str | None, typer.Option("--group", help="one group")] = None,
     unit: Annotated[int | None, typer.Option("--unit", help="one unit of the group")] = None,
     class_: Annotated[str | None, typer.Option("--class", help="what one class needs, and what hurts it")] = None,
@@ -59,11 +53,6 @@ def explain(
     images: Annotated[
         Path | None, typer.Option("--images", help="one unit: write the images that activate it most to this PNG")
     ] = None,
-    data: MaybeData = None,
-    model: MaybeModel = None,
-    model_arg: ModelArgs = None,
-    weights: Weights = None,
-    trust: Trust = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Why a unit was kept or removed: effects and p-values by class."""
@@ -79,23 +68,18 @@ def explain(
             raise InputError("images: --images needs --group and --unit")
         from cswap.report.activations import gallery
 
-        source = source_of(model, model_arg, weights)
-        seen = gallery(artifact, groups=[group], source=source, data=data, trust=trust)
+        seen = gallery(artifact, groups=[group], **original.given)
         told["images"] = {"file": str(images), "samples": seen.sheet(group, unit, images)}
     show_or_print(as_json, told, lambda d: render.explanation(d, most))
 
 
 def report(
     folder: ArtifactDir,
+    original: OriginalFlags,
     out: Annotated[Path | None, typer.Option("--out", help="the file to write (report.html in the artifact)")] = None,
     images: Annotated[
         int, typer.Option("--images", help="show this many calibration images that activate a unit most")
     ] = 0,
-    data: MaybeData = None,
-    model: MaybeModel = None,
-    model_arg: ModelArgs = None,
-    weights: Weights = None,
-    trust: Trust = False,
     as_json: JsonFlag = False,
 ) -> None:
     """One self-contained report.html from an artifact: opens offline."""
@@ -105,8 +89,7 @@ def report(
 
     shown = None
     if images:
-        source = source_of(model, model_arg, weights)
-        shown = gallery(open_artifact(folder), most=images, source=source, data=data, trust=trust).sprite()
+        shown = gallery(open_artifact(folder), most=images, **original.given).sprite()
     file = write_report(folder, out, images=shown)
     show_or_print(as_json, {"report": str(file)}, lambda d: print(d["report"]))
 

@@ -99,6 +99,22 @@ class ModelFlags:
 
 
 @dataclass(frozen=True)
+class OriginalFlags:
+    """An artifact's original network and its data, where the artifact's own word is not to be used."""
+
+    data: MaybeData = None
+    model: MaybeModel = None
+    model_arg: ModelArgs = None
+    weights: Weights = None
+    trust: Trust = False
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The same for the pipeline. Raises InputError."""
+        return {"source": source_of(self.model, self.model_arg, self.weights), "data": self.data, "trust": self.trust}
+
+
+@dataclass(frozen=True)
 class DataFlags:
     """Which data, and how samples become tensors."""
 

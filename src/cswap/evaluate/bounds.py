@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats as scipy_stats
 
+from cswap.causal.stats import Moments, upper_mean
+from cswap.errors import InputError
 from cswap.types import FloatArray
 
 _GRID = 2001  # losses tried as the mean: the bound is rounded up to the next
@@ -59,11 +60,16 @@ def bernstein(losses: FloatArray, alpha: float) -> float:
 
 def student(losses: FloatArray, alpha: float) -> float:
     """The one-sided t bound: approximate, for losses without heavy tails."""
-    n = len(losses)
-    if n < 2:
-        return 1.0
-    return float(losses.mean() + scipy_stats.t.ppf(1 - alpha, n - 1) * losses.std(ddof=1) / np.sqrt(n))
+    return float(upper_mean(Moments.of(losses), alpha)) if len(losses) > 1 else 1.0
 
 
 BOUNDS: dict[str, Callable[[FloatArray, float], float]] = {"betting": betting, "bernstein": bernstein, "t": student}
 APPROXIMATE = ("t",)
+
+
+def check_claim(margin: float, bound: str) -> None:
+    """A margin τ is a loss of mean score between 0 and 1, and its bound one of `BOUNDS`. Raises InputError."""
+    if not 0 < margin < 1:
+        raise InputError(f"margin: expected a number between 0 and 1, got {margin}")
+    if bound not in BOUNDS:
+        raise InputError(f"bound: expected one of {', '.join(BOUNDS)}, got {bound!r}")

@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cswap.data.calibration import CalibrationSet
+from cswap.data.text import trimmed
 from cswap.data.truth import moved
 from cswap.errors import DataError, InputError
-from cswap.evaluate.bounds import APPROXIMATE, BOUNDS
+from cswap.evaluate.bounds import APPROXIMATE, BOUNDS, check_claim
 from cswap.evaluate.quality import batches
 from cswap.tasks.base import Task
 from cswap.types import FloatArray
@@ -77,12 +78,9 @@ def certificate_of(
 
     Samples are shuffled with the seed, because the betting bound needs an order that does not depend on them.
     """
-    if not 0 < margin < 1:
-        raise InputError(f"margin: expected a number between 0 and 1, got {margin}")
+    check_claim(margin, bound)
     if not 0 < alpha < 1:
         raise InputError(f"alpha: expected a number between 0 and 1, got {alpha}")
-    if bound not in BOUNDS:
-        raise InputError(f"bound: expected one of {', '.join(BOUNDS)}, got {bound!r}")
     empty = next((c for c, v in losses.items() if len(v) < 2), None)
     if empty is not None or not losses:
         raise DataError(
@@ -147,4 +145,5 @@ def refuse_seen(dataset: Dataset[Any], calibration: CalibrationSet) -> None:
 
 
 def _digest(inputs: torch.Tensor) -> bytes:
-    return hashlib.sha256(inputs.contiguous().numpy().tobytes()).digest()
+    own = trimmed(inputs.unsqueeze(0))  # a sentence is the same however wide the padding of its split is
+    return hashlib.sha256(own.contiguous().numpy().tobytes()).digest()

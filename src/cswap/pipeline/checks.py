@@ -11,7 +11,7 @@ from torch import nn
 from cswap.artifacts.folder import Artifact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.models import ModelSpec
-from cswap.data.sources import DataPair
+from cswap.data.sources import DataPair, in_memory
 from cswap.errors import DataError, InputError
 from cswap.evaluate.certificate import refuse_seen
 from cswap.pipeline.jobs import DataChoice, Wish
@@ -69,8 +69,9 @@ def unseen_data(
     pair = replace(data, text=wish.certify).open(spec)
     if pair.classes != classes:
         raise DataError(f"certify: expected the data's {len(classes)} classes, got {len(pair.classes)} or others")
-    refuse_seen(pair.evaluation, calibration)
-    return pair.evaluation
+    unseen = in_memory(pair.evaluation)  # read here, and again for the certificate
+    refuse_seen(unseen, calibration)
+    return unseen
 
 
 def same_classes(pair: DataPair, artifact: Artifact) -> None:

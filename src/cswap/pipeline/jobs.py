@@ -14,7 +14,7 @@ from cswap.data.calibration import CalibrationSet
 from cswap.data.models import ModelSpec, load_weights, sha256_of
 from cswap.data.sources import DataPair, ImageFormat, image_format, open_data
 from cswap.errors import InputError
-from cswap.evaluate.bounds import BOUNDS
+from cswap.evaluate.bounds import check_claim
 from cswap.methods.options import Options
 from cswap.recovery.base import steps_of
 from cswap.types import Target
@@ -125,10 +125,7 @@ class Wish:
             raise InputError(f"round-to: expected a number of at least 1, got {self.round_to}")
         if self.latency_batch < 1:
             raise InputError(f"latency-batch: expected a number of at least 1, got {self.latency_batch}")
-        if not 0 < self.margin < 1:
-            raise InputError(f"margin: expected a number between 0 and 1, got {self.margin}")
-        if self.bound not in BOUNDS:
-            raise InputError(f"bound: expected one of {', '.join(BOUNDS)}, got {self.bound!r}")
+        check_claim(self.margin, self.bound)
 
 
 PLAIN = Wish()

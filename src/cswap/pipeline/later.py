@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from cswap.artifacts.files import MANIFEST
 from cswap.artifacts.folder import Artifact, open_artifact, spec_of
@@ -15,9 +17,9 @@ from cswap.artifacts.journal import (
     open_folder,
     replacing,
 )  # fmt: skip
-from cswap.data.calibration import calibration_set
+from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import sha256_of
-from cswap.data.sources import limited, names_code
+from cswap.data.sources import DataPair, limited, names_code
 from cswap.data.truth import stacked
 from cswap.errors import InputError
 from cswap.evaluate.cost import measure_cost
@@ -26,6 +28,7 @@ from cswap.pipeline.checks import same_classes, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
 from cswap.pipeline.jobs import HERE, PLAIN, DataChoice, Machine, Source, Wish
 from cswap.pipeline.watch import Clock, Watcher
+from cswap.tasks import Task
 from cswap.types import Target
 
 
@@ -67,6 +70,46 @@ def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
     return choice
 
 
+@dataclass(frozen=True, eq=False)
+class Reopened:
+    """An artifact's original network with its data, opened as they were for the analysis."""
+
+    artifact: Artifact
+    model: nn.Module
+    source: Source
+    choice: DataChoice
+    pair: DataPair
+
+    def calibration(self, allow_imbalance: bool = False) -> CalibrationSet:
+        """The samples that the units were judged by. Raises DataError."""
+        return calibration_set(
+            self.pair.train, self.choice.per_class, self.seed, classes=self.pair.classes,
+            allow_imbalance=allow_imbalance or self.choice.allow_imbalance,
+        )  # fmt: skip
+
+    def held_out(self) -> Dataset[Any]:
+        """The samples that quality is measured on. Raises DataError."""
+        return limited(self.pair.evaluation, self.choice.eval_samples, self.seed)
+
+    def task(self) -> Task:
+        """What the network is for. Raises InputError."""
+        return task_named(str(self.artifact.manifest.get("task", "classification")), self.pair)
+
+    @property
+    def seed(self) -> int:
+        """What samples were drawn with."""
+        return int(self.artifact.path.options.get("seed", 0))
+
+
+def reopened(artifact: Artifact, source: Source | None, data: str | None, trust: bool) -> Reopened:
+    """The original network and the data, each as recorded or as given. Raises InputError, ArtifactError, ModelError, DataError."""
+    model, found = original_of(artifact, source, trust)
+    choice = choice_of(artifact, data, trust)
+    pair = choice.open(found.spec)
+    same_classes(pair, artifact)
+    return Reopened(artifact, model, found, choice, pair)
+
+
 def apply(
     folder: Path, target: Target, out: Path, *, source: Source | None = None, data: str | None = None, trust: bool = False,
     force: bool = False, machine: Machine = HERE, watcher: Watcher | None = None, wish: Wish = PLAIN,
@@ -79,19 +122,15 @@ def apply(
     if out.resolve() == folder.resolve():
         raise InputError(f"out: {out} is the artifact itself; name another folder")
     with clock.phase("load"):
-        model, found = original_of(artifact, source, trust)
-        choice = choice_of(artifact, data, trust)
-        pair = choice.open(found.spec)
-        same_classes(pair, artifact)
-        calibration = calibration_set(
-            pair.train, choice.per_class, artifact.path.options.get("seed", 0), classes=pair.classes,
-            allow_imbalance=choice.allow_imbalance,
-        )  # fmt: skip
-        unseen = unseen_data(wish, choice, found.spec, pair.classes, calibration)
-        held_out = limited(pair.evaluation, choice.eval_samples, artifact.path.options.get("seed", 0))
+        again = reopened(artifact, source, data, trust)
+        calibration = again.calibration()
+        unseen = unseen_data(wish, again.choice, again.source.spec, again.pair.classes, calibration)
+        held_out = again.held_out()
     run = artifact.manifest.get("run", {})
-    task = task_named(str(artifact.manifest.get("task", "classification")), pair)
-    done = Finished(model, artifact.path, task, held_out, calibration, found, choice, run, wish, machine.memory, unseen)
+    done = Finished(
+        again.model, artifact.path, again.task(), held_out, calibration, again.source, again.choice, run, wish,
+        machine.memory, unseen,
+    )  # fmt: skip
     with replacing(out, force):
         open_folder(out, run, resume=False, force=force)
         try:
@@ -110,16 +149,12 @@ def evaluate(
 
     watcher = watcher or Watcher()
     artifact = open_artifact(folder)
-    model, found = original_of(artifact, source, trust)
+    again = reopened(artifact, source, data, trust)
     small = load(folder, factory=source.spec.build if source else None, trust=trust)
-    choice = choice_of(artifact, data, trust)
-    pair = choice.open(found.spec)
-    same_classes(pair, artifact)
-    held_out = limited(pair.evaluation, choice.eval_samples, artifact.path.options.get("seed", 0))
-    task, device = task_named(str(artifact.manifest.get("task", "classification")), pair), machine.torch_device
+    held_out, device = again.held_out(), machine.torch_device
     watcher.phase("evaluation")
-    models = {"baseline": model, "pruned": small}
-    quality = measure_quality(models, held_out, task, len(artifact.path.classes), device=device)
+    models = {"baseline": again.model, "pruned": small}
+    quality = measure_quality(models, held_out, again.task(), len(artifact.path.classes), device=device)
     watcher.phase("cost")
     cost = measure_cost(models, torch.as_tensor(held_out[0][0]).unsqueeze(0))
     return {

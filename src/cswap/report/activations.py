@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from cswap.artifacts.folder import Artifact
-from cswap.data.calibration import CalibrationSet, calibration_set
+from cswap.data.calibration import CalibrationSet
 from cswap.data.sources import ImageFormat
 from cswap.errors import InputError
-from cswap.pipeline import Source, choice_of, original_of, same_classes
+from cswap.pipeline import Source, reopened
 from cswap.structure.groups import Group, Structure
 from cswap.structure.layers import channel_dim
 from cswap.structure.surgery import prepared_copy
@@ -163,14 +163,8 @@ def gallery(
     data: str | None = None, trust: bool = False,
 ) -> Gallery:  # fmt: skip
     """The most active calibration samples of an artifact's ORIGINAL network, drawn as the analysis drew them. Raises InputError."""
-    model, found = original_of(artifact, source, trust)
-    choice = choice_of(artifact, data, trust)
-    pair = choice.open(found.spec)
-    same_classes(pair, artifact)
-    calibration = calibration_set(
-        pair.train, choice.per_class, artifact.path.options.get("seed", 0), classes=pair.classes,
-        allow_imbalance=choice.allow_imbalance or "data" not in artifact.manifest,  # saved from Python: what there is
-    )  # fmt: skip
-    form = choice.form(found.spec)
+    again = reopened(artifact, source, data, trust)
+    calibration = again.calibration(allow_imbalance="data" not in artifact.manifest)  # saved from Python: what there is
+    form = again.choice.form(again.source.spec)
     pixels(calibration.inputs(0, 1), form)  # refuses what is no image before the work is done
-    return Gallery(most_active(model, artifact.structure, calibration, most, groups), calibration, form)
+    return Gallery(most_active(again.model, artifact.structure, calibration, most, groups), calibration, form)

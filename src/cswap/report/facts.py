@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from cswap.artifacts.files import CURVE, SUMMARY, read_json
-from cswap.artifacts.folder import Artifact
+from cswap.artifacts.folder import Artifact, kept_of
 from cswap.methods.path import PruningPath
 from cswap.report.again import command_of
 from cswap.structure.groups import Group, Removed
-from cswap.structure.surgery import KeptIndices, removed_by
+from cswap.structure.surgery import removed_by
 from cswap.types import RATIO_KINDS, TESTS, Decision, Verdict
 
 _ALL_CLASSES = 40  # up to here a page carries the effect on every class, else on the most telling ones
@@ -65,12 +65,8 @@ def facts_of(artifact: Artifact) -> dict[str, Any]:
 
 
 def removed_units(artifact: Artifact) -> Removed:
-    """Units the artifact's network does not have, by group: from the original indices kept of every tensor."""
-    kept: KeptIndices = {
-        str(t): {int(d): np.asarray(i, dtype=np.int64) for d, i in dims.items()}
-        for t, dims in artifact.manifest["kept"].items()
-    }
-    return removed_by(artifact.structure, kept)
+    """Units the artifact's network does not have, by group: from the original indices kept of every tensor. Raises ArtifactError."""
+    return removed_by(artifact.structure, kept_of(artifact.folder, artifact.manifest))
 
 
 def _model(manifest: dict[str, Any]) -> str:

@@ -168,10 +168,11 @@ class HeadAttention(nn.Module):
     """What every equivalent attention has: projections `q`, `k`, `v`, and `core`, the product of the heads.
 
     `reader`: the linear layer that reads the heads, by its name from this module; "../x" starts at the parent.
-    `bias`: a PositionBias of the heads, or None.
+    `bias`: a PositionBias of the heads, or None. `alone`: it returns a tensor, not a tuple.
     """
 
     kind = ""
+    alone = False
     reader = "out"
     out: nn.Module
 

@@ -71,6 +71,8 @@ def _compared(trial: nn.Module, made: dict[str, HeadAttention], inputs: torch.Te
                 said = (str(error).splitlines() or [""])[0][:100]
                 why[name] = f"its equivalent does not run ({type(error).__name__}: {said})"
                 return
+            if isinstance(out, torch.Tensor) != isinstance(again, torch.Tensor):
+                why[name] = "it returns a tensor alone, or its equivalent does"
             first, second = tensors_of(out)[:1], tensors_of(again)[:1]
             off = widest(list(zip(first, second, strict=False))) if first else float("inf")
             if not off <= TOLERANCE * scale_of(first):
@@ -144,7 +146,7 @@ class StandIn(nn.Module):
     def __init__(self, host: HeadAttention) -> None:
         super().__init__()
         out = host.out if isinstance(host.out, nn.Linear) else host.v
-        self.whole, self.alone = Whole(host.q.in_features, out.out_features), host.kind in ("fused", "window")
+        self.whole, self.alone = Whole(host.q.in_features, out.out_features), host.alone
         self.whole.read = out is host.v
         # an encoder layer of PyTorch's own asks for these
         for name in ("batch_first", "num_heads", "in_proj_bias", "_qkv_same_embed_dim"):

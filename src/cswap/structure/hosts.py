@@ -99,6 +99,7 @@ class FusedAttention(HeadAttention):
     """timm's `Attention`: one projection `qkv`, `proj`, and nothing that mixes the inner dimensions in between."""
 
     kind = "fused"
+    alone = True
 
     def __init__(self, host: Any) -> None:
         for name in ("q_norm", "k_norm", "norm"):
@@ -185,6 +186,7 @@ class WindowAttention(HeadAttention):
     """torchvision's `ShiftedWindowAttention` (Swin, first version)."""
 
     kind = "window"
+    alone = True
 
     def __init__(self, host: Any) -> None:
         if hasattr(host, "logit_scale"):
@@ -213,11 +215,12 @@ class WindowAttention(HeadAttention):
 _FUSED = (("qkv", "proj"), ("to_qkv", "merge"))
 _NAMES = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 _OUT = ("o_proj", "out_proj", "out_lin")
+_ALONE = ("MobileViTSelfAttention",)  # returns a tensor; what others declare is not always what they return
 _HEADS = ("num_attention_heads", "num_heads", "n_heads")
 
 
 class SplitAttention(HeadAttention):
-    """Self-attention of a Hugging Face encoder: `hidden_states` and a mask in, a tuple out."""
+    """Self-attention of a Hugging Face encoder: `hidden_states` and a mask in, a tuple out, or as `alone` says."""
 
     kind = "split"
 
@@ -239,13 +242,13 @@ class SplitAttention(HeadAttention):
         self.out: nn.Module = nn.Identity() if out is None else getattr(host, out)
         if out is None:
             self.reader = "../output.dense"
+        self.alone = type(host).__name__ in _ALONE
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **others: Any
-    ) -> tuple[torch.Tensor, None]:
-        """hidden_states (N, L, E) → ((N, L, E), None); attention_mask to be broadcast to (N, heads, L, L)."""
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **others: Any) -> Any:
+        """hidden_states (N, L, E) → (N, L, E), or a pair with None; attention_mask to be broadcast to (N, heads, L, L)."""
         q, k, v = self.q(hidden_states), self.k(hidden_states), self.v(hidden_states)
-        return self.out(self.core(q, k, v, attention_mask)), None
+        out = self.out(self.core(q, k, v, attention_mask))
+        return out if self.alone else (out, None)
 
 
 def _is_timm(module: nn.Module) -> bool:
@@ -279,7 +282,11 @@ def widths_of(module: nn.Module) -> tuple[int, int, bool] | None:
         return None
     split = next(n for n in _NAMES if all(isinstance(getattr(module, x, None), nn.Linear) for x in n))
     out = next((o for o in _OUT if isinstance(getattr(module, o, None), nn.Linear)), split[2])
-    return int(getattr(module, split[0]).in_features), int(getattr(module, out).out_features), False
+    return (
+        int(getattr(module, split[0]).in_features),
+        int(getattr(module, out).out_features),
+        type(module).__name__ in _ALONE,
+    )
 
 
 _HOSTS: tuple[tuple[Callable[[nn.Module], bool], Callable[[Any], HeadAttention]], ...] = (

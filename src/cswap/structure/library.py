@@ -89,7 +89,10 @@ def dependency_groups(graph: Any, names: dict[nn.Module, str]) -> Iterator[Any]:
     seen: set[nn.Module] = set()
     nodes, left = list(graph.module2node.values()), [0, 0]
     most = 4 * len(nodes) + 2000  # steps of one walk; the most that was needed: 5.6 a node, in DenseNet-201
-    a_channel, more = 8 * len(nodes) + 4000, 10**6  # indices mapped; the most that was needed: 2,624 a channel, there too
+    a_channel, more = (
+        8 * len(nodes) + 4000,
+        10**6,
+    )  # indices mapped; the most that was needed: 2,624 a channel, there too
     for node in nodes:
         for dependency in node.dependencies:
             dependency.index_mapping = _Mappings(dependency.index_mapping, left)

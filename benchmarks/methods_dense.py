@@ -1,7 +1,7 @@
 """Pruning what is not a classifier: the U-Net on CamVid (mIoU) and the small SSD on BCCD (mAP), by `cswap compare`.
 
-    OMP_NUM_THREADS=1 python benchmarks/dense.py camvid|bccd --data DIR [--methods …] [--ratios …] [--recover none,bn,lstsq]
-                                                [--per-class 16] [--only GLOB,…] [--seed 0] [--work DIR]
+    OMP_NUM_THREADS=1 python benchmarks/methods_dense.py camvid|bccd --data DIR [--methods …] [--ratios …] [--recover none,bn,lstsq]
+                                                        [--per-class 16] [--only GLOB,…] [--seed 0] [--work DIR]
 
 The data are the unpacked archives of the shared data. What is done is kept in --work, and run again, it goes on from there.
 Writes benchmarks/results/dense_NAME.json.
@@ -68,7 +68,7 @@ def run() -> None:
     told = " ".join(f"--{f.replace('_', '-')} {getattr(given, f)}" for f in flags if getattr(given, f) != "")
     kept = ("unpruned", "per_class", "held_out_samples", "recover", "ratios", "kinds", "classes", "units")
     write_result(f"dense_{given.name}", {
-        "command": f"python benchmarks/dense.py {given.name} {told}", **machine(), "seed": given.seed, "task": task,
+        "command": f"python benchmarks/methods_dense.py {given.name} {told}", **machine(), "seed": given.seed, "task": task,
         **{k: result[k] for k in kept},
         "methods": {name: slim(m["by_seed"][str(given.seed)]) for name, m in result["methods"].items()},
     })  # fmt: skip
