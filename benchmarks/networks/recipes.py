@@ -40,6 +40,6 @@ SHARED_ZOO = "{shared}/models/zoo.py"
 RECIPES = {
     "resnet20": Recipe(f"{ZOO}:resnet20_cifar", (32,) * 12, amp=False),
     "mobilenet_v2": Recipe(f"{SHARED_ZOO}:mobilenet_v2_cifar", (16,) * 5 + (24,) * 2 + (32,), rate=0.1, amp=False),
-    "vit": Recipe(f"{ZOO}:vit_cifar", (32,) * 10, rate=1e-3, adam=True),
+    "vit": Recipe(f"{ZOO}:vit_cifar", (32,) * 6, rate=1e-3, adam=True),
     "resnet50": Recipe(f"{SHARED_ZOO}:resnet50_cifar", (16,) * 3 + (24,) + ((32, 0.5),), rate=0.1, small=False),
 }

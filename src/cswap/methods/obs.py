@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import glob
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -204,7 +205,8 @@ class _Reader:
         read = [n for n in units if n in self.blocks]
         sizes = [len(self.blocks[n]) for n in read]
         columns = torch.cat([self.blocks[n] for n in read]) if read else torch.arange(0)
-        blocks = dict(zip(read, torch.arange(len(columns)).split(sizes), strict=True)) if read else {}
+        ends = np.cumsum([0, *sizes]).tolist()
+        blocks = {n: torch.arange(a, b) for n, (a, b) in zip(read, itertools.pairwise(ends), strict=True)}
         weights = self.weights[columns]
         return _Reader(blocks, self.inverse.among(columns), weights, self.importance, None, weights)
 
