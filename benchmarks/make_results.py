@@ -439,6 +439,43 @@ def _joint(data: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def _joint_cost(data: dict[str, Any]) -> list[str]:
+    """Seconds and joint cuts of `joint`, beside brute force."""
+    brute = data["brute"]["seconds"]
+    rows = [["brute force, every unit", _hours(brute), "1×", f"{data['units']:,}"]]
+    for said, key in (("joint, one target", "one"), (f"joint, a sweep of {len(data['targets'])}", "ten")):
+        run = data[key]
+        rows.append(
+            [said, f"{run['seconds']:.0f} s", f"{brute / run['seconds']:.0f}×", f"{sum(run['interventions'].values())}"]
+        )
+    widths = [
+        [f"{w['width']:,}", str(w["one"]["interventions"]), str(w["ten"]["interventions"])] for w in data["widths"]
+    ]
+    return [
+        "## What joint testing costs: ResNet-18, and by width", "", _origin(data),
+        f"{data['per_class']} images a class; brute force projected from {data['brute']['units_timed']} units.", "",
+        *_table(["analysis", "time", "against brute force", "interventions"], rows),
+        "A perceptron on the digits by the width of its hidden layer:", "",
+        *_table(["width", "joint cuts, one margin", "ten margins"], widths),
+    ]  # fmt: skip
+
+
+def _more_samples(data: dict[str, Any]) -> list[str]:
+    """What more calibration images change where a goal was missed."""
+    base = data["unpruned"]["quality"]["accuracy"]
+    rows = [
+        [name, f"{kind} = {r:g}", *(f"{100 * p['accuracy'][h]:.2f}" for h in ("none", "lstsq")), f"{100 * (base - p['accuracy']['lstsq']):+.2f}"]
+        for name, x in data["methods"].items()
+        for kind, r, _ in _GOALS
+        if (p := _at(x["points"], kind, r))
+    ]  # fmt: skip
+    return [
+        "## More images to choose by: ResNet-18 on CIFAR-10 (JPEG)", "", _origin(data),
+        f"As in the table of methods, but with {data['per_class']} images a class for the choice too. Accuracy in %.", "",
+        *_table(["method", "removed", "plain", "refitted", "points lost"], rows),
+    ]  # fmt: skip
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "prune_resnet18": _prune,
     "effects_speed": _speed,
@@ -448,6 +485,8 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "methods_resnet18": _methods,
     "recoveries_resnet18": _recoveries,
     "joint_resnet18": _joint,
+    "joint_cost": _joint_cost,
+    "obs128_resnet18": _more_samples,
     "peers": _peers,
     "text_minilm": text,
     "text_lstm": text,
@@ -471,6 +510,8 @@ def results() -> str:
         path = HERE / "results" / f"{name}.json"
         if path.exists():
             lines += section(json.loads(path.read_text()))
+        if path.exists() and (HERE / "results" / "plots" / f"{name}.svg").exists():
+            lines += [f"![the curves above](results/plots/{name}.svg)", ""]
     return "\n".join(lines + _experiments())
 
 

@@ -18,6 +18,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from _machine import RESULTS, ROOT, machine, write_result  # noqa: E402
 from _real import unpacked  # noqa: E402
+from plots import keep, pyplot  # noqa: E402
 
 NAMES = ("headline", "voting", "sample_size", "alpha", "stale", "conservatism", "classes", "text_order", "blocks")
 """In the order of the seed's questions."""
@@ -57,18 +58,9 @@ def modules() -> Iterator[tuple[str, Any, dict[str, Any]]]:
 
 def draw(name: str) -> None:
     """The plot of one experiment, from its JSON."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
     module, data = importlib.import_module(name), json.loads((RESULTS / f"experiment_{name}.json").read_text())
-    plt.rcParams.update({"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
-                         "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})  # fmt: skip
-    figure = module.figure(data, plt)
-    (RESULTS / "plots").mkdir(exist_ok=True)
-    figure.savefig(RESULTS / "plots" / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-    plt.close(figure)
+    plt = pyplot(name)
+    keep(module.figure(data, plt), name, plt)
 
 
 def wilson(hits: int, of: int) -> tuple[float, float]:

@@ -1,0 +1,73 @@
+"""Plots of the curves in the results, drawn from their JSON.
+
+    python benchmarks/plots.py [NAME …]
+
+Writes benchmarks/results/plots/NAME.svg for methods_resnet18, text_minilm, text_lstm, dense_camvid and dense_bccd, where there is a JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+CURVES = {
+    "methods_resnet18": ("params", "accuracy"), "text_minilm": ("macs", "accuracy"), "text_lstm": ("macs", "accuracy"),
+    "dense_camvid": ("params", "miou"), "dense_bccd": ("params", "map"),
+}  # fmt: skip
+"""What is removed, and the measure."""
+
+
+def pyplot(salt: str) -> Any:
+    """matplotlib, such that the same figures give the same bytes."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": salt, "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
+                         "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})  # fmt: skip
+    return plt
+
+
+def keep(figure: Any, name: str, plt: Any) -> None:
+    """Write one figure."""
+    (RESULTS / "plots").mkdir(exist_ok=True)
+    figure.savefig(RESULTS / "plots" / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
+    plt.close(figure)
+
+
+def quality(point: dict[str, Any], how: str, measure: str) -> float | None:
+    """Of a point after one recovery, whether or not it was declined; None where it was not asked."""
+    if "quality" in point:
+        return point["quality"].get(how, {}).get(measure)
+    found = point["raw_accuracy"].get(how, point["accuracy"].get(how) if how == "none" else None)
+    return None if found is None else float(found)
+
+
+def draw(name: str) -> None:
+    """Quality against what was removed: a panel a recovery, a line a method."""
+    data, (kind, measure) = json.loads((RESULTS / f"{name}.json").read_text()), CURVES[name]
+    plt = pyplot(name)
+    ways = [h for h in data["recover"] if h in ("none", "bn", "lstsq")]
+    figure, axes = plt.subplots(1, len(ways), figsize=(4 * len(ways) + 1.6, 3.4), sharex=True, squeeze=False)
+    base = data["unpruned"]["quality"][measure]
+    for ax, how in zip(axes[0], ways, strict=True):
+        for i, (method, run) in enumerate(data["methods"].items()):
+            at = {p["asked"][kind]: quality(p, how, measure) for p in run["points"] if kind in p["asked"]}
+            x = sorted(r for r, v in at.items() if v is not None)
+            style = {"color": f"C{i % 10}", "ls": "-" if i < 10 else "--", "marker": "osD^v<>pXP"[i % 10], "ms": 3.5}
+            ax.plot(x, [100 * at[r] for r in x], label=method, lw=2.2 if method == "cswap" else 1.1, **style)
+        ax.axhline(100 * base, color="grey", lw=0.8, ls=":")
+        ax.set_title({"none": "as pruned", "bn": "batch norms estimated again", "lstsq": "refitted"}[how])
+        ax.set_xlabel({"params": "parameters removed", "macs": "MACs removed"}[kind])
+    axes[0][0].set_ylabel({"accuracy": "test accuracy, %", "miou": "mIoU, %", "map": "mAP, %"}[measure])
+    axes[0][-1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    keep(figure, name, plt)
+
+
+if __name__ == "__main__":
+    for each in sys.argv[1:] or [n for n in CURVES if (RESULTS / f"{n}.json").exists()]:
+        draw(each)
