@@ -35,6 +35,7 @@ from cswap.cli.options import (
     source_of,
 )
 from cswap.cli.progress import ProgressLine, say_error
+from cswap.errors import RunError, out_of_memory
 from cswap.pipeline import Machine, PruneJob
 from cswap.types import Target
 
@@ -71,15 +72,25 @@ def prune(
             summary = pipeline.prune(job, watcher)
         except KeyboardInterrupt:
             _interrupted(out)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            why = str(error).strip().splitlines() or ["no memory left"]
+            raise RunError(f"out of memory ({why[-1][:120]}){_kept(out)}") from error
     if speaks:
         show_or_print(as_json, summary, lambda s: render.summary(s, out))
 
 
 def _interrupted(out: Path) -> NoReturn:
-    kept = (out / "run.json").exists() and (out / "path.jsonl").exists()
-    how = f"; the journal is kept in {out}: the same command with --resume goes on" if kept else "; nothing was written"
-    say_error("interrupted" + how)
+    say_error("interrupted" + _kept(out))
     raise typer.Exit(130)
+
+
+def _kept(out: Path) -> str:
+    kept = (out / "run.json").exists() and (out / "path.jsonl").exists()
+    return (
+        f"; the journal is kept in {out}: the same command with --resume goes on" if kept else "; nothing was written"
+    )
 
 
 def apply(
