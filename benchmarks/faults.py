@@ -12,6 +12,7 @@ is drawn again. What is done is kept in DIR, so that this may be killed as well.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -165,6 +166,9 @@ class Job:
         out, took = self.root / f"whole-{processes}", self.root / f"whole-{processes}.seconds"
         if not took.exists():
             shutil.rmtree(out, ignore_errors=True)
+            warm = SPAWN.Process(target=len, args=("",))  # the libraries are imported once, for all
+            warm.start()
+            warm.join()
             start = time.perf_counter()
             status = self.run(out) if processes == 1 else self.run_two(out)
             if status:
@@ -218,10 +222,8 @@ def one_process(job: Job, kind: str, out: Path, draw: random.Random) -> int:
     process = job.start(out)
     process.join(lasts * draw.random())
     if process.is_alive():
-        try:
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it ended at that very moment
             strike(kind, process.pid, out, draw)
-        except (ProcessLookupError, FileNotFoundError):
-            pass  # it ended at that very moment
     process.join()
     return int(process.exitcode)
 
@@ -233,10 +235,8 @@ def two_processes(job: Job, out: Path, draw: random.Random) -> int:
         Path(f"{out}.rank{who}").unlink(missing_ok=True)
     process = job.start_two(out)
     process.join(lasts * draw.random())
-    try:
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError, ValueError):  # not there yet, or no more
         os.kill(int(Path(f"{out}.rank{draw.randrange(2)}").read_text()), signal.SIGKILL)
-    except (ProcessLookupError, FileNotFoundError, ValueError):
-        pass  # not there yet, or no more
     process.join()
     return int(process.exitcode)
 
