@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def _write_all(
         "cliffs": [asdict(c) for c in path.cliffs],
         "kept": {t: {str(d): i.tolist() for d, i in dims.items()} for t, dims in surgery.kept.items()},
         "weights": {"file": WEIGHTS, "sha256": sha256_of(fresh / WEIGHTS)},
+        "effects": {"file": EFFECTS, "sha256": sha256_of(fresh / EFFECTS)},
         "structure": path.structure.as_dict(),
         **details,
     }
@@ -226,6 +228,17 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
     made: Any = model
     made._cswap = _surgery(folder, manifest, kept)
     return model.eval()
+
+
+@contextmanager
+def told_by(folder: Path) -> Iterator[None]:
+    """What Python raises while a manifest or a summary is read becomes ArtifactError: they are files that anyone may have changed."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
+        raise ArtifactError(
+            f"{folder}: the manifest or the summary is malformed ({type(error).__name__}: {one_line(error)})"
+        ) from None
 
 
 def _indices(given: Any) -> IntArray:
