@@ -36,7 +36,9 @@ def test_every_kept_recipe_is_refused_in_one_line_or_harmless(fuzz):
     assert answers["skipped"] < len(RECIPES) / 10
 
 
-@pytest.mark.parametrize("said", ["a\nb\n", "Traceback (most recent call last)\n", "cswap: the run failed; the log is x\n"])
+@pytest.mark.parametrize(
+    "said", ["a\nb\n", "Traceback (most recent call last)\n", "cswap: the run failed; the log is x\n"]
+)
 def test_the_check_itself_can_fail(fuzz, said):
     module, ground = fuzz
     assert module.judged(ground, ground.fresh("art"), "eval", 2, said)[0] not in ("fine", "refused")
@@ -57,6 +59,8 @@ def test_no_flipped_bit_of_a_journal_makes_another_path(fuzz, file):
 def test_a_torn_last_line_is_repaired_and_a_torn_middle_line_refused(fuzz):
     module, ground = fuzz
     for at, expected in ((0.999, "fine"), (0.5, "refused"), (0.0, "refused")):
-        found, said = module.answer(ground, {"action": "resume", "file": "path.jsonl", "op": "line", "at": at, "what": "tear"})
+        found, said = module.answer(
+            ground, {"action": "resume", "file": "path.jsonl", "op": "line", "at": at, "what": "tear"}
+        )
         assert found == expected, (at, said)
         assert at == 0.999 or "line " in said

@@ -159,6 +159,10 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
             if old is None:
                 raise InputError(f"resume: {folder} does not say what run its path came from; nothing was changed")
             was, now = old.get(PINNED) or {}, run.get(PINNED) or {}
+            if not isinstance(was, dict):
+                raise ArtifactError(
+                    f"resume: {folder} says {_short(was)} where it should say what is pinned; nothing was changed"
+                )
             _same_run({**old, PINNED: None}, {**run, PINNED: None})
             fixed = [{k: v for k, v in pins.items() if k not in TAKEN_OVER} for pins in (was or now, now)]
             _same_run(fixed[0], fixed[1], f"{PINNED}.")
