@@ -44,6 +44,7 @@ _PARTS = {
     "pick.": ("pick",),
 }  # tensors of effects.safetensors, by what their names begin with
 PINNED = "pinned"
+MOST_THREADS = 1024
 TAKEN_OVER = ("threads", "processes", "memory")  # pins that a resumed run goes by; the others must be the same
 
 
@@ -159,9 +160,10 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
             if old is None:
                 raise InputError(f"resume: {folder} does not say what run its path came from; nothing was changed")
             was, now = old.get(PINNED) or {}, run.get(PINNED) or {}
-            if not isinstance(was, dict):
+            counts = [was.get(n, 1) for n in TAKEN_OVER] if isinstance(was, dict) else [None]
+            if not all(type(c) is int and c > 0 for c in counts) or was.get("threads", 1) > MOST_THREADS:
                 raise ArtifactError(
-                    f"resume: {folder} says {_short(was)} where it should say what is pinned; nothing was changed"
+                    f"resume: expected what is pinned in {folder}, got {_short(was)}; nothing was changed"
                 )
             _same_run({**old, PINNED: None}, {**run, PINNED: None})
             fixed = [{k: v for k, v in pins.items() if k not in TAKEN_OVER} for pins in (was or now, now)]
