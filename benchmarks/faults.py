@@ -310,6 +310,9 @@ def main() -> None:
     asked = parser.parse_args()
     work = asked.work or Path(tempfile.gettempdir()) / f"cswap-faults-{asked.seed}"
     job, log = Job(work), work / "trials.jsonl"
+    origin = work / "machine.json"
+    if not origin.exists():  # what these trials ran with, also when they go on later
+        origin.write_text(json.dumps(machine()))
     done = [json.loads(x) for x in log.read_text().splitlines() if x.endswith("}")] if log.exists() else []
     kinds = asked.kinds.split(",")
     for number in range(asked.count):
@@ -322,12 +325,13 @@ def main() -> None:
             print(json.dumps(done[-1]), flush=True)
     mine = [t for t in done if t["kind"] in kinds and t["number"] < asked.count]
     seconds = {str(n): round(job.whole(n)[1], 1) for n in (1, 2) if (work / f"whole-{n}.seconds").exists()}
-    where = machine()
+    where = json.loads(origin.read_text())
     where["machine"]["threads"] = 1  # of every struck process, whatever this one has
+    which = "" if kinds == list(KINDS) else f" --kinds {asked.kinds}"
     write_result(
         "faults",
         {
-            "command": f"python benchmarks/faults.py --count {asked.count} --seed {asked.seed}", "seed": asked.seed, **where,
+            "command": f"python benchmarks/faults.py --count {asked.count} --seed {asked.seed}{which}", "seed": asked.seed, **where,
             "count": asked.count, "seconds_of_the_whole_run_by_processes": seconds, "kinds": summed(mine),
             "not_identical": [t for t in mine if t["outcome"] in ("refused", "differs")],
         },
