@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -34,7 +34,7 @@ from cswap.cli.options import (
     show_or_print,
     source_of,
 )
-from cswap.cli.progress import ProgressLine, say_error
+from cswap.cli.progress import Interrupted, ProgressLine
 from cswap.errors import RunError, out_of_memory
 from cswap.pipeline import Machine, PruneJob
 from cswap.types import Target
@@ -71,7 +71,7 @@ def prune(
         try:
             summary = pipeline.prune(job, watcher)
         except KeyboardInterrupt:
-            _interrupted(out)
+            raise Interrupted(f"interrupted{_kept(out)}") from None
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -79,11 +79,6 @@ def prune(
             raise RunError(f"out of memory ({why[-1][:120]}){_kept(out)}") from error
     if speaks:
         show_or_print(as_json, summary, lambda s: render.summary(s, out))
-
-
-def _interrupted(out: Path) -> NoReturn:
-    say_error("interrupted" + _kept(out))
-    raise typer.Exit(130)
 
 
 def _kept(out: Path) -> str:
@@ -165,8 +160,9 @@ def compare(
         try:
             result = run_compare(job, watcher)
         except KeyboardInterrupt:
-            say_error(f"interrupted; what was done is kept in {out}: the same command with --resume goes on")
-            raise typer.Exit(130) from None
+            raise Interrupted(
+                f"interrupted; what was done is kept in {out}: the same command with --resume goes on"
+            ) from None
     compare_page(result, out / "compare.html", title=f"{net.model}: {result['headline']}, one shot, no fine-tuning")
     show_or_print(as_json, result, lambda d: render.comparison(d, out))
 
