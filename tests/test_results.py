@@ -18,3 +18,10 @@ def test_results_regenerate_byte_for_byte(monkeypatch):
 def test_findings_regenerate_byte_for_byte():
     made = runpy.run_path(str(BENCHMARKS / "make_findings.py"))["findings"]()
     assert made == (BENCHMARKS.parent / "docs" / "findings.md").read_text(encoding="utf-8")
+
+
+def test_the_reliability_page_regenerates_byte_for_byte():
+    made = runpy.run_path(str(BENCHMARKS / "reliability_page.py"))["page"]()
+    assert made == (BENCHMARKS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert "## Faults at random moments" in made
+    assert "## Spoiled files" in made

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from cswap.artifacts.files import RUN, read_json, write_json
-from cswap.artifacts.journal import Journal, open_folder, read_journal, read_state, rewrite_journal
+from cswap.artifacts.journal import Journal, open_folder, read_journal, rewrite_journal
+from cswap.artifacts.state import read_state
 from cswap.causal.store import DifferenceStore, measure_differences
 from cswap.data.calibration import CalibrationSet, calibration_set, labels_of
 from cswap.data.sources import in_memory, limited

@@ -59,3 +59,27 @@ class StructureError(RunError):
 
 class MismatchError(RunError):
     """Masked and pruned network disagree."""
+
+
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "could not create a memory",
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the machine had no memory left: what Python, PyTorch and oneDNN raise then on the CPU."""
+    told = str(error).lower().strip()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (any(t in told for t in _NO_MEMORY) or told.endswith("could not create a primitive"))
+    )
+
+
+def pass_on_out_of_memory(error: BaseException) -> None:
+    """Raise it again when the machine had no memory left: that says nothing of the network that was tried."""
+    if out_of_memory(error):
+        raise error

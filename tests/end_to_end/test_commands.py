@@ -604,3 +604,14 @@ def _calibration(place):
 
     pair = DataChoice(str(place.data), image_size=8, mean="0.5,0.5,0.5", std="0.5,0.5,0.5").open(None)
     return cswap.calibration_set(pair.train, 6, 0, classes=pair.classes)
+
+
+@pytest.mark.parametrize("where", ["cswap.types.Target.parse", "cswap.pipeline.prune"])
+def test_an_interrupt_says_so_wherever_it_comes(place, capsys, monkeypatch, where):
+    def interrupted(*_args, **_more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupted)
+    assert main(place.prune("out")) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("cswap: interrupted")

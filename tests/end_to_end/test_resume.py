@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from cswap.artifacts.journal import read_state
+from cswap.artifacts.state import read_state
 
 SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["cswap.cli.app", "cswap.demo", "cswap.pipeline", "torchvision", "sklearn.datasets"])

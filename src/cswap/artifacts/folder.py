@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,15 @@ from cswap.methods.path import PruningPath, Surgery
 from cswap.structure.groups import Structure
 from cswap.structure.replaced import replace_
 from cswap.structure.surgery import KeptIndices, removed_by, shrink_in_place
-from cswap.types import Cliff, IntArray, Ratio, Target
+from cswap.types import RATIO_KINDS, Cliff, IntArray, Ratio, Target
 
 SCHEMA = "cswap-artifact/1"
+_KINDS: dict[str, Any] = {
+    "target": str, "ratio": dict, "method": str, "steps": int, "classes": list, "options": dict, "kept": dict, "structure": dict,
+    "weights": dict, "factory": dict | None, "run": dict | None, "source": dict | None, "data": dict | None,
+    "recovery": dict | None, "certificate": dict | None, "cliffs": list | None,
+}  # fmt: skip
+"""What a reader takes for granted of a manifest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +141,7 @@ def _write_all(
         "cliffs": [asdict(c) for c in path.cliffs],
         "kept": {t: {str(d): i.tolist() for d, i in dims.items()} for t, dims in surgery.kept.items()},
         "weights": {"file": WEIGHTS, "sha256": sha256_of(fresh / WEIGHTS)},
+        "effects": {"file": EFFECTS, "sha256": sha256_of(fresh / EFFECTS)},
         "structure": path.structure.as_dict(),
         **details,
     }
@@ -237,6 +245,17 @@ def kept_of(folder: Path, manifest: dict[str, Any]) -> KeptIndices:
     return kept
 
 
+@contextmanager
+def told_by(folder: Path) -> Iterator[None]:
+    """What Python raises while a manifest or a summary is read becomes ArtifactError: they are files that anyone may have changed."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
+        raise ArtifactError(
+            f"{folder}: the manifest or the summary is malformed ({type(error).__name__}: {one_line(error)})"
+        ) from None
+
+
 def _indices(given: Any) -> IntArray:
     """Whole numbers, and nothing that would be rounded to them."""
     if not isinstance(given, list) or not all(type(i) is int for i in given):
@@ -260,6 +279,13 @@ def open_artifact(folder: str | Path) -> Artifact:
     """Manifest, structure and path of a whole artifact. Raises ArtifactError."""
     folder = Path(folder)
     manifest = read_manifest(folder)
+    with told_by(folder):
+        for name, kind in _KINDS.items():
+            if not isinstance(manifest.get(name), kind):
+                raise ValueError(f"{name} is of type {type(manifest.get(name)).__name__}")
+        Target.parse(manifest["target"])
+        if {k: float(v) for k, v in manifest["ratio"].items()}.keys() != set(RATIO_KINDS):
+            raise ValueError("ratio is not that of " + ", ".join(RATIO_KINDS))
     if not (folder / EFFECTS).is_file():
         raise ArtifactError(f"expected {EFFECTS} in {folder}, found none")
     try:
@@ -267,7 +293,7 @@ def open_artifact(folder: str | Path) -> Artifact:
         options = Options(**manifest["options"])
         classes = tuple(str(c) for c in manifest["classes"])
         decisions = read_journal(folder, structure, classes, options.rule, options.block)
-        cliffs = [Cliff(**{**c, "classes": tuple(c["classes"])}) for c in manifest.get("cliffs", [])]
+        cliffs = [Cliff(**{**c, "classes": tuple(c["classes"])}) for c in manifest.get("cliffs") or []]
     except CswapError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,11 +26,13 @@ from cswap.artifacts.files import (
     read_json,
     write_json,
 )
+from cswap.artifacts.state import state_step, write_state
 from cswap.causal.engine import Scores
 from cswap.causal.stats import EffectStats, Moments
 from cswap.causal.verdicts import VoteRule, class_tests
+from cswap.data.models import sha256_of
 from cswap.errors import ArtifactError, InputError, RunError
-from cswap.methods.path import Kept, Watched
+from cswap.methods.path import Watched
 from cswap.structure.groups import Structure
 from cswap.types import TESTS, Cliff, Decision, FloatArray, Ratio, UnitEffects, Verdict
 
@@ -42,12 +44,33 @@ _PARTS = {
     "pick.": ("pick",),
 }  # tensors of effects.safetensors, by what their names begin with
 PINNED = "pinned"
+MOST_THREADS = 1024
 TAKEN_OVER = ("threads", "processes", "memory")  # pins that a resumed run goes by; the others must be the same
 
 
 def line_of(decision: Decision) -> str:
-    """One line of `path.jsonl`."""
-    return json.dumps(decision.as_dict()) + "\n"
+    """One line of `path.jsonl`; `crc`, its last key, is the CRC-32 of the line without it."""
+    text = json.dumps(decision.as_dict())
+    return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'
+
+
+def _fields(line: bytes, signed: bool) -> tuple[dict[str, Any], bool]:
+    """A line's fields, and whether it has a CRC; raises ValueError where that, or its lack after lines that have one, is wrong."""
+    data = json.loads(line)
+    if not isinstance(data, dict):
+        raise ValueError("expected a JSON object")
+    crc = data.pop("crc", None)
+    if crc is None and not signed:  # written before there was one
+        return data, False
+    if crc != f"{zlib.crc32(line.rpartition(b', ')[0] + b'}'):08x}":
+        raise ValueError("its CRC differs")
+    return data, True
+
+
+def _record(number: int, count: Any, mean: Any, m2: Any) -> bytes:
+    """Statistics (3, K) of the `number`-th tested decision and their CRC-32, as float64."""
+    content = np.stack([np.asarray(count, dtype=np.float64), mean, m2]).tobytes()
+    return content + np.float64(zlib.crc32(content, number + 1)).tobytes()
 
 
 class Journal:
@@ -55,17 +78,19 @@ class Journal:
 
     def __init__(self, folder: Path, classes: tuple[str, ...]) -> None:
         self.folder, self.classes = folder, classes
-        self._turn = 0 if _state_step(folder / STATES[0]) <= _state_step(folder / STATES[1]) else 1
+        self._turn = 0 if state_step(folder / STATES[0]) <= state_step(folder / STATES[1]) else 1
         self._lines: IO[str] = (folder / PATH).open("a", encoding="utf-8")
         self._records: IO[bytes] = (folder / EFFECTS_PART).open("ab")
+        self._number = (folder / EFFECTS_PART).stat().st_size // _record_size(len(classes))
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
         """Append: the record first, so that a line never lacks its statistics. Raises RunError on a full disk."""
         with self._kept():
             if stats is not None:
                 m = stats.by_class
-                self._records.write(np.stack([m.count.astype(np.float64), m.mean, m.m2]).tobytes())
+                self._records.write(_record(self._number, m.count, m.mean, m.m2))
                 self._records.flush()
+                self._number += 1
             self._lines.write(line_of(decision))
             self._lines.flush()
 
@@ -97,45 +122,6 @@ class Journal:
         for file in (self._lines, self._records):
             with suppress(OSError):
                 file.close()
-
-
-def write_state(path: Path, step: int, scores: Scores, watched: Watched) -> None:
-    """σ and quality after a step, and the watch on quality: whole or not there."""
-    tensors = {"sigma": scores.sigma, "quality": scores.quality}
-    if scores.by_class is not None:
-        tensors["by_class"] = scores.by_class
-    for i, (_, _, by_class) in enumerate(watched.seen):
-        tensors[f"seen.{i}"] = by_class
-    told = {
-        "step": step,
-        "seen": [[gone, q] for gone, q, _ in watched.seen],
-        "cliffs": [asdict(c) for c in watched.cliffs],
-    }
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, temporary, metadata={"state": json.dumps(told)})
-    temporary.replace(path)
-
-
-def _state_step(path: Path) -> int:
-    try:
-        with safe_open(path, framework="numpy") as stored:
-            return int(json.loads(stored.metadata()["state"])["step"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        return -1
-
-
-def read_state(folder: Path, steps: int) -> Kept | None:
-    """The latest whole state at or before decision `steps`."""
-    found = [(step, folder / name) for name in STATES if 0 < (step := _state_step(folder / name)) <= steps]
-    if not found:
-        return None
-    step, path = max(found)
-    with safe_open(path, framework="numpy") as stored:
-        told = json.loads(stored.metadata()["state"])
-        tensors = {n: stored.get_tensor(n) for n in stored.keys()}  # noqa: SIM118 — not a dict
-    seen = tuple((int(gone), float(q), tensors[f"seen.{i}"]) for i, (gone, q) in enumerate(told["seen"]))
-    cliffs = tuple(Cliff(**{**c, "classes": tuple(c["classes"])}) for c in told["cliffs"])
-    return Kept(step, Scores(tensors["sigma"], tensors["quality"], tensors.get("by_class")), Watched(seen, cliffs))
 
 
 def packed(folder: Path) -> bytes:
@@ -174,6 +160,11 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
             if old is None:
                 raise InputError(f"resume: {folder} does not say what run its path came from; nothing was changed")
             was, now = old.get(PINNED) or {}, run.get(PINNED) or {}
+            counts = [was.get(n, 1) for n in TAKEN_OVER] if isinstance(was, dict) else [None]
+            if not all(type(c) is int and c > 0 for c in counts) or was.get("threads", 1) > MOST_THREADS:
+                raise ArtifactError(
+                    f"resume: expected what is pinned in {folder}, got {_short(was)}; nothing was changed"
+                )
             _same_run({**old, PINNED: None}, {**run, PINNED: None})
             fixed = [{k: v for k, v in pins.items() if k not in TAKEN_OVER} for pins in (was or now, now)]
             _same_run(fixed[0], fixed[1], f"{PINNED}.")
@@ -273,10 +264,10 @@ def read_journal(
     artifact = _read_effects(folder, structure, classes) if records is None else None
     decisions: list[Decision] = []
     latest: dict[tuple[str, int], Moments | None] = {}
-    tested = 0
+    tested, signed = 0, False
     for number, line in enumerate(whole, 1):
         try:
-            data = json.loads(line)
+            data, signed = _fields(line, signed)
             moments = None
             if data["phase"] in _TESTED:
                 if records is not None:
@@ -305,13 +296,12 @@ def read_journal(
 def rewrite_journal(folder: Path, decisions: list[Decision]) -> None:
     """Leave exactly these decisions in the journal, so that new ones follow a whole line, and no state of a later one."""
     for name in STATES:
-        if _state_step(folder / name) > len(decisions):
+        if state_step(folder / name) > len(decisions):
             (folder / name).unlink()
     lines = "".join(line_of(d) for d in decisions)
     records = b"".join(
-        np.stack([d.effects.count.astype(np.float64), d.effects.mean, d.effects.m2]).tobytes()
-        for d in decisions
-        if d.phase in _TESTED and d.effects is not None
+        _record(i, e.count, e.mean, e.m2)
+        for i, e in enumerate(d.effects for d in decisions if d.phase in _TESTED and d.effects is not None)
     )
     for name, content in ((EFFECTS_PART, records), (PATH, lines.encode())):
         temporary = folder / (name + ".tmp")
@@ -319,12 +309,23 @@ def rewrite_journal(folder: Path, decisions: list[Decision]) -> None:
         temporary.replace(folder / name)
 
 
+def _record_size(k: int) -> int:
+    return 8 * (3 * k + 1)
+
+
 def _records(folder: Path, k: int) -> FloatArray | None:
+    """Whole records (n, 3, K); a last one that is torn is left out. Raises ArtifactError for a damaged one before it."""
     part = folder / EFFECTS_PART
     if not part.exists():
         return None
-    flat = np.frombuffer(part.read_bytes()[: part.stat().st_size // (24 * k) * (24 * k)], dtype=np.float64)
-    return flat.reshape(-1, 3, k)
+    raw, size = part.read_bytes(), _record_size(k)
+    whole = [raw[i : i + size] for i in range(0, len(raw) - size + 1, size)]
+    for i, record in enumerate(whole):
+        if np.frombuffer(record[-8:], dtype=np.float64)[0] != zlib.crc32(record[:-8], i + 1):
+            if i < len(whole) - 1:
+                raise ArtifactError(f"{part}, record {i + 1} of {len(whole)}: is damaged, its CRC differs")
+            del whole[i]
+    return np.frombuffer(b"".join(r[:-8] for r in whole), dtype=np.float64).reshape(-1, 3, k)
 
 
 def _decision(data: dict[str, Any], moments: Moments | None, classes: tuple[str, ...], rule: VoteRule) -> Decision:
@@ -387,6 +388,9 @@ def _read_effects(
         return None
     first, total = _first_rows(structure)
     found: dict[tuple[str, str, int], Moments] = {}
+    held = read_json(folder / MANIFEST).get("effects") if (folder / MANIFEST).exists() else None
+    if isinstance(held, dict) and held.get("sha256") != sha256_of(path):  # older artifacts do not say
+        raise ArtifactError(f"{path} is not the file that was saved: its hash differs")
     try:
         with safe_open(path, framework="numpy") as stored:
             for before, phases in _PARTS.items():

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from cswap.errors import pass_on_out_of_memory
 from cswap.structure.calls import call_counts
 from cswap.structure.chains import WholeLayers
 
@@ -20,7 +21,8 @@ def norms_behind(net: nn.Module, inputs: torch.Tensor) -> dict[str, str]:
     counts, dims = call_counts(net, inputs)
     try:
         nodes = list(WholeLayers().trace(copy.deepcopy(net)).nodes)
-    except Exception:  # noqa: BLE001 — tracing runs the model's own code on stand-ins, which may raise anything
+    except Exception as error:  # noqa: BLE001 — tracing runs the model's own code on stand-ins, which may raise anything
+        pass_on_out_of_memory(error)
         return {}
     found: dict[str, str] = {}
     for node in nodes:

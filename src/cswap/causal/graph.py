@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from cswap.errors import pass_on_out_of_memory
 from cswap.structure.chains import WholeLayers
 from cswap.structure.check import tensors_of
 
@@ -50,6 +51,7 @@ class Graph:
         try:
             graph = WholeLayers().trace(net)
         except Exception as error:
+            pass_on_out_of_memory(error)
             raise NotTraceable(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}") from error
         self.nodes: list[fx.Node] = list(graph.nodes)
         placeholders = [n for n in self.nodes if n.op == "placeholder"]
@@ -104,6 +106,7 @@ class Graph:
             fewer: Env = {}
             self.run(self.nodes, {self.input: few}, keep=fewer)
         except Exception as error:
+            pass_on_out_of_memory(error)
             raise NotTraceable(
                 f"its graph does not run: {type(error).__name__}: {str(error).splitlines()[0][:160]}"
             ) from error

@@ -26,7 +26,7 @@ from cswap.causal.plan import (
     weight_of,
     without,
 )
-from cswap.errors import InputError
+from cswap.errors import InputError, pass_on_out_of_memory
 from cswap.structure.check import tensors_of
 from cswap.structure.groups import Group, Slot
 from cswap.structure.surgery import kept_indices, masked_copy, prepared_copy, shrink_in_place
@@ -100,6 +100,7 @@ class ReplayEngine(Engine):
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
+            pass_on_out_of_memory(error)  # by full passes the same run would decide with other rounding
             raise NotTraceable(f"the smaller network does not run: {str(error).splitlines()[0][:160]}") from error
 
     def enter(self, group: Group) -> None:
@@ -349,6 +350,7 @@ class ReplayEngine(Engine):
             except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError as error:
+                pass_on_out_of_memory(error)
                 raise NotTraceable(f"its replay fails: {str(error).splitlines()[0][:160]}") from error
             plain = tensors_of(self.plain.outputs(plan.group, batch, torch.cat([self._few] * len(batch))))
             if [t.shape for t in outputs] != [t.shape for t in plain]:

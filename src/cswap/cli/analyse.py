@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -29,7 +29,8 @@ from cswap.cli.options import (
     numbers,
     show_or_print,
 )
-from cswap.cli.progress import ProgressLine, say_error
+from cswap.cli.progress import Interrupted, ProgressLine
+from cswap.errors import RunError, out_of_memory
 from cswap.pipeline import Machine, PruneJob
 from cswap.types import Target
 
@@ -65,16 +66,21 @@ def prune(
         try:
             summary = pipeline.prune(job, watcher)
         except KeyboardInterrupt:
-            _interrupted(out)
+            raise Interrupted(f"interrupted{_kept(out)}") from None
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            why = str(error).strip().splitlines() or ["no memory left"]
+            raise RunError(f"out of memory ({why[-1][:120]}){_kept(out)}") from error
     if speaks:
         show_or_print(as_json, summary, lambda s: render.summary(s, out))
 
 
-def _interrupted(out: Path) -> NoReturn:
+def _kept(out: Path) -> str:
     kept = (out / "run.json").exists() and (out / "path.jsonl").exists()
-    how = f"; the journal is kept in {out}: the same command with --resume goes on" if kept else "; nothing was written"
-    say_error("interrupted" + how)
-    raise typer.Exit(130)
+    return (
+        f"; the journal is kept in {out}: the same command with --resume goes on" if kept else "; nothing was written"
+    )
 
 
 def apply(
@@ -145,8 +151,9 @@ def compare(
         try:
             result = run_compare(job, watcher)
         except KeyboardInterrupt:
-            say_error(f"interrupted; what was done is kept in {out}: the same command with --resume goes on")
-            raise typer.Exit(130) from None
+            raise Interrupted(
+                f"interrupted; what was done is kept in {out}: the same command with --resume goes on"
+            ) from None
     compare_page(result, out / "compare.html", title=f"{net.model}: {result['headline']}, one shot, no fine-tuning")
     show_or_print(as_json, result, lambda d: render.comparison(d, out))
 

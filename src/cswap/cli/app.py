@@ -18,9 +18,10 @@ import typer
 from cswap._version import __version__
 from cswap.cli import analyse, look
 from cswap.cli.options import flattened
-from cswap.cli.progress import say_error
+from cswap.cli.progress import Interrupted, say_error
 from cswap.errors import CswapError, CswapWarning
 
+INTERRUPTED = Interrupted.exit_status
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Make a trained PyTorch network smaller in one shot, without fine-tuning, and say why each part could go.",
@@ -97,13 +98,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with _terminated_like_interrupted(), _own_warnings():
             status = app(args=arguments, standalone_mode=False, prog_name="cswap")
+        if status == INTERRUPTED:  # caught by typer, outside of a run
+            say_error("interrupted")
         return status if isinstance(status, int) else 0
     except CswapError as error:
         say_error(str(error))
         return error.exit_status
     except KeyboardInterrupt:
         say_error("interrupted")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         return 1
     except Exception as error:  # noqa: BLE001 — the last line of defence: never a traceback
@@ -112,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         if type(error).__name__ == "Abort":
             say_error("interrupted")
-            return 130
+            return INTERRUPTED
         return int(error.exit_code) if hasattr(error, "exit_code") else _unexpected(error)
 
 

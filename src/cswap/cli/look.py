@@ -56,13 +56,15 @@ def explain(
     as_json: JsonFlag = False,
 ) -> None:
     """Why a unit was kept or removed: effects and p-values by class."""
-    from cswap.artifacts.folder import open_artifact
+    from cswap.artifacts.folder import open_artifact, told_by
     from cswap.report.explain import explanation
     from cswap.report.facts import removed_units
 
     artifact = open_artifact(folder)
-    told = explanation(artifact.path, group, unit, class_, removed_units(artifact))
-    told |= {"target": artifact.manifest["target"], "ratio": artifact.manifest["ratio"]}
+    with told_by(folder):
+        gone = removed_units(artifact)
+        head = {"target": artifact.manifest["target"], "ratio": artifact.manifest["ratio"]}
+    told = explanation(artifact.path, group, unit, class_, gone) | head
     if images is not None:
         if group is None or unit is None:
             raise InputError("images: --images needs --group and --unit")

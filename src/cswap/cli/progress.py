@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cswap.causal.stats import EffectStats
+from cswap.errors import CswapError
 from cswap.pipeline import Watcher
 from cswap.structure.groups import Structure
 from cswap.types import RATIO_KINDS, TESTS, Cliff, Decision, Target
@@ -112,6 +113,12 @@ class ProgressLine(Watcher):
 
     def cliff(self, cliff: Cliff) -> None:
         self.line(f"warning: {cliff}")
+
+
+class Interrupted(CswapError):
+    """Ctrl-C or SIGTERM, with what is kept: typer would end without a word."""
+
+    exit_status = 130
 
 
 def say_error(message: str) -> None:

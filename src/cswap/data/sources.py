@@ -19,7 +19,7 @@ from cswap.data.masks import is_masks, open_masks
 from cswap.data.models import ModelSpec, module_from_file, module_named, one_line
 from cswap.data.text import is_text, open_text
 from cswap.data.truth import first_target, inputs_of, is_dense, members_of, relabelled, sample_of, stacked, target_at
-from cswap.errors import DataError, ModelError
+from cswap.errors import DataError, ModelError, pass_on_out_of_memory
 
 EXPECTED = (
     "expected a folder with train/ and val/ or test/ (text: train.tsv; masks: images/ and masks/ in each; boxes: Pascal VOC or "
@@ -247,6 +247,7 @@ def _from_factory(text: str) -> tuple[Any, Any]:
     try:
         pair = factory()
     except Exception as error:
+        pass_on_out_of_memory(error)
         raise DataError(f"data {text!r}: its factory raised {type(error).__name__}: {one_line(error)}") from error
     if not (
         isinstance(pair, tuple)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
-from cswap.errors import DataError
+from cswap.errors import DataError, pass_on_out_of_memory
 from cswap.types import BoolArray
 
 VOID = 255
@@ -82,6 +82,7 @@ def sample_of(dataset: Any, index: int) -> Any:
     except DataError:
         raise
     except Exception as error:
+        pass_on_out_of_memory(error)
         raise DataError(
             f"sample {index} of the data cannot be read ({type(error).__name__}: {str(error)[:120]})"
         ) from error

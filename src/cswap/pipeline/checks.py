@@ -12,7 +12,7 @@ from cswap.artifacts.folder import Artifact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.models import ModelSpec
 from cswap.data.sources import DataPair, in_memory
-from cswap.errors import DataError, InputError
+from cswap.errors import DataError, InputError, pass_on_out_of_memory
 from cswap.evaluate.certificate import refuse_seen
 from cswap.pipeline.jobs import DataChoice, Wish
 from cswap.tasks import TASKS, Classification, Task
@@ -43,6 +43,7 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
         with torch.inference_mode():
             outputs = model(sample)
     except Exception as error:
+        pass_on_out_of_memory(error)
         line = (str(error).splitlines() or [""])[0][:160]
         raise DataError(
             f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {line})"

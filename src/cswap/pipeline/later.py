@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
@@ -40,7 +40,10 @@ def original_of(artifact: Artifact, source: Source | None, trust: bool) -> tuple
     if not isinstance(recorded, dict):
         raise InputError("the artifact does not say where its original came from: give --model and --weights")
     spec = source.spec if source else spec_of(artifact.folder, artifact.manifest, trust)
-    weights = Path(recorded["weights"]) if recorded.get("weights") else None
+    named = recorded.get("weights")
+    if not isinstance(named, str | None):
+        raise InputError(f"the artifact's source: expected the path of a weights file, got {named!r:.60}")
+    weights = Path(named) if named else None
     if weights is not None and (not weights.is_file() or sha256_of(weights) != recorded.get("weights_sha256")):
         raise InputError(f"the original weights {weights} are gone or have changed; --weights F says where they are")
     found = Source(spec, weights)
@@ -59,6 +62,9 @@ def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
         for file in ("labels", "tokenizer"):
             recorded[file] = Path(recorded[file]) if recorded.get(file) else None
         choice = DataChoice(**recorded)
+        wrong = [n for n, kind in get_type_hints(DataChoice).items() if not isinstance(getattr(choice, n), kind)]
+        if wrong:
+            raise InputError(f"the artifact's data: {wrong[0]} came as {recorded.get(wrong[0])!r:.60}")
     except (KeyError, TypeError, ValueError):
         raise InputError("the artifact does not say what data it was made with: it was saved from Python") from None
     if data is not None:

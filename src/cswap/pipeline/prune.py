@@ -19,11 +19,11 @@ from cswap.artifacts.journal import (
     open_folder,
     packed,
     read_journal,
-    read_state,
     replacing,
     rewrite_journal,
     unpacked,
 )  # fmt: skip
+from cswap.artifacts.state import read_state
 from cswap.causal.engine import MOST_ROWS, WORKING_SET
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.sources import limited

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cswap.artifacts.files import REPORT
-from cswap.artifacts.folder import open_artifact
+from cswap.artifacts.folder import open_artifact, told_by
 from cswap.errors import ArtifactError
 from cswap.report.facts import facts_of
 
@@ -23,8 +23,14 @@ def write_report(folder: str | Path, out: Path | None = None, *, images: dict[st
 
     images: what `activations.sprite` made, to show the samples that activate a unit most.
     """
+    from jinja2 import UndefinedError
+
     artifact = open_artifact(folder)
-    page = page_of(facts_of(artifact) | {"images": images})
+    try:
+        with told_by(artifact.folder):
+            page = page_of(facts_of(artifact) | {"images": images})
+    except UndefinedError as error:
+        raise ArtifactError(f"{artifact.folder}: the manifest or the summary is malformed ({error.message})") from None
     file = out or artifact.folder / REPORT
     temporary = file.with_name(file.name + ".tmp")
     try:

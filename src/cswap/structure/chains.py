@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn.modules.activation import Softmax, Softmax2d, Softmin
 from torch.nn.modules.conv import _ConvNd
 
+from cswap.errors import pass_on_out_of_memory
 from cswap.structure.groups import Slot
 from cswap.structure.joined import Dimension
 from cswap.structure.layers import is_grouped, rule_of
@@ -51,7 +52,8 @@ def chains(model: nn.Module) -> list[Dimension]:
     """One dimension for each layer whose outputs are read by weights alone; empty where the model has no graph."""
     try:
         graph = WholeLayers().trace(model)
-    except Exception:  # noqa: BLE001 — control flow that depends on values: nothing is seen
+    except Exception as error:  # noqa: BLE001 — control flow that depends on values: nothing is seen
+        pass_on_out_of_memory(error)
         return []
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from cswap.errors import StructureError
+from cswap.errors import StructureError, pass_on_out_of_memory
 from cswap.structure.chains import chains
 from cswap.structure.detectors import forward_of
 from cswap.structure.fit import refuse_unfit
@@ -155,6 +155,7 @@ def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, see
         try:
             work = copy.deepcopy(model).cpu().float().eval()
         except RuntimeError as error:
+            pass_on_out_of_memory(error)
             raise StructureError(
                 f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0][:120]}); remove weight_norm and the "
                 "like first (torch.nn.utils.remove_weight_norm)"

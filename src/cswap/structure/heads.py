@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cswap.errors import pass_on_out_of_memory
 from cswap.structure.attention import HeadAttention
 from cswap.structure.check import TOLERANCE, randomise_, scale_of, tensors_of, widest
 from cswap.structure.groups import Group, LeftOut, Slot
@@ -68,6 +69,7 @@ def _compared(trial: nn.Module, made: dict[str, HeadAttention], inputs: torch.Te
             try:
                 again = mine(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 — a module of another signature or wiring
+                pass_on_out_of_memory(error)
                 said = (str(error).splitlines() or [""])[0][:100]
                 why[name] = f"its equivalent does not run ({type(error).__name__}: {said})"
                 return

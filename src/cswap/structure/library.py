@@ -13,6 +13,7 @@ import torch_pruning as tp
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from cswap.errors import pass_on_out_of_memory
 from cswap.structure.detectors import forward_of
 from cswap.structure.groups import LeftOut, Slot
 from cswap.structure.heads import Whole
@@ -46,6 +47,7 @@ def traced(model: nn.Module, inputs: torch.Tensor) -> Any:
                 model, example_inputs=(inputs,), forward_fn=lambda m, x: forward_of(m)(*x), verbose=False
             )
         except Exception as error:  # noqa: BLE001 — whatever it raises, chains are left to see
+            pass_on_out_of_memory(error)
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
 
 
@@ -106,6 +108,7 @@ def dependency_groups(graph: Any, names: dict[nn.Module, str]) -> Iterator[Any]:
         try:
             raw = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(size)))
         except Exception as error:  # noqa: BLE001 — whatever it raises, this dimension is not understood
+            pass_on_out_of_memory(error)
             if isinstance(error, RecursionError):
                 # the walks after it go round in the same circle
                 most, a_channel, more = min(most, len(nodes) + 500), 300, 20_000

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from cswap.errors import pass_on_out_of_memory
 from cswap.structure.check import TOLERANCE, randomise_, scale_of, tensors_of, widest
 from cswap.structure.groups import LeftOut, Slot
 from cswap.structure.layers import is_frozen_norm
@@ -72,6 +73,7 @@ def _differs(model: nn.Module, name: str, inputs: torch.Tensor) -> str | None:
         try:
             after = tensors_of(replace_recurrent_(copy.deepcopy(model), [name])(inputs))
         except Exception as error:  # noqa: BLE001 — whatever it raises is the reason to leave the module alone
+            pass_on_out_of_memory(error)
             return f"its equivalent does not run ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
     off = widest(list(zip(before, after, strict=True))) if len(before) == len(after) else float("inf")
     return None if off <= TOLERANCE * scale_of(before) else f"its equivalent gives other outputs (by {off:.2g})"

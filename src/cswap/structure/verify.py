@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from cswap.errors import pass_on_out_of_memory
 from cswap.structure.check import agreement, random_half, randomise_
 from cswap.structure.groups import LeftOut, Structure
 
@@ -44,5 +45,6 @@ def _disagreement(
     try:
         result = agreement(model, structure, random_half(structure, seed, names), inputs)
     except Exception as error:  # noqa: BLE001 — whatever the pruned network raises is the reason to leave it alone
+        pass_on_out_of_memory(error)
         return f"the pruned network does not run ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]})"
     return None if result.ok else f"masked and pruned networks disagree: {result}"

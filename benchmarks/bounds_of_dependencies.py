@@ -1,0 +1,85 @@
+"""The lower bounds that pyproject.toml gives of the dependencies, and the newest versions they allow: does a quick part of the tests pass at both ends?
+
+    python benchmarks/bounds_of_dependencies.py [--only lower] [--keep-installed torch,torchvision] [--tests FILE ...]
+
+Each end is a virtual environment of its own, made of this Python with the site packages of this environment under it, so that
+what --keep-installed names is not fetched again; the rest is installed by pip, at its lower bound (name==bound) or at its
+newest. torch's lower bound has no wheel for every Python: --keep-installed "" asks for it as well. What was installed and how
+the tests ended goes to benchmarks/results/dependency_bounds.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from _machine import ROOT, machine, write_result
+
+TESTS = ("tests/test_structure.py", "tests/test_effects.py", "tests/end_to_end/test_report.py")
+
+
+def bounds() -> dict[str, str]:
+    """Lower bound by name of everything that is always installed."""
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    found = {}
+    for line in told:
+        name, bound = re.match(r"([\w-]+)\s*>=\s*([\d.]+)", line).groups()  # type: ignore[union-attr]
+        found[name] = bound
+    return found
+
+
+def one_end(end: str, kept: set[str], tests: list[str], folder: Path) -> dict[str, Any]:
+    """Install, run, and say what came of it."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    inherited = sysconfig.get_paths()["purelib"]
+    site = next((folder / "lib").glob("python*/site-packages"))
+    (site / "below.pth").write_text(inherited + "\n")  # after the environment's own packages
+    ask = [f"{n}=={b}" if end == "lower" else n for n, b in bounds().items() if n not in kept]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--upgrade", *ask]
+    installed = subprocess.run(install, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        return {"installed": False, "why": installed.stderr.strip().splitlines()[-1][:300]}
+    names = json.dumps(list(bounds()))
+    show = f"import json; from importlib.metadata import version; print(json.dumps({{n: version(n) for n in {names}}}))"
+    versions = json.loads(subprocess.run([str(python), "-c", show], capture_output=True, text=True, check=True).stdout)
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    run = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *tests]
+    ran = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    lines = ran.stdout.strip().splitlines()
+    failed = [x.removeprefix("FAILED ")[:200] for x in lines if x.startswith(("FAILED", "ERROR"))]
+    return {"installed": True, "versions": versions, "status": ran.returncode, "summary": lines[-1], "failed": failed}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=["lower", "upper"])
+    parser.add_argument("--keep-installed", default="torch,torchvision")
+    parser.add_argument("--tests", nargs="+", default=list(TESTS))
+    asked = parser.parse_args()
+    kept = {n for n in asked.keep_installed.split(",") if n}
+    ends = {}
+    for end in [asked.only] if asked.only else ["lower", "upper"]:
+        with tempfile.TemporaryDirectory() as scratch:
+            ends[end] = one_end(end, kept, asked.tests, Path(scratch) / "env")
+        print(json.dumps({end: ends[end]}, indent=1), flush=True)
+    write_result(
+        "dependency_bounds",
+        {
+            "command": "python benchmarks/bounds_of_dependencies.py" + (f" --only {asked.only}" if asked.only else ""), "seed": 0,
+            **machine(), "kept_as_installed": sorted(kept), "tests": asked.tests, "ends": ends,
+        },
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Makes docs/reliability.md from the JSON under results/: no figure in it is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "reliability.md"
+
+_HEAD = """# Reliability
+
+What `cswap` promises, and what was done to break it. Made by `python benchmarks/reliability_page.py` from the JSON under
+`benchmarks/results/`.
+
+| promise | where it is tried |
+| --- | --- |
+| Wrong input ends with status 2 (a run's own failure with 1) and one line that says what was expected and what came: no traceback, nothing half written, nothing overwritten without `--force`. | `tests/end_to_end/test_bad_input.py` |
+| A run that is killed, interrupted, out of disk or out of memory goes on with `--resume` to the path, the weights and the effects of the run that nothing struck, byte for byte; with several processes too, as many as before. | `benchmarks/faults.py`, `tests/end_to_end/test_resume.py` |
+| A torn last line of the journal is decided again; a torn line in the middle, or a flipped bit anywhere in it, is refused. Lines, statistics and states carry a CRC-32; the weights and effects of an artifact a SHA-256. | `benchmarks/fuzz.py`, `tests/test_corpus.py` |
+| What an artifact says is never trusted: no pickle, no `eval`, no shell; no path out of its folder; code that it names runs only with `--trust`. The report escapes what it prints. | `tests/test_security.py`, `tests/end_to_end/test_report.py` |
+| Effects are those of a plain float64 twin, whatever the batch, the order of samples, the memory given or the number of threads; where σ is 0 or 1, where outputs are constant, with a sample more or less in a class, with 1,000 classes. | `tests/test_numbers.py` |
+| Memory follows `--memory`, a budget for activations, and does not grow with time; the journal grows by a fixed size a decision. | `benchmarks/soak.py` |
+
+Not promised: numbers equal to the last bit on another machine, another number of threads or another version of PyTorch;
+decisions whose p-value is within 1e-4 of α are marked (`knife_edge`). A CRC finds accidents, not forgery: whoever can write
+an artifact can write another one.
+"""  # fmt: skip
+
+
+def _read(name: str) -> dict[str, Any] | None:
+    file = HERE / "results" / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def _origin(data: dict[str, Any]) -> str:
+    m, v = data["machine"], data["versions"]
+    return (
+        f"`{data['command']}`: seed {data['seed']}; {m['cores']} cores ({m['arch']}), torch {v['torch']}, commit "
+        f"`{data['commit'][:12]}{'+dirty' if data['commit'].endswith('dirty') else ''}`."
+    )
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
+    return [f"| {' | '.join(str(c) for c in row)} |" for row in (head, ["---"] * len(head), *rows)] + [""]
+
+
+def _faults(data: dict[str, Any]) -> list[str]:
+    whole = data["seconds_of_the_whole_run_by_processes"]
+    took = ", ".join(f"{s} s by {n} process{'es' if n != '1' else ''}" for n, s in whole.items())
+    rows = [
+        [k["says"], k["struck"], k["with_a_journal"], k["identical"], k["refused"], k["differs"], k["tracebacks"]]
+        for k in data["kinds"].values()
+    ]
+    return [
+        "## Faults at random moments", "", _origin(data), "",
+        f"A job that takes {took} was struck at a moment drawn from all of its time, and the same command given again. "
+        "`identical`: path and weights byte for byte, effects number for number, and what the manifest says was kept.", "",
+        *_table(["fault", "struck", "with a journal open", "resumed identical", "refused wrongly", "different", "tracebacks"], rows),
+    ]  # fmt: skip
+
+
+def _fuzz(data: dict[str, Any]) -> list[str]:
+    rows = []
+    for command, found in data["by_command"].items():
+        wrong = sum(n for o, n in found.items() if o not in ("fine", "refused", "skipped"))
+        shown = {"load": "cswap.load", "resume": "prune --resume", "further": "prune --resume, further"}.get(
+            command, command
+        )
+        rows.append([f"`{shown}`", found.get("refused", 0), found.get("fine", 0), wrong])
+    kept = json.loads((HERE.parent / "tests" / "corpus" / "fuzz.json").read_text(encoding="utf-8"))
+    return [
+        "## Spoiled files", "", _origin(data), "",
+        f"{data['minutes']:g} minutes, {data['spoiled']:,} files of artifacts and journals spoiled by hypothesis: "
+        f"{data['kinds_of_answers']} kinds of answers. {len(kept)} recipes, among them those that found faults since mended, are "
+        "kept in `tests/corpus/fuzz.json` and replayed by every test run.", "",
+        *_table(["reads it", "refused in one line", "of no consequence", "anything else"], rows),
+    ]  # fmt: skip
+
+
+def _soak(data: dict[str, Any]) -> list[str]:
+    return [
+        "## A long run on many units", "", _origin(data), "",
+        *_table(
+            ["figure", "value"],
+            [
+                ["units of the network", f"{data['units']:,}"],
+                ["minutes, decisions", f"{data['minutes']:g}, {data['decisions']:,}"],
+                ["resident memory by quarter, MiB", ", ".join(f"{m:,.0f}" for m in data["resident_mean_mib_by_quarter"])],
+                ["its slope after the first quarter, MiB a minute", data["slope_mib_per_minute"]],
+                ["`--memory`, MiB", f"{data['memory_given_mib']:g}"],
+                ["peak above the start of the analysis, MiB", data["peak_above_start_mib"]],
+                ["as a part of `--memory`", f"{100 * data['peak_of_memory_given']:.0f} %"],
+                ["bytes a decision: path, statistics", f"{data['journal_bytes_per_decision']:g}, {data['records_bytes_per_decision']:g}"],
+                ["longest time between decisions, s", data["longest_seconds_between_decisions"]],
+            ],
+        ),
+    ]  # fmt: skip
+
+
+def _ends(data: dict[str, Any]) -> list[str]:
+    rows = []
+    for end, found in data["ends"].items():
+        told = ", ".join(f"{n} {v}" for n, v in found.get("versions", {}).items())
+        rows.append([end, told or found.get("why", ""), found.get("summary", "not installed")])
+    kept = ", ".join(data["kept_as_installed"]) or "nothing"
+    return [
+        "## Dependencies at both ends of their bounds", "", _origin(data), "",
+        f"Tests: {', '.join(f'`{t}`' for t in data['tests'])}. Left as installed: {kept}.", "",
+        *_table(["end", "versions", "tests"], rows),
+    ]  # fmt: skip
+
+
+def _numbers() -> list[str]:
+    return [
+        "## Numbers", "",
+        "`python -m pytest tests/test_numbers.py`: networks drawn by hypothesis (depth, widths, residual, depthwise, grouped, "
+        "strides, linear, samples, classes) cut by the engine and by the twin in `tests/reference/`; it passes or fails, and has no "
+        "figures.", "",
+    ]  # fmt: skip
+
+
+def page() -> str:
+    """The page's text."""
+    parts = {"faults": _faults, "fuzz": _fuzz, "soak": _soak, "dependency_bounds": _ends}
+    lines = [_HEAD]
+    missing = []
+    for name, made in parts.items():
+        data = _read(name)
+        if data is None:
+            missing.append(f"`{name}`")
+        else:
+            lines += made(data)
+        if name == "fuzz":
+            lines += _numbers()
+    if missing:
+        lines += [f"Not measured yet: {', '.join(missing)}.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
