@@ -22,7 +22,8 @@ FLAGS = [f for k, v in FORMAT.items() for f in (f"--{k.replace('_', '-')}", str(
 NETWORKS: dict[str, tuple[str, Path | None, dict[str, Any]]] = {
     "resnet18": (f"{SHARED}/models/zoo.py:resnet18_cifar", SHARED / "models" / "resnet18_cifar10.safetensors", {}),
     "resnet20": (f"{ROOT}/benchmarks/networks/zoo.py:resnet20_cifar", ROOT / "benchmarks/models/resnet20_cifar10.safetensors", {}),
-    "mobilenet_v2": (f"{SHARED}/models/zoo.py:mobilenet_v2_cifar", None, {}),
+    "mobilenet_v2": (f"{SHARED}/models/zoo.py:mobilenet_v2_cifar", ROOT / "benchmarks/networks/weights/mobilenet_v2_cifar10.safetensors", {}),
+    "vit": (f"{ROOT}/benchmarks/networks/zoo.py:vit_cifar", ROOT / "benchmarks/networks/weights/vit_cifar10.safetensors", {}),
     "vit_b_16": ("torchvision:vit_b_16", None, {"image_size": 32, "num_classes": 10}),
 }  # fmt: skip
 """Name: factory, weights (None: untrained, for timing alone), arguments."""

@@ -1,6 +1,6 @@
 """Exports of original and pruned networks: equal to the module on CIFAR-10 test images, and how fast each runtime is.
 
-    python benchmarks/export_latency.py [--networks resnet18,mobilenet_v2,vit_b_16] [--target macs=0.5] [--work DIR] [--cifar DIR]
+    python benchmarks/export_latency.py [--networks resnet18,mobilenet_v2,vit] [--target macs=0.5] [--work DIR] [--cifar DIR]
 
 For each network: units of the smallest norm go (the shape is what counts here), ONNX and .pt2 of original and pruned checked on test
 images, then median latency at batch 1 and 64 in torch, torch.compile and onnxruntime, original and pruned in turns. A network
@@ -98,7 +98,7 @@ def measured(name: str, target: str, images: Path, scratch: Path, budget: float)
 def run() -> None:
     """Networks one after the other; each kept in the work folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", default="resnet18,mobilenet_v2,vit_b_16")
+    parser.add_argument("--networks", default="resnet18,mobilenet_v2,vit")
     parser.add_argument("--target", default="macs=0.5")
     parser.add_argument("--budget", type=float, default=8.0, help="seconds of timing a runtime and batch")
     parser.add_argument("--work", type=Path, default=Path("export-latency-work"))
