@@ -139,5 +139,10 @@ def page() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+def write_page() -> None:
+    """Write the page."""
     PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_page()

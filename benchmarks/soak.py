@@ -1,6 +1,6 @@
 """Does `cswap prune` stay flat in memory, bounded on disk and alive for a long time on 50,000 units?
 
-    python benchmarks/soak.py [--minutes 20] [--memory 192MiB] [--seed 0]
+    python benchmarks/soak.py [--minutes 20] [--memory 208MiB] [--seed 0]
 
 A synthetic residual network of 49 blocks with 1,024 hidden channels each on 8×8 maps, two classes that it tells apart itself, and
 200 samples a class. The command runs in a process of its own; from outside its resident memory is read four times a second,
@@ -129,7 +129,7 @@ def summed(seen: list[tuple[float, int, int, int, int]], memory: int) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--memory", default="192MiB")
+    parser.add_argument("--memory", default="208MiB")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
