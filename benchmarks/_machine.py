@@ -34,7 +34,6 @@ def write_result(name: str, data: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
     from make_results import write_results
-
     from reliability_page import write_page
 
     write_results()

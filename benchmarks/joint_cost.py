@@ -22,7 +22,7 @@ from torch.utils.data import TensorDataset
 
 import cswap
 from _machine import ROOT, machine, write_result
-from _real import case, cifar
+from _real import case, unpacked
 from cswap.demo import digits
 from effects_speed import brute
 
@@ -84,7 +84,7 @@ def run() -> None:
     parser.add_argument("--units", type=int, default=12, help="units that brute force is timed on")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    c = case("resnet18", cifar(given.cifar, ROOT / "runs"), given.per_class, given.seed)
+    c = case("resnet18", unpacked("cifar10", given.cifar, ROOT / "runs"), given.per_class, given.seed)
     structure = cswap.discover(c.model, c.calibration.inputs(0, 2))
     by_unit = brute(c, structure, given.units, np.random.default_rng(given.seed))
     print(f"brute force: {by_unit['seconds']:.0f} s projected", flush=True)
