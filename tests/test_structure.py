@@ -232,3 +232,32 @@ def test_slots_know_their_units():
     assert Slot.from_dict(slot.as_dict()).by_unit[1].tolist() == [2, 3]
     with pytest.raises(ValueError, match="side"):
         Slot.from_dict({**slot.as_dict(), "side": "up"})
+
+
+class Rotated(nn.Module):
+    """Rotary positions over two axes: the dependency library counts a split's parts by who reads them, and fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 12)
+        self.gate, self.up, self.down = nn.Linear(12, 20), nn.Linear(12, 20), nn.Linear(20, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        angles = torch.linspace(0, 1, 8)
+
+        def turned(part: torch.Tensor) -> torch.Tensor:
+            half = torch.cat([-part[..., 4:], part[..., :4]], -1)
+            return part * angles.cos() + half * angles.sin()
+
+        parts = torch.split(self.first(x), [8, 8], -1)
+        y = self.second(torch.cat([turned(p) for p in parts], -1))
+        return self.down(self.gate(y).relu() * self.up(y))
+
+
+def test_where_the_library_fails_on_one_operation_the_rest_is_still_seen():
+    net, x = Rotated().eval(), torch.randn(2, 5, 8)
+    with pytest.raises(IndexError):
+        tp.DependencyGraph().build_dependency(net, x)
+    found = discover(net, x)
+    assert {g.name: g.size for g in found} == {"gate": 20, "second": 12}
+    assert any(x.name == "first" and "library fails on it" in x.reason for x in found.left_out)

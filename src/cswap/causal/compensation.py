@@ -46,7 +46,6 @@ class Compensation:
         self.refused: dict[str, str] = {}
         self.gone: dict[str, list[int]] = {}  # columns of each layer that no weight reads any more
         self._solved: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}  # of the latest cut: every batch asks again
-        self._merged: dict[Any, torch.Tensor] = {}
 
     def measure(self, net: nn.Module, group: Group, batches: Iterator[torch.Tensor], example: torch.Tensor) -> None:
         """Moments of what the group's consumers read in `net`, once."""
@@ -102,14 +101,16 @@ class Compensation:
     def changed(self) -> None:
         """Inverses are others now."""
         self._solved.clear()
-        self._merged.clear()
 
-    def _filters(self, key: Any, inverse: Inverse, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Filters (r, D) of the columns, and their constant (r,). key: group, layer and units."""
+    def _filters(
+        self, key: Any, inverse: Inverse, columns: torch.Tensor, read: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Filters (r, D) of the columns, or their product with the weights that read them (O, D), and their constant. key: of the
+        group, layer and units, and of the weights where they are read."""
         if key not in self._solved:
             if any(k[2] != key[2] for k in self._solved):
                 self.changed()
-            filters = inverse.filters(columns)
+            filters = inverse.filters(columns, read)
             self._solved[key] = filters, -filters @ inverse.mean
         return self._solved[key]
 
@@ -122,17 +123,11 @@ class Compensation:
         inverse = self.inverses.get((group.name, slot.module))
         if inverse is None:
             return None
-        key = (group.name, slot.module, tuple(cut))
-        filters, constant = self._filters(key, inverse, columns_for(module, slot, cut))
-        kernel = module.weight.shape[2:]
+        columns, kernel = columns_for(module, slot, cut), module.weight.shape[2:]
         taken = module.weight.index_select(1, at.to(x.device)).flatten(1)  # (O, r)
-        whole = len(filters) >= len(taken)  # then the change of the layer's own weights is the smaller matrix
-        if whole:
-            constant = taken.to(filters) @ constant
-            merged = (*key, id(module))
-            if merged not in self._merged:
-                self._merged[merged] = taken.to(filters) @ filters
-            filters = self._merged[merged]
+        whole = len(columns) >= len(taken)  # then the change of the layer's own weights is the smaller matrix
+        key = (group.name, slot.module, tuple(cut), id(module) if whole else None)
+        filters, constant = self._filters(key, inverse, columns, taken if whole else None)
         constant = constant.to(x)
         shaped = filters.reshape(len(filters), -1, *kernel).to(x)
         if left is not None:

@@ -19,6 +19,13 @@ def _inverted(moments: torch.Tensor, damping: float, scale: float) -> tuple[torc
     return torch.cholesky_inverse(factor), damping * scale
 
 
+def _solved(system: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+    """system⁻¹ · sides for a symmetric positive definite system; by LU where rounding has left it none."""
+    factor, failed = torch.linalg.cholesky_ex(system)
+    found: torch.Tensor = torch.linalg.solve(system, sides) if int(failed) else torch.cholesky_solve(sides, factor)
+    return found
+
+
 class Inverse:
     """The inverse of damped, centred second moments of a layer's inputs, `inverse` (D, D) float64, as inputs go.
 
@@ -40,11 +47,16 @@ class Inverse:
         few.gone = self.gone[columns]
         return few
 
-    def filters(self, columns: torch.Tensor) -> torch.Tensor:
-        """(r, D): rows f with f·(x − mean) = x̂_p − x_p, for each of the r columns p that would go."""
-        own = self.inverse[columns][:, columns]
-        found: torch.Tensor = -torch.linalg.solve(own, self.inverse[columns])
-        return found
+    def filters(self, columns: torch.Tensor, read: torch.Tensor | None = None) -> torch.Tensor:
+        """(r, D): rows f with f·(x − mean) = x̂_p − x_p, for each of the r columns p that would go.
+
+        read: (O, r) weights of the columns; then (O, D), their product with the filters, at the price of the fewer rows.
+        """
+        rows = self.inverse[columns]
+        own = rows[:, columns]
+        if read is None:
+            return -_solved(own, rows)
+        return -(_solved(own, read.T.to(rows)).T @ rows)
 
     def costs(self, blocks: torch.Tensor, weights: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
         """What taking out each block alone adds to the weighted squared error a row, (B,).

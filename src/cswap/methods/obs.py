@@ -215,7 +215,10 @@ def _eliminated(size: int, readers: list[_Reader]) -> FloatArray:
     """Scores (size,) of one group; see `obs_scores`."""
     scores, left, floor = np.zeros(size), list(range(size)), 0.0
     step, lately, swaps = max(1, size // _ROUNDS), [], all(r.moments is not None for r in readers)
+    held = size
     while left:
+        if not swaps and len(left) < 0.8 * held:  # what is gone takes no part any more, nor any time
+            readers, held = [r.among(left) for r in readers], len(left)
         costs = _costs(readers, left)
         order = np.argsort(costs, kind="stable")
         most = float(costs[order[step]]) if step < len(left) else float("inf")
@@ -253,7 +256,7 @@ def _swapped(readers: list[_Reader], gone: list[int], left: list[int], scores: F
         candidates = [*left, back]
         costs = _costs(readers, candidates)
         out = candidates[int(np.argmin(costs))]
-        better = float(costs.min()) < float(gains.max()) * (1 - 1e-6)
+        better = out != back and float(costs.min()) < float(gains.max()) * (1 - 1e-6)
         for r in readers:
             r.take([out if better else back])
         if not better:

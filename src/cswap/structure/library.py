@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch_pruning.dependency import index_mapping
 
 from cswap.errors import pass_on_out_of_memory
 from cswap.structure.detectors import forward_of
@@ -30,6 +31,7 @@ _REFUSED = {
     _OPS.PARAMETER: "a parameter outside any known layer acts on these channels",
     _OPS.OUTPUT: "these channels are the model's output",
 }
+_MAPPED = (_OPS.CONCAT, _OPS.SPLIT, _OPS.RESHAPE, _OPS.UNBIND, _OPS.EXPAND, _OPS.SLICE)
 LIBRARY = "the dependency library"
 ROOTS = (_ConvNd, nn.Linear, nn.Embedding)
 
@@ -39,16 +41,54 @@ class Refused(Exception):
 
 
 def traced(model: nn.Module, inputs: torch.Tensor) -> Any:
-    """The dependency library's graph, or the error in one line where it cannot be built."""
+    """The dependency library's graph, or the error in one line where it cannot be built.
+
+    Where it fails on how channels lie beyond one operation (it counts the parts of a split by who reads them, say), only what
+    goes through that operation is lost.
+    """
+    graph = tp.DependencyGraph()
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:
-            return tp.DependencyGraph().build_dependency(
+            return graph.build_dependency(
                 model, example_inputs=(inputs,), forward_fn=lambda m, x: forward_of(m)(*x), verbose=False
             )
         except Exception as error:  # noqa: BLE001 — whatever it raises, chains are left to see
             pass_on_out_of_memory(error)
-            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+            said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+            frame = error.__traceback__
+            while frame and frame.tb_frame.f_code.co_name != "update_index_mapping":
+                frame = frame.tb_next
+            return _mapped(graph) if frame else said
+
+
+def _mapped(graph: Any) -> Any:
+    """The graph with index mappings made operation by operation; nothing goes through those that the library fails on."""
+    updates = {kind: getattr(index_mapping, f"update_{kind.name.lower()}_index_mapping") for kind in _MAPPED}
+    for node in graph.module2node.values():
+        if node.type not in updates:
+            continue
+        try:
+            updates[node.type](graph, node)
+        except Exception as error:  # noqa: BLE001 — as above
+            pass_on_out_of_memory(error)
+            closed = _Closed(f"no way through a {node.type.name.lower()}: {type(error).__name__}: {str(error)[:100]}")
+            for at in (node, *node.inputs, *node.outputs):
+                for dep in at.dependencies:
+                    if at is node or dep.target is node:
+                        dep.index_mapping = [closed, None]
+            node.type = _OPS.ELEMENTWISE  # every later walk makes the mappings of other kinds again
+    return graph
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """An index mapping that nothing gets through."""
+
+    why: str
+
+    def __call__(self, indices: Any) -> Any:
+        raise ValueError(self.why)
 
 
 class _Steps(list[Any]):
