@@ -15,6 +15,7 @@ from cswap.causal.margins import Probe, Profile, lower_hull, margins_of, worst_l
 from cswap.causal.stats import Moments
 from cswap.errors import InputError, TargetError
 from cswap.methods.joint import Measured, by_margin, by_price
+from cswap.methods.obs import obs_scores
 from cswap.methods.options import Options
 from cswap.structure.discover import discover
 from tests.reference.joint import joint_cut, margin_by_hand
@@ -94,6 +95,22 @@ def test_a_joint_cut_is_the_dense_refit(digits_case):
             margin_by_hand(model, by_hand, inputs, calibration.targets, 0.05), abs=2e-4
         )
     assert probe.margin > 0.05
+
+
+def test_moments_that_the_surrogate_measured_give_the_same_joint_cut(digits_case):
+    model, calibration, structure = digits_case
+    known: dict = {}
+    obs_scores(model, structure, calibration, cswap.Classification(), inverses=known)
+    group = structure["layer2.conv1"]
+    cuts = []
+    for given in ({}, known):
+        engine = CompensatedReplayEngine(model, structure, calibration, cswap.Classification())
+        engine.compensation.known = given
+        engine.enter(group)
+        cuts.append(engine.cut(group, [[0, 3, 5, 8]])[0].sigma)
+    base = engine.scores(group).sigma
+    assert np.abs(cuts[0] - base).max() > 1e-3
+    assert np.abs(cuts[0] - cuts[1]).max() < 1e-5
 
 
 def test_joint_is_a_complete_path_the_same_every_time(digits_case):

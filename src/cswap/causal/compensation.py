@@ -42,6 +42,7 @@ class Compensation:
     def __init__(self, structure: Structure, memory: int) -> None:
         self.structure, self.memory = structure, memory
         self.inverses: dict[tuple[str, str], Inverse] = {}
+        self.known: dict[str, Inverse] = {}  # of the original network's layers, with their means: measured elsewhere
         self.held: dict[str, str | None] = {}
         self.refused: dict[str, str] = {}
         self.gone: dict[str, list[int]] = {}  # columns of each layer that no weight reads any more
@@ -64,6 +65,9 @@ class Compensation:
             why = self._why_not(name, module)
             if why is not None:
                 self.refused[name] = why
+                continue
+            if name in self.known and self.held.get(name) is not None and not self.gone:
+                self.inverses[group.name, name] = copy.deepcopy(self.known[name])
                 continue
             sums[name] = Moments.empty(1, columns_of(module), 0)
 
@@ -94,7 +98,8 @@ class Compensation:
         if groups_of(module) > 1:
             return "a grouped convolution"
         columns = columns_of(module)
-        if 8 * columns**2 * 3 + sum(i.inverse.numel() * 8 for i in self.inverses.values()) > self.memory:
+        held = sum(i.inverse.numel() * 8 for i in (*self.inverses.values(), *self.known.values()))
+        if 8 * columns**2 * 3 + held > self.memory:
             return f"{columns:,} columns of moments do not fit the memory"
         return None
 

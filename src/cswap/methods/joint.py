@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cswap.causal.compensation import forget
+from cswap.causal.compensation import CompensatedPlainEngine, CompensatedReplayEngine, forget
 from cswap.causal.cut import PlainEngine
 from cswap.causal.engine import Engine, Scores, refuse_near_chance
 from cswap.causal.first_order import first_order
@@ -19,6 +19,7 @@ from cswap.causal.margins import Probe, Profile, lower_hull, margins_of
 from cswap.causal.replay import engine_for
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import TargetError
+from cswap.linear.elimination import Inverse
 from cswap.methods.obs import obs_scores
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink, Start
@@ -55,14 +56,18 @@ def joint(
         raise TargetError("target noncritical: joint tests sets of units; expected params=F, macs=F or units=F")
     check_reachable(units, target)
     sink = sink or Silence()
-    orders = _orders(model, units, calibration, task, options, device, memory)
+    kept: dict[str, Inverse] = {}
+    orders = _orders(model, units, calibration, task, options, device, memory, kept)
     engine = engine_for(
         model, units, calibration, task, device=device, memory=memory, vote_score=options.vote_score, amp=options.amp,
         cut="compensated",
     )  # fmt: skip
+    if isinstance(engine, CompensatedPlainEngine | CompensatedReplayEngine):
+        engine.compensation.known = kept  # the same moments, of the same network
     refuse_near_chance(engine.scores(), calibration, task)
     sink.note(engine.name)
     found = [_measured(engine, group, *orders[group.name], options) for group in units]
+    kept.clear()
     plain = engine_for(model, units, calibration, task, device=device, memory=memory, vote_score=options.vote_score)
     path = PruningPath(units, "joint", options.as_dict(), calibration.classes, engine=engine.name)
     path.sensitivity = {
@@ -76,13 +81,16 @@ def joint(
 
 
 def _orders(
-    model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, options: Options, device: str, memory: int
+    model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, options: Options, device: str, memory: int,
+    kept: dict[str, Inverse],
 ) -> dict[str, tuple[IntArray, FloatArray]]:  # fmt: skip
     """By group: its units in the surrogate's order, and their scores in that order, both (size,).
 
     Where `obs` cannot tell (what reads them is no plain layer), the mean square of the first-order effect.
     """
-    scores = obs_scores(model, units, calibration, task, swaps=options.swaps, device=device, memory=memory)
+    scores = obs_scores(
+        model, units, calibration, task, swaps=options.swaps, device=device, memory=memory, inverses=kept
+    )
     unknown = [g for g in units if g.name not in scores]
     if unknown:
         engine = PlainEngine(model, units, calibration, task, device=device, memory=memory)

@@ -56,15 +56,16 @@ def obs(
 
 def obs_scores(
     model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, *, swaps: bool = False, device: str = "cpu",
-    memory: int = 4 << 30,
+    memory: int = 4 << 30, inverses: dict[str, Inverse] | None = None,
 ) -> dict[str, FloatArray]:  # fmt: skip
     """By group (size,): what a unit's removal adds to E[(Δσ)²], at the moment when it is the cheapest that is left.
 
     Within a group units are eliminated one after the other: the cost of one is Σ over consumers and their outputs o of
     v_o · [W_pᵀ (H⁻¹_pp)⁻¹ W_p]_oo, H the damped second moments of the consumer's inputs on the original network, p the
     columns that read the unit, and v_o = Σ over places of E[(∂σ/∂y_o)²]; W and H⁻¹ are updated after each round. A score is
-    never below one before it, so that the ranking keeps the order. `swaps`: after each eighth of the group, see `_swapped`. Source: ours, from Hassibi and Stork (1993) and Kurtic et
-    al. (2022, arXiv 2203.07259). Groups with a reader that is no plain layer called once, or whose moments do not fit the
+    never below one before it, so that the ranking keeps the order. `swaps`: after each eighth of the group, see `_swapped`.
+    `inverses` takes them as they were before anything went, as far as a quarter of the memory holds them. Source: ours, from
+    Hassibi and Stork (1993) and Kurtic et al. (2022, arXiv 2203.07259). Groups with a reader that is no plain layer called once, or whose moments do not fit the
     memory, are not among them.
     """
     importance = output_importance(model, units, calibration, task, device=device, memory=memory)
@@ -77,6 +78,10 @@ def obs_scores(
         module: Any = walk.net.get_submodule(name)
         reading = [(g, s) for g in units for s in g.consumers if s.module == name]
         found_here = _inverse(walk, name, module, memory)
+        if inverses is not None and found_here is not None:
+            size = sum(i.inverse.numel() for i in (found_here[0], *inverses.values()))
+            if 8 * size <= memory // 4:
+                inverses[name] = copy.deepcopy(found_here[0])
         for group, slot in reading:
             if found_here is not None:
                 inverse, moments = found_here
