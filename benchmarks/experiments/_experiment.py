@@ -20,7 +20,18 @@ from _machine import RESULTS, ROOT, machine, write_result  # noqa: E402
 from _real import unpacked  # noqa: E402
 from plots import keep, pyplot  # noqa: E402
 
-NAMES = ("headline", "voting", "sample_size", "alpha", "stale", "conservatism", "classes", "text_order", "blocks")
+NAMES = (
+    "headline",
+    "voting",
+    "sample_size",
+    "alpha",
+    "stale",
+    "conservatism",
+    "classes",
+    "text_order",
+    "blocks",
+    "scores",
+)
 """In the order of the seed's questions."""
 
 
