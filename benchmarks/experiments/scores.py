@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from _experiment import Given, main, spearman
 from _stores import counts, tell
-from methods_dense import CASES, NETWORKS
 
 import cswap
 from _real import unpacked
@@ -26,7 +25,7 @@ from cswap.data.calibration import calibration_set
 from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Source, task_named
-
+from methods_dense import CASES, NETWORKS
 
 PER_CLASS, UNITS, HELD = 8, 4, 12
 KINDS = ("", "-soft")
