@@ -27,6 +27,7 @@ QUESTIONS = (
     ("Is a class sacrificed; do confused classes need the same units?", "classes"),
     ("Does the feed-forward order hold for recurrent networks and text?", "text_order"),
     ("Can blocks of units replace per-unit analysis in wide layers?", "blocks"),
+    ("What score captures masks, boxes and classes: decisions, or probabilities?", "scores"),
 )
 
 
