@@ -243,7 +243,7 @@ def _claim(job: CompareJob, fingerprint: dict[str, Any]) -> None:
     out = job.out
     if out.exists() and not out.is_dir():
         raise InputError(f"out: expected a folder, {out} is a file")
-    held = sorted(p.name for p in out.iterdir()) if out.exists() else []
+    held = sorted(p.name for p in out.iterdir() if p.name != f"{RUN}.tmp") if out.exists() else []
     if held and not (out / RUN).exists():
         raise InputError(f"out: {out} holds other files (first {held[0]}); name a new folder")
     if held and not (job.resume or job.force):

@@ -128,6 +128,29 @@ def test_the_state_follows_the_journal(job):
     assert run["pinned"]["batch_bytes"] > 0
 
 
+def test_what_a_killed_write_left_is_no_reason_to_refuse(job, capsys):
+    """Ours, safetensors' own, and the first file of all; a user's file is one, and stays."""
+    root, arguments = job
+    whole, out = root / "left-whole", root / "left"
+    assert _run(arguments, whole) == 0
+    out.mkdir()
+    (out / "run.json.tmp").write_text("{")  # killed before anything was there
+    assert _run(arguments, out) == 0
+    assert not (out / "run.json.tmp").exists()
+    torn = root / "left-torn"
+    assert _run(arguments, torn, 0.3) == -signal.SIGKILL
+    for name in (".tmpVZssVU", "state.0.safetensors.tmp"):
+        (torn / name).write_bytes(b"torn")
+    assert _run([*arguments, "--resume"], torn) == 0
+    assert (torn / "path.jsonl").read_bytes() == (whole / "path.jsonl").read_bytes()
+    assert not list(torn.glob("*.tmp*")) + list(torn.glob(".tmp*"))
+    other = root / "left-other"
+    other.mkdir()
+    (other / "notes.tmp").write_text("mine")
+    assert _run(arguments, other) == 2
+    assert (other / "notes.tmp").read_text() == "mine"
+
+
 def _torchrun(arguments: list[str], **more: str) -> subprocess.Popen[str]:
     command = [
         sys.executable,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -148,8 +149,9 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
         raise InputError(f"out: expected a folder, {folder} is a file")
     held = sorted(p.name for p in folder.iterdir() if p.name != WRITING) if folder.exists() else []
     mine = is_ours(folder)
-    if held and not mine:
-        raise InputError(f"out: {folder} holds other files (first {held[0]}); name a new folder")
+    others = [n for n in held if n in OURS or not _left_over(n)]
+    if others and not mine:
+        raise InputError(f"out: {folder} holds other files (first {others[0]}); name a new folder")
     if mine and not (resume or force):
         state = "an artifact" if MANIFEST in held else "the journal of an unfinished run"
         raise InputError(f"out: {folder} holds {state}; --resume goes on with it, --force replaces it")
@@ -169,6 +171,9 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
             fixed = [{k: v for k, v in pins.items() if k not in TAKEN_OVER} for pins in (was or now, now)]
             _same_run(fixed[0], fixed[1], f"{PINNED}.")
             run[PINNED] = was or now
+        for name in held:
+            if name not in OURS and _left_over(name):
+                (folder / name).unlink()
         write_json(folder / RUN, run)
     except OSError as error:
         with suppress(OSError):
@@ -201,6 +206,11 @@ def replacing(folder: Path, force: bool) -> Iterator[None]:
             aside.rename(folder)
 
 
+def _left_over(name: str) -> bool:
+    """Whether a write that was killed left this file: ours, or one of safetensors'."""
+    return name.removesuffix(".tmp") in OURS or re.fullmatch(r"\.tmp\w{6}", name) is not None
+
+
 def is_ours(folder: Path) -> bool:
     """Whether a folder holds an artifact or a journal of ours, and not just files that are named alike."""
     if (folder / MANIFEST).exists():
@@ -209,7 +219,7 @@ def is_ours(folder: Path) -> bool:
         except ArtifactError:
             return (folder / PATH).exists()
     return (folder / RUN).exists() and not (
-        {p.name for p in folder.iterdir() if not p.name.endswith(".tmp")} - {*OURS, WRITING}
+        {p.name for p in folder.iterdir() if not _left_over(p.name)} - {*OURS, WRITING}
     )
 
 

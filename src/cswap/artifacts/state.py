@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from cswap.artifacts.files import STATES
 from cswap.causal.engine import Scores
@@ -33,7 +33,8 @@ def write_state(path: Path, step: int, scores: Scores, watched: Watched) -> None
     }
     told["crc"] = _crc_of(told, tensors)
     temporary = path.with_name(path.name + ".tmp")
-    save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, temporary, metadata={"state": json.dumps(told)})
+    content = save({n: np.ascontiguousarray(t) for n, t in tensors.items()}, metadata={"state": json.dumps(told)})
+    temporary.write_bytes(content)  # save_file leaves a file of a name of its own when it is killed
     temporary.replace(path)
 
 
