@@ -53,11 +53,14 @@ def one_end(end: str, kept: set[str], tests: list[str], folder: Path) -> dict[st
     show = f"import json; from importlib.metadata import version; print(json.dumps({{n: version(n) for n in {names}}}))"
     versions = json.loads(subprocess.run([str(python), "-c", show], capture_output=True, text=True, check=True).stdout)
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    run = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *tests]
+    run = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "-W", "default", *tests]
     ran = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     lines = ran.stdout.strip().splitlines()
+    summary = next(
+        (x.strip("= ") for x in reversed(lines) if re.search(r"\d (passed|failed|error)", x)), "no tests ran"
+    )
     failed = [x.removeprefix("FAILED ")[:200] for x in lines if x.startswith(("FAILED", "ERROR"))]
-    return {"installed": True, "versions": versions, "status": ran.returncode, "summary": lines[-1], "failed": failed}
+    return {"installed": True, "versions": versions, "status": ran.returncode, "summary": summary, "failed": failed}
 
 
 def main() -> None:
