@@ -135,6 +135,7 @@ def figure(data: dict[str, Any], plt: Any) -> Any:
             ax.plot(pairs[:, i], pairs[:, 2], mark, ms=4, label=f"{kind} score, ρ = {f[kind]['foretells']:.2f}")
         for scale in (ax.set_xscale, ax.set_yscale):
             scale("symlog", linthresh=1e-4)
+        ax.tick_params(axis="x", labelsize=7)
         ax.set_xlabel("mean effect on the calibration images")
         ax.set_ylabel("on held-out images, hard score")
         ax.set_title(name, fontsize=9)
