@@ -14,6 +14,7 @@ from cswap.causal.judge import Judge
 from cswap.causal.margins import Probe, Profile, lower_hull, margins_of, worst_loss
 from cswap.causal.stats import Moments
 from cswap.errors import InputError, TargetError
+from cswap.methods import joint as joint_method
 from cswap.methods.joint import Measured, by_margin, by_price
 from cswap.methods.obs import obs_scores
 from cswap.methods.options import Options
@@ -111,6 +112,21 @@ def test_moments_that_the_surrogate_measured_give_the_same_joint_cut(digits_case
     base = engine.scores(group).sigma
     assert np.abs(cuts[0] - base).max() > 1e-3
     assert np.abs(cuts[0] - cuts[1]).max() < 1e-5
+
+
+def test_what_is_far_beyond_the_margin_is_looked_at_on_a_quarter(digits_case, monkeypatch):
+    """And the sets are those of looking at every sample."""
+    model, calibration, structure = digits_case
+    sets, seen = [], []
+    for fewest in (6, 10**6):
+        monkeypatch.setattr(joint_method, "FEWEST", fewest)
+        path = cswap.prune_path(model, calibration, structure=structure, method="joint", margins="0.05")
+        groups = path.sensitivity["groups"]
+        sets.append({n: g["sets"] for n, g in groups.items()})
+        seen.append([p["samples"] for g in groups.values() for p in g["probes"]])
+    assert sets[0] == sets[1]
+    assert set(seen[1]) == {len(calibration)}
+    assert set(seen[0]) == {len(calibration), sum(n // 4 for n in np.bincount(calibration.targets))}
 
 
 def test_joint_is_a_complete_path_the_same_every_time(digits_case):

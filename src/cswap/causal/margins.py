@@ -29,31 +29,42 @@ def worst_loss(moments: Moments, alpha: float) -> FloatArray:
     return np.where(moments.count == 0, -np.inf, bound)
 
 
+def surely_lost(moments: Moments, alpha: float) -> FloatArray:
+    """Lower bound of the mean loss of score of each class, (K,), as `worst_loss` bounds it from above."""
+    return np.where(moments.count == 0, -np.inf, -upper_mean(moments, alpha))
+
+
 @dataclass(frozen=True, eq=False)
 class Probe:
     """What cutting a group's first `units` units together did, after compensation.
 
     margin: the largest of the classes' bounds, the smallest τ within which the cut is non-inferior; loss: mean loss of score
-    over all samples; by_class (K,): mean losses.
+    over all samples that were looked at; by_class (K,): mean losses; samples: how many were looked at (0: not said).
     """
 
     units: int
     margin: float
     loss: float
     by_class: FloatArray
+    samples: int = 0
 
     @classmethod
     def of(cls, units: int, stats: EffectStats, alpha: float) -> Probe:
         """From the statistics of the joint cut."""
         margin = float(worst_loss(stats.by_class, alpha).max())
-        return cls(
-            units, margin, -float(stats.pooled.mean), np.where(stats.by_class.count > 0, -stats.by_class.mean, np.nan)
-        )
+        by_class = np.where(stats.by_class.count > 0, -stats.by_class.mean, np.nan)
+        return cls(units, margin, -float(stats.pooled.mean), by_class, int(stats.pooled.count))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         by_class = [None if np.isnan(x) else float(x) for x in self.by_class]
-        return {"units": self.units, "margin": self.margin, "loss": self.loss, "by_class": by_class}
+        return {
+            "units": self.units,
+            "margin": self.margin,
+            "loss": self.loss,
+            "by_class": by_class,
+            "samples": self.samples,
+        }
 
 
 @dataclass(eq=False)
