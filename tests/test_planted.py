@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -212,6 +213,25 @@ def test_rankings_by_hand():
         assert [d.unit for d in path] == [4, 3, 2, 1]
     orders = [[d.unit for d in _path(model, method="random", seed=s)] for s in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_lamp_by_hand():
+    """Squares 25, 16, 9, 4, 1: each beside the sum of those that are not smaller."""
+    from cswap.methods.lamp import lamp_scores
+
+    model = Planted(duplicates=False)
+    structure = discover(model, _data().tensors[0])
+    with torch.no_grad():
+        model.hidden.weight.mul_(torch.tensor([[5.0], [4.0], [3.0], [2.0], [1.0]]))
+    scores = lamp_scores(model, structure)["hidden"]
+    np.testing.assert_allclose(scores, [1, 16 / 41, 9 / 50, 4 / 54, 1 / 55])
+    assert [d.unit for d in _path(model, method="lamp", scope="global")] == [4, 3, 2, 1]
+    with torch.no_grad():
+        model.hidden.weight[3:] = 0.0
+        model.hidden.weight[2] = model.hidden.weight[1]
+    ties = lamp_scores(model, structure)["hidden"]
+    assert ties[3] == ties[4] == 0.0
+    assert ties[1] != ties[2]
 
 
 def test_a_user_s_own_method_of_four_arguments():

@@ -230,7 +230,7 @@ def test_bad_input_is_one_line_and_status_2(place, capsys):
         (["--order", "x"], ["order"]),
         (["--max-drop", "2"], ["max-drop"]),
         (["--xi-floor", "0"], ["xi-floor"]),
-        (["--method", "x"], ["cbp, cswap, deeplift, greedy, joint, lrp, magnitude, obs, random, taylor, taylor2"]),
+        (["--method", "x"], ["cbp, cswap, deeplift, greedy, joint, lamp, lrp, magnitude, obs, random, taylor, taylor2"]),
         (["--task", "x"], ["classification"]),
         (["--only", "zzz"], ["matches no group"]),
         (["--exclude", "*"], ["no group to prune"]),
