@@ -46,7 +46,7 @@ def prune(
     method: Annotated[
         str,
         typer.Option(
-            "--method", help="cswap, joint, cbp, greedy, obs, taylor, taylor2, deeplift, lrp, magnitude, random"
+            "--method", help="cswap, joint, cbp, greedy, obs, taylor, taylor2, deeplift, lrp, lamp, magnitude, random"
         ),
     ] = "cswap",
     seed: Annotated[int, typer.Option("--seed", help="draws the calibration set")] = 0,
