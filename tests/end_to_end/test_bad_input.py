@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "per-class-text": (["--per-class", "few"], ("per-class", "few")),
     "seed": (["--seed", "-1"], ("seed", "-1")),
     "seed-text": (["--seed", "x"], ("seed", "x")),
+    "seed-huge": (["--seed", str(10**20), "--eval-samples", "5"], ("seed",)),
     "device": (["--device", "tpu"], ("device", "tpu")),
     "device-cuda": (["--device", "cuda:99"], ("device", "cuda:99")),
     "memory": (["--memory", "lots"], ("memory", "lots")),
@@ -244,6 +246,10 @@ WEIGHTS: dict[str, tuple[Callable[[Place], Any], tuple[str, ...]]] = {
         lambda p: _changed(p, lambda s: {**s, "fc.weight": s["fc.weight"].roll(1, 0)}),
         ("chance", "--labels"),
     ),
+    "float8-nan": (
+        lambda p: _changed(p, lambda s: {**s, "b.weight": (s["b.weight"] * float("nan")).to(torch.float8_e4m3fn)}),
+        ("b.weight", "NaN"),
+    ),
     "folder": (lambda p: (p.weights.unlink(), p.weights.mkdir()), ("weights",)),
     "suffix": (lambda p: p.weights.rename(p.weights.with_suffix(".bin")), ("weights",)),
 }
@@ -264,6 +270,10 @@ PICKLES: dict[str, Callable[[Path, str], Any]] = {
     "whole-module": lambda f, m: torch.save(torch.nn.Linear(2, 2), f),
     "list": lambda f, m: torch.save([1, 2, 3], f),
     "numbers": lambda f, m: torch.save({"a": 1}, f),
+    "numbered": lambda f, m: torch.save({1: torch.zeros(2)}, f),
+    "sparse": lambda f, m: torch.save({"a": torch.eye(3).to_sparse()}, f),
+    "words": lambda f, m: f.write_text("test of a text that is no pickle\n"),
+    "letters": lambda f, m: f.write_text("abc"),
     "empty": lambda f, m: f.write_bytes(b""),
     "zip-of-nothing": lambda f, m: f.write_bytes(b"PK\x05\x06" + bytes(18)),
 }
@@ -464,6 +474,18 @@ FACTORY_DATA: dict[str, tuple[str, tuple[str, ...]]] = {
     "empty": ("def data():\n    return TensorDataset(torch.zeros(0, 3, 8, 8), torch.zeros(0).long()), good()\n", ("data",)),
     "float-labels": ("def data():\n    return TensorDataset(torch.zeros(30, 3, 8, 8), torch.zeros(30)), good()\n", ("label",)),
     "negative-labels": ("def data():\n    return TensorDataset(torch.zeros(30, 3, 8, 8), torch.arange(30) % 3 - 1), good()\n", ("label",)),
+    "broken-labels": (
+        "def data():\n    return TensorDataset(torch.zeros(30, 3, 8, 8), torch.arange(30) % 3 + 0.5), good()\n",
+        ("label", "0.5"),
+    ),
+    "held-out-labels-negative": (
+        "def data():\n    bad = TensorDataset(torch.zeros(30, 3, 8, 8), torch.arange(30) % 3 - 1)\n    return good(), bad\n",
+        ("label", "-1"),
+    ),
+    "held-out-labels-beyond": (
+        "def data():\n    bad = TensorDataset(torch.zeros(30, 3, 8, 8), torch.arange(30) % 4)\n    return good(), bad\n",
+        ("label", "3"),
+    ),
     "labels-out-of-range": ("def data():\n    return TensorDataset(torch.zeros(40, 3, 8, 8), torch.arange(40) % 4), good()\n", ("4",)),
     "nan-inputs": ("def data():\n    return TensorDataset(torch.full((30, 3, 8, 8), float('nan')), torch.arange(30) % 3), good()\n", ("finite",)),
     "no-length": ("def data():\n    return iter([]), good()\n", ("data",)),
@@ -512,7 +534,7 @@ def _manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]
     return spoil
 
 
-def _set(*path: str, to: Any) -> Callable[[Path], None]:
+def _set(*path: Any, to: Any) -> Callable[[Path], None]:
     def change(data: dict[str, Any]) -> None:
         for key in path[:-1]:
             data = data[key]
@@ -607,6 +629,17 @@ ARTIFACTS: dict[str, Callable[[Path], Any]] = {
     "path-verdict": lambda art: _line(art, verdict="maybe"),
     "path-phase": lambda art: _line(art, phase=7),
     "path-ratio": lambda art: _line(art, ratio={"flops": 1}),
+    "path-removed": lambda art: _line(art, removed="false"),
+    "path-xi": lambda art: _line(art, xi="much"),
+    "path-score": lambda art: _line(art, score=[1]),
+    "path-quality": lambda art: _line(art, quality="good"),
+    "path-ratio-text": lambda art: _line(art, ratio={"params": "all", "macs": 0, "units": 0}),
+    "path-step-inf": lambda art: _line(art, step=float("inf")),
+    "path-link": lambda art: ((art / "path.jsonl").rename(art.parent / "p"), (art / "path.jsonl").symlink_to(art.parent / "p")),
+    "path-pipe": lambda art: ((art / "path.jsonl").unlink(), os.mkfifo(art / "path.jsonl")),
+    "structure-huge": _set("structure", "groups", 0, "slots", 0, "identity", to=10**13),
+    "structure-inf": _set("structure", "total_params", to=float("inf")),
+    "structure-positions": _set("structure", "groups", 0, "slots", 0, to={"module": "a", "side": "out", "role": "producer", "positions": [10**30], "owner": [0]}),
     "effects-gone": lambda art: (art / "effects.safetensors").unlink(),
     "effects-text": _raw("effects.safetensors", b"hello"),
     "effects-cut": lambda art: (art / "effects.safetensors").write_bytes((art / "effects.safetensors").read_bytes()[:-9]),
@@ -620,8 +653,12 @@ def _torn_middle(raw: bytes) -> bytes:
 
 
 def _line(art: Path, **change: Any) -> None:
+    """Changed by somebody who knows of the CRC."""
     lines = (art / "path.jsonl").read_text().splitlines()
-    lines[1] = json.dumps({**json.loads(lines[1]), **change})
+    data = {**json.loads(lines[1]), **change}
+    del data["crc"]
+    text = json.dumps(data)
+    lines[1] = f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}'
     (art / "path.jsonl").write_text("\n".join(lines) + "\n")
 
 
@@ -631,6 +668,56 @@ def test_an_artifact(place, capsys, case):
     art = place.root / "art"
     ARTIFACTS[case](art)
     refused(capsys, place, ["eval", str(art), "--trust", "--quiet"])
+
+
+@pytest.mark.parametrize("command", ["explain", "report"])
+@pytest.mark.parametrize("case", ["path-xi", "path-link", "path-pipe", "structure-huge", "structure-positions"])
+def test_whoever_reads_an_artifact_reads_it_alike(place, capsys, command, case):
+    art = place.root / "art"
+    ARTIFACTS[case](art)
+    refused(capsys, place, [command, str(art)])
+
+
+def test_a_file_that_is_there_is_not_written_over(place, capsys):
+    art, file = place.root / "art", place.root / "mine.txt"
+    file.write_text("mine")
+    refused(capsys, place, ["report", str(art), "--out", str(file)], "out", "--force")
+    refused(capsys, place, ["report", str(art), "--out", str(place.root)], "out", "folder")
+    refused(
+        capsys, place, ["explain", str(art), "--group", "a", "--unit", "0", "--images", str(file)], "images", "--force"
+    )
+    assert main(["report", str(art), "--out", str(file), "--force"]) == 0
+    assert b"<html" in file.read_bytes()
+
+
+def test_a_link_in_an_artifact_is_not_written_through(place, capsys):
+    art, outside = place.root / "art", place.root / "outside"
+    outside.write_text("mine")
+    (art / "report.html.tmp").symlink_to(outside)
+    assert main(["report", str(art)]) == 0
+    capsys.readouterr()
+    assert outside.read_text() == "mine"
+    assert (art / "report.html").is_file()
+
+
+def test_half_a_character_in_a_manifest_is_printed_all_the_same(place, capsys):
+    art = place.root / "art"
+    _set("method", to="\ud800")(art)
+    assert main(["report", str(art)]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("seeds", ["nan", "inf", "0,-1", "0.5"])
+def test_seeds_of_a_comparison(place, capsys, seeds):
+    arguments = place.prune("out")[1:]
+    at = arguments.index("--target")
+    del arguments[at : at + 2]
+    refused(capsys, place, ["compare", *arguments, "--methods", "magnitude", "--seeds", seeds], "seeds")
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "-1", "99"])
+def test_no_such_class(place, capsys, name):
+    refused(capsys, place, ["explain", str(place.root / "art"), "--class", name], "class")
 
 
 @pytest.mark.parametrize("command", ["explain", "report"])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cswap.errors import ArtifactError
+from cswap.errors import ArtifactError, InputError
 
 MANIFEST, WEIGHTS, PATH, EFFECTS = "manifest.json", "model.safetensors", "path.jsonl", "effects.safetensors"
 SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY = "summary.json", "curve.json", "run.json", "effects.part", "factory.py"
@@ -43,14 +44,42 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write a JSON object through a temporary file, so that it is whole or not there."""
+    write_whole(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Write a file through a temporary one beside it, whole or not there; nothing is written through a link that lies there.
+
+    sync: wait until the disk has it. Raises OSError.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            json.dump(data, stream, indent=1, allow_nan=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            if sync:
+                stream.flush()
+                os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def new_file(option: str, path: Path, force: bool) -> None:
+    """A file the user names must not be there yet, or be one that `force` replaces. Raises InputError."""
+    if not path.name or path.is_dir():
+        raise InputError(f"{option}: expected a file to write, {path} is a folder")
+    if path.exists() and not force:
+        raise InputError(f"{option}: {path} is there already; --force replaces it")
+
+
+def own_files(folder: Path) -> None:
+    """What an artifact holds under our names must be files of its own. Raises ArtifactError."""
+    for name in OURS:
+        path = folder / name
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise ArtifactError(f"{path} is a link out of the artifact")
+        if path.exists() and not path.is_file():
+            raise ArtifactError(f"{path}: expected a file, it is none")

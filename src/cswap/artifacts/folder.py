@@ -27,6 +27,7 @@ from cswap.artifacts.files import (
     WEIGHTS,
     WRITING,
     inside,
+    own_files,
     read_json,
     write_json,
 )  # fmt: skip
@@ -170,6 +171,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{folder} carries only the journal of an unfinished run; `cswap prune … --resume` finishes it"
         )
+    own_files(folder)
     manifest = read_json(folder / MANIFEST)
     if manifest.get("schema") != SCHEMA:
         raise ArtifactError(f"{folder}: expected schema {SCHEMA}, got {manifest.get('schema')!r}")
@@ -212,8 +214,10 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
         weights = inside(folder, manifest["weights"]["file"])
         expected_hash = manifest["weights"]["sha256"]
         replaced = [str(name) for name in manifest.get("structure", {}).get("replaced", {})]
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise ArtifactError(f"{folder}: the manifest is malformed") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ArtifactError(
+            f"{folder}: the manifest's weights are malformed ({type(error).__name__}: {one_line(error)})"
+        ) from None
     kept = kept_of(folder, manifest)
     if not weights.is_file() or sha256_of(weights) != expected_hash:
         raise ArtifactError(f"{weights} is not the file that was saved: its hash differs")
@@ -238,8 +242,10 @@ def kept_of(folder: Path, manifest: dict[str, Any]) -> KeptIndices:
         kept: KeptIndices = {
             str(t): {int(d): _indices(i) for d, i in dims.items()} for t, dims in manifest["kept"].items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        raise ArtifactError(f"{folder}: the manifest is malformed") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ArtifactError(
+            f"{folder}: the indices kept are malformed ({type(error).__name__}: {one_line(error)})"
+        ) from None
     if any((np.diff(i) <= 0).any() for dims in kept.values() for i in dims.values()):
         raise ArtifactError(f"{folder}: indices kept must ascend without repeats")
     return kept
@@ -265,14 +271,10 @@ def _indices(given: Any) -> IntArray:
 
 def _surgery(folder: Path, manifest: dict[str, Any], kept: KeptIndices) -> Surgery:
     """What was done to the module, so that it can be recovered and saved again."""
-    try:
+    with told_by(folder):
         structure = Structure.from_dict(manifest["structure"])
         target, ratio = Target.parse(manifest["target"]), Ratio(**manifest["ratio"])
         return Surgery(target, ratio, int(manifest["steps"]), removed_by(structure, kept), kept, structure)
-    except CswapError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ArtifactError(f"{folder}: the manifest is malformed ({one_line(error)})") from None
 
 
 def open_artifact(folder: str | Path) -> Artifact:
@@ -296,7 +298,7 @@ def open_artifact(folder: str | Path) -> Artifact:
         cliffs = [Cliff(**{**c, "classes": tuple(c["classes"])}) for c in manifest.get("cliffs") or []]
     except CswapError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError, OSError) as error:
         raise ArtifactError(f"{folder}: the manifest or the path is malformed ({one_line(error)})") from None
     path = PruningPath(
         structure,

@@ -293,7 +293,7 @@ def read_journal(
             decisions.append(_decision(data, moments, classes, rule))
             if structure[data["group"]].size <= data["unit"] or data["step"] != number:
                 raise ArtifactError(f"{folder / PATH}, line {number}: does not fit the network or the lines before it")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise ArtifactError(f"{folder / PATH}, line {number} of {len(whole)}: no decision can be read") from None
     if decisions and decisions[-1].phase == "walk":
         group = structure[decisions[-1].group]
@@ -351,8 +351,13 @@ def _decision(data: dict[str, Any], moments: Moments | None, classes: tuple[str,
             np.where(asked, p, np.nan),
             pi,
         )
-    if not isinstance(data["phase"], str):
-        raise ValueError(f"phase {data['phase']!r}")
+    if not isinstance(data["phase"], str) or not isinstance(data["removed"], bool) or data["unit"] < 0:
+        raise ValueError(f"phase {data['phase']!r}, removed {data['removed']!r}, unit {data['unit']!r}")
+    if not all(
+        v is None or type(v) in (int, float)
+        for v in (data["xi"], data["score"], data["quality"], *data["ratio"].values())
+    ):
+        raise ValueError("expected numbers")
     return Decision(
         step=int(data["step"]), phase=str(data["phase"]), group=str(data["group"]), unit=int(data["unit"]),
         removed=bool(data["removed"]), reason=str(data["reason"]),

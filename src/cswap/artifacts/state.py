@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from cswap.artifacts.files import STATES
+from cswap.artifacts.files import STATES, write_whole
 from cswap.causal.engine import Scores
 from cswap.errors import ArtifactError
 from cswap.methods.path import Kept, Watched
@@ -32,10 +32,8 @@ def write_state(path: Path, step: int, scores: Scores, watched: Watched) -> None
         "cliffs": [asdict(c) for c in watched.cliffs],
     }
     told["crc"] = _crc_of(told, tensors)
-    temporary = path.with_name(path.name + ".tmp")
     content = save({n: np.ascontiguousarray(t) for n, t in tensors.items()}, metadata={"state": json.dumps(told)})
-    temporary.write_bytes(content)  # save_file leaves a file of a name of its own when it is killed
-    temporary.replace(path)
+    write_whole(path, content, sync=False)  # save_file leaves a file of a name of its own when it is killed
 
 
 def _crc_of(told: dict[str, Any], tensors: dict[str, FloatArray]) -> int:

@@ -30,7 +30,7 @@ from cswap.cli.options import (
     show_or_print,
 )
 from cswap.cli.progress import Interrupted, ProgressLine
-from cswap.errors import RunError, out_of_memory
+from cswap.errors import InputError, RunError, out_of_memory
 from cswap.pipeline import Machine, PruneJob
 from cswap.types import Target
 
@@ -140,7 +140,10 @@ def compare(
     from cswap.compare import compare as run_compare
     from cswap.report.figures import compare_page
 
-    drawn = tuple(int(v) for v in numbers("seeds", seeds))
+    asked = numbers("seeds", seeds)
+    if any(not 0 <= v < 2**63 or v != int(v) for v in asked):
+        raise InputError(f"seeds: expected whole numbers from 0, got {seeds!r}")
+    drawn = tuple(int(v) for v in asked)
     job = CompareJob(
         source=net.source, data=given.choice, out=out, methods=_names(methods), task=analysis.task,
         ratios=tuple(sorted(set(numbers("ratios", ratios)))), kinds=_names(ratio_in), seeds=drawn,

@@ -53,6 +53,7 @@ def explain(
     images: Annotated[
         Path | None, typer.Option("--images", help="one unit: write the images that activate it most to this PNG")
     ] = None,
+    force: Force = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Why a unit was kept or removed: effects and p-values by class."""
@@ -68,8 +69,10 @@ def explain(
     if images is not None:
         if group is None or unit is None:
             raise InputError("images: --images needs --group and --unit")
+        from cswap.artifacts.files import new_file
         from cswap.report.activations import gallery
 
+        new_file("images", images, force)
         seen = gallery(artifact, groups=[group], **original.given)
         told["images"] = {"file": str(images), "samples": seen.sheet(group, unit, images)}
     show_or_print(as_json, told, lambda d: render.explanation(d, most))
@@ -82,6 +85,7 @@ def report(
     images: Annotated[
         int, typer.Option("--images", help="show this many calibration images that activate a unit most")
     ] = 0,
+    force: Force = False,
     as_json: JsonFlag = False,
 ) -> None:
     """One self-contained report.html from an artifact: opens offline."""
@@ -92,7 +96,7 @@ def report(
     shown = None
     if images:
         shown = gallery(open_artifact(folder), most=images, **original.given).sprite()
-    file = write_report(folder, out, images=shown)
+    file = write_report(folder, out, images=shown, force=force)
     show_or_print(as_json, {"report": str(file)}, lambda d: print(d["report"]))
 
 

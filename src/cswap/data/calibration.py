@@ -25,7 +25,8 @@ def labels_of(dataset: Dataset[Any]) -> IntArray:
     if isinstance(dataset, Subset):
         return labels_of(dataset.dataset)[np.asarray(dataset.indices, dtype=np.int64)]
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) >= 2:
-        return dataset.tensors[1].cpu().numpy().astype(np.int64)
+        labels = dataset.tensors[1].cpu().numpy()
+        return _whole_numbers(labels) if labels.dtype.kind == "f" else labels.astype(np.int64)
     for attribute in ("targets", "labels", "_labels"):
         values = getattr(dataset, attribute, None)
         if values is not None and len(values) == len(dataset):  # type: ignore[arg-type]

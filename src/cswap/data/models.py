@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import importlib.util
 import json
-import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cswap.data.hf import hugging_face
-from cswap.errors import MissingPartError, ModelError
+from cswap.errors import MissingPartError, ModelError, pass_on_out_of_memory
 
 EXPECTED = "expected torchvision:NAME, timm:NAME, hf:NAME_OR_DIR, FILE.py:FACTORY or package.module:FACTORY"
 TRUSTED = ("torchvision", "timm", "hf")
@@ -188,8 +187,13 @@ def _unwrapped(state: Any, path: Path) -> dict[str, torch.Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ModelError(f"weights {path}: expected a dict of tensors (also under 'state_dict' or 'model')")
+    if not isinstance(state, Mapping) or not all(
+        isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in state.items()
+    ):
+        raise ModelError(f"weights {path}: expected a dict of named tensors (also under 'state_dict' or 'model')")
+    odd = next((n for n, v in state.items() if v.layout != torch.strided or v.is_quantized), None)
+    if odd is not None:
+        raise ModelError(f"weights {path}: {odd}: expected a dense tensor, got a sparse or quantized one")
     names = list(state)
     if names and all(n.startswith("module.") for n in names):
         state = {n.removeprefix("module."): v for n, v in state.items()}
@@ -209,7 +213,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"weights {path}: expected .safetensors, .pt, .pth or .th")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 — whatever the reader makes of a file that is none
+        pass_on_out_of_memory(error)
         raise ModelError(f"weights {path}: cannot be read without running code in it ({one_line(error)})") from None
     return _unwrapped(state, path)
 
@@ -232,7 +237,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     other = next((n for n in own if n in state and _kind(own[n]) != _kind(state[n])), None)
     if other is not None:
         raise ModelError(f"weights {path}: {other}: expected {own[other].dtype} or alike, got {state[other].dtype}")
-    bad = next((n for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
+    bad = next((n for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v.float()).all()), None)
     if bad is not None:
         raise ModelError(f"weights {path}: {bad} holds NaN or Inf")
     put_tensors(model, state)

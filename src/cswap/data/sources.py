@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
@@ -176,9 +177,11 @@ def open_data(
             f"data {text!r}: the two splits hold different classes, {_few(classes)} and {_few(getattr(evaluation, 'classes', other))}"
         )
     shared = all(members_of(d, len(classes)) is not None for d in (train, evaluation))
-    if not shared and int(labels_of(evaluation).max(initial=0)) >= len(classes):
+    held = np.zeros(1, dtype=np.int64) if shared else labels_of(evaluation)
+    if held.max(initial=0) >= len(classes) or held.min(initial=0) < 0:
+        beyond = held[(held < 0) | (held >= len(classes))][0]
         raise DataError(
-            f"data {text!r}: the evaluation data has labels beyond the {len(classes)} classes of the train data"
+            f"data {text!r}: the evaluation data has labels beyond the {len(classes)} classes of the train data (first {beyond})"
         )
     if labels is not None:
         order = _label_order(labels, classes)

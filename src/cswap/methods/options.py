@@ -62,8 +62,8 @@ class Options:
             if getattr(self, name) not in choices:
                 shown = name.replace("_", "-")
                 raise InputError(f"{shown}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.seed < 0:
-            raise InputError(f"seed: expected a number of at least 0, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed: expected a number of at least 0 and below 2⁶³, got {self.seed}")
         if not self.xi_floor > 0:
             raise InputError(f"xi-floor: expected a number above 0, got {self.xi_floor}")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cswap.artifacts.files import write_whole
 from cswap.artifacts.folder import Artifact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.sources import ImageFormat
@@ -148,7 +149,9 @@ class Gallery:
         for i, picture in enumerate(pictures):
             sheet.paste(_tile(picture, _SHEET_TILE), (i * (_SHEET_TILE + 4), 0))
         try:
-            sheet.save(file, "PNG")
+            held = io.BytesIO()
+            sheet.save(held, "PNG")
+            write_whole(file, held.getvalue())
         except OSError as error:
             raise InputError(f"images: {file} cannot be written ({error.strerror or error})") from None
         classes, targets = self.calibration.classes, self.calibration.targets

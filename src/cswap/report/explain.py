@@ -59,7 +59,7 @@ def explanation(
         if unit is not None and not 0 <= unit < size:
             raise InputError(f"unit: group {group} has units 0 to {size - 1}, got {unit}")
     if class_ is not None and class_ not in path.classes:
-        if not (class_.isdigit() and int(class_) < len(path.classes)):
+        if not (class_.isdecimal() and int(class_) < len(path.classes)):
             raise InputError(f"class: expected one of {', '.join(path.classes[:12])}, got {class_!r}")
         class_ = path.classes[int(class_)]
     by_unit: dict[tuple[str, int], list[Decision]] = {}

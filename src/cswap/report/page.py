@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from cswap.artifacts.files import REPORT
+from cswap.artifacts.files import REPORT, new_file, write_whole
 from cswap.artifacts.folder import open_artifact, told_by
 from cswap.errors import ArtifactError
 from cswap.report.facts import facts_of
@@ -18,13 +18,18 @@ _ASSETS = files("cswap.report") / "assets"
 _IN_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def write_report(folder: str | Path, out: Path | None = None, *, images: dict[str, Any] | None = None) -> Path:
-    """Write the report of an artifact into it, or to `out`; returns the file. Raises ArtifactError.
+def write_report(
+    folder: str | Path, out: Path | None = None, *, images: dict[str, Any] | None = None, force: bool = False
+) -> Path:
+    """Write the report of an artifact into it, or to `out`, which with `force` may be there; returns the file. Raises
+    ArtifactError, InputError.
 
     images: what `activations.sprite` made, to show the samples that activate a unit most.
     """
     from jinja2 import UndefinedError
 
+    if out is not None:
+        new_file("out", out, force)
     artifact = open_artifact(folder)
     try:
         with told_by(artifact.folder):
@@ -32,10 +37,8 @@ def write_report(folder: str | Path, out: Path | None = None, *, images: dict[st
     except UndefinedError as error:
         raise ArtifactError(f"{artifact.folder}: the manifest or the summary is malformed ({error.message})") from None
     file = out or artifact.folder / REPORT
-    temporary = file.with_name(file.name + ".tmp")
     try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(file)
+        write_whole(file, page.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ArtifactError(f"{file} cannot be written ({error.strerror or error})") from None
     return file

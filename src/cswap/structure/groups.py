@@ -13,6 +13,9 @@ import numpy as np
 from cswap.errors import InputError
 from cswap.types import IntArray
 
+WIDEST = 10**8
+"""Positions that a slot read from a file may have."""
+
 Side = Literal["out", "in"]
 Role = Literal["producer", "consumer", "channelwise"]
 
@@ -59,6 +62,8 @@ class Slot:
     def from_dict(cls, data: dict[str, Any]) -> Slot:
         """The inverse of `as_dict`; raises KeyError, TypeError or ValueError on malformed data."""
         if "identity" in data:
+            if not 0 <= int(data["identity"]) <= WIDEST:
+                raise ValueError(f"a width of {data['identity']}")
             positions = np.arange(int(data["identity"]), dtype=np.int64)
             owner = positions
         else:
