@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,21 @@ def _faults(data: dict[str, Any]) -> list[str]:
         f"A job that takes {took} was struck at a moment drawn from all of its time, and the same command given again. "
         "`identical`: path and weights byte for byte, effects number for number, and what the manifest says was kept.", "",
         *_table(["fault", "struck", "with a journal open", "resumed identical", "refused wrongly", "different", "tracebacks"], rows),
+    ]  # fmt: skip
+
+
+def _bad_input() -> list[str]:
+    """How many cases the tables of the test hold: read from its source, so that nothing is imported."""
+    source = ast.parse((HERE.parent / "tests" / "end_to_end" / "test_bad_input.py").read_text(encoding="utf-8"))
+    tables = {}
+    for node in source.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict) and isinstance(node.target, ast.Name):
+            tables[node.target.id.lower().replace("_", " ")] = len(node.value.keys)
+    return [
+        "## Bad input", "", "`python -m pytest tests/end_to_end/test_bad_input.py`: it passes or fails, and has no figures but the number of its cases.", "",
+        *_table(["table", "cases"], [*tables.items(), ["all", sum(tables.values())]]),
+        "Besides them: flipped bits in every file of an artifact, disks that are full, folders that cannot be written, options that contradict "
+        "each other, commands on what is no artifact.", "",
     ]  # fmt: skip
 
 
@@ -124,7 +140,7 @@ def _numbers() -> list[str]:
 def page() -> str:
     """The page's text."""
     parts = {"faults": _faults, "fuzz": _fuzz, "soak": _soak, "dependency_bounds": _ends}
-    lines = [_HEAD]
+    lines = [_HEAD, *_bad_input()]
     missing = []
     for name, made in parts.items():
         data = _read(name)
