@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,19 @@ def _header(raw: bytes, recipe: dict[str, Any]) -> bytes | None:
     return None if changed is None else struct.pack("<Q", len(changed)) + changed + raw[8 + size :]
 
 
+def _signed(line: bytes) -> bytes:
+    """The line with a CRC that is right, as somebody writes it who knows of it; what is no JSON object stays."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    if not isinstance(data, dict) or "crc" not in data:
+        return line
+    del data["crc"]
+    text = json.dumps(data)
+    return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}'.encode()
+
+
 def _line(raw: bytes, recipe: dict[str, Any]) -> bytes | None:
     """One line of path.jsonl changed, dropped, doubled, torn or moved to the end."""
     lines = raw.splitlines(keepends=True)
@@ -108,7 +122,7 @@ def _line(raw: bytes, recipe: dict[str, Any]) -> bytes | None:
         changed = _json(lines[at], recipe)
         if changed is None:
             return None
-        lines[at] = changed + b"\n"
+        lines[at] = (_signed(changed) if recipe.get("signed") else changed) + b"\n"
     elif what == "drop":
         del lines[at]
     elif what == "double":

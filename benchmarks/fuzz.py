@@ -162,7 +162,8 @@ def answer(ground: Ground, recipe: dict[str, Any]) -> tuple[str, str]:
         return "raises", f"{type(error).__name__}: {error}"[:300]
     if ground.outside(folder) != before:
         return "writes outside", said
-    return judged(ground, folder, action, status, said)
+    found = judged(ground, folder, action, status, said)
+    return ("fine", said) if found[0] == "another path" and recipe.get("signed") else found  # a forgery, and no promise
 
 
 def judged(ground: Ground, folder: Path, action: str, status: int, said: str) -> tuple[str, str]:
@@ -217,7 +218,7 @@ def recipes() -> Any:
         {"op": st.just("insert"), "at": at, "hex": st.binary(max_size=9).map(bytes.hex), "over": st.integers(0, 9)},
     ]
     json_, header = {"op": st.just("json"), **place}, {"op": st.just("header"), **place}
-    line = {"op": st.just("line"), "at": at, "what": what, **place}
+    line = {"op": st.just("line"), "at": at, "what": what, "signed": st.booleans(), **place}
     more = {"json": [json_, json_, json_], "safetensors": [header, header], "jsonl": [line, line, line]}
 
     def of(action: str) -> Any:

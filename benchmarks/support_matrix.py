@@ -151,7 +151,7 @@ def main() -> None:
             continue
         if time.perf_counter() - begin > given.budget:
             break
-        found[name] = run_one(request, given.seconds, given.memory)
+        found[name] = run_one(request, given.seconds, given.memory) | {"commit": machine()["commit"]}
         with journal.open("a") as stream:
             stream.write(json.dumps(found[name]) + "\n")
         f = found[name]
