@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -272,6 +273,21 @@ def _scores(
 def test_what_speaks_for_and_against_a_recovery(gain, spread, flips, why):
     said = _why_not(*_scores(50, gain, spread, flips))
     assert (said is None) if why is None else (why in str(said)), said
+
+
+def test_a_network_that_was_chosen_by_the_samples_is_no_better_judge_than_the_original(monkeypatch):
+    """A refit that falls from a flattered score back to the original's is taken; one that falls below that is not."""
+    net, calibration = randomise_(NETS["residual"](), seed=3).eval(), _calibration()
+    small, _ = _pruned(net, calibration, share=0.1)
+    monkeypatch.setitem(STEPS, "nothing", lambda case: None)
+    noise = np.random.default_rng(0).normal(size=80) * 0.01
+    for after, declined in ((0.7, False), (0.5, True)):
+        right = np.ones(80)
+        told = iter([(0.9 + noise, right), (after - noise, right), (0.7 + noise[::-1], right)])
+        monkeypatch.setattr(sys.modules[recovered.__module__], "_measured", lambda *_, told=told: next(told))
+        found = recovered(small, net, calibration, "nothing")
+        assert (found.declined is not None) == declined
+        assert declined or "to what the original has" in " ".join(found.notes)
 
 
 class _Untraceable(nn.Module):

@@ -73,8 +73,8 @@ def recover(
     """A copy of the pruned network `small` with what can be given back; `teacher` is its original. Both are untouched.
 
     how: `bias`, `bn`, `lstsq`, `merge`, `fold`, or several joined by `+`, done in that order. When the score falls on calibration
-    samples that did not fit (paired one-sided t-test at 5 %), or quality does and the score does not rise by the same test, the
-    copy is as `small` was, and a warning says so; `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors.
+    samples that did not fit (paired one-sided t-test at 5 %), or quality does and the score does not rise by the same test, and
+    either is significantly below the original's, the copy is as `small` was, and a warning says so; `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors.
     Raises InputError when they do not match.
     """
     found = recovered(small, teacher, calibration, how, task=task, structure=structure, device=device, memory=memory)
@@ -112,13 +112,19 @@ def recovered(
         for name in names:
             STEPS[name](case)
     numbers = choosing(calibration) if "lstsq" in names else np.arange(len(calibration))
-    before, after = (_measured(net, calibration.part(numbers), task, device) for net in (plain, case.small))
-    seconds = round(time.perf_counter() - begin, 3)
+    judges = calibration.part(numbers)
+    before, after = (_measured(net, judges, task, device) for net in (plain, case.small))
     declined = _why_not(before, after)
+    gone = any(len(units) for units in removed.values())
+    back = declined is not None and gone and _gave_back(_measured(original, judges, task, device), after)
+    if back:
+        declined = None  # the units that went were chosen by these samples, which flatter the network as it was cut
+    seconds = round(time.perf_counter() - begin, 3)
     for what, was, now in zip(("score", "quality"), before, after, strict=True):
         if declined is None and now.mean() < was.mean():
             case.note(
-                f"the mean {what} of {len(numbers)} calibration samples fell, not significantly, from {was.mean():.4f} to {now.mean():.4f}"
+                f"the mean {what} of {len(numbers)} calibration samples fell, {'to what the original has' if back else 'not significantly'}, "
+                f"from {was.mean():.4f} to {now.mean():.4f}"
             )
     raw = _like(case.small, small)
     return Recovery(
@@ -184,6 +190,13 @@ def _why_not(before: tuple[FloatArray, FloatArray], after: tuple[FloatArray, Flo
             f"{after[0].mean():.4f}"
         )
     return None
+
+
+def _gave_back(whole: tuple[FloatArray, FloatArray], after: tuple[FloatArray, FloatArray]) -> bool:
+    """Whether score and quality are not significantly below the original network's (paired one-sided t-tests at 5 %)."""
+    return bool(np.isfinite(after[0]).all()) and not any(
+        _surely_below_zero(a - w) for a, w in zip(after, whole, strict=True)
+    )
 
 
 def _surely_below_zero(d: FloatArray) -> bool:
