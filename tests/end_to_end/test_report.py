@@ -14,7 +14,7 @@ import typer
 
 from cswap.artifacts.folder import open_artifact
 from cswap.cli.app import main
-from cswap.report.again import _DATA, arguments_of
+from cswap.report.again import _DATA, _WISH, arguments_of
 from cswap.report.facts import facts_of
 from cswap.report.page import page_of, write_report
 
@@ -103,14 +103,31 @@ def test_every_choice_of_data_and_every_option_can_be_said_again():
     from cswap.cli.app import app
     from cswap.methods.options import Options
     from cswap.pipeline import DataChoice
+    from cswap.pipeline.jobs import Wish
 
     prune = typer.main.get_command(app).commands["prune"]
     known = {o for p in prune.params for o in p.opts}
     said = {"text", "allow_imbalance", *_DATA}
     assert {f.name for f in dataclasses.fields(DataChoice)} == said
-    assert set(_DATA.values()) <= known
+    assert {f.name for f in dataclasses.fields(Wish)} == set(_WISH)
+    assert {*_DATA.values(), *_WISH.values()} <= known
     unsaid: set[str] = set()
     assert {"--" + f.name.replace("_", "-") for f in dataclasses.fields(Options) if f.name not in unsaid} <= known
+
+
+def test_what_was_wished_is_said_again(artifact):
+    from cswap.cli.app import app
+
+    given = {"recover": "bn", "round_to": 4, "latency_batch": 3, "certify": "DATA", "margin": 0.3, "bound": "bernstein"}
+    manifest = artifact.manifest | {"round_to": 4, "certificate": {"margin": 0.3, "bound": "bernstein"}}
+    words = arguments_of(manifest, "latency=0.4", {"aim": {"batch": 3}})
+    assert words is not None
+    told = typer.main.get_command(app).commands["prune"].make_context("prune", [*words[1:], "--out", "DIR"]).params
+    assert {n: told[n] for n in given} == given
+    assert told["target"] == "latency=0.4"
+    plain = arguments_of(artifact.manifest | {"recovery": None})
+    assert plain is not None
+    assert not set(plain) & set(_WISH.values())
 
 
 def test_a_class_called_script_stays_text(artifact):
