@@ -210,6 +210,18 @@ def test_clicking_through_in_a_browser(artifact, browser, tmp_path, width, schem
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page must not scroll sideways"
     canvas = page.locator("#rows canvas").first
     canvas.scroll_into_view_if_needed()
+    if width >= 800:  # a narrow page shows a unit when it is tapped
+        for u in (0, 1):
+            canvas.hover(position={"x": 5 + 15 * u, "y": 5})
+            assert f"wide · {u}" in page.locator("#unit").inner_text()
+            bars = page.locator("#unit .effect")
+            assert sorted(bars.locator("span:first-child").all_inner_texts()) == sorted(facts["classes"])
+            effects = np.frombuffer(base64.b64decode(facts["groups"][0]["effects"][0]), "<f4").reshape(-1, 3)[u]
+            told = {b.get_attribute("title").partition(":")[0]: b.get_attribute("title") for b in bars.all()}
+            for name, mean in zip(facts["classes"], effects, strict=True):
+                found = re.search(r"mean difference ([+−]?)([\d.]+)", told[name])
+                assert found is not None
+                assert float(found[1].replace("−", "-") + found[2]) == pytest.approx(float(mean), abs=1e-5)
     canvas.click(position={"x": 20, "y": 5})
     assert "wide · 1" in page.locator("#unit").inner_text()
     page.keyboard.press("ArrowRight")
