@@ -90,9 +90,7 @@ def _together(data: dict[str, Any]) -> str:
     """Whether what is harmless one by one is harmless together."""
     free = data["harmless_together"]["0.001"]
     if free["units"] < 2:
-        return (
-            f"So few units ({free['units']}) are harmless one by one that this cannot show whether such units are harmless together."
-        )
+        return f"So few units ({free['units']}) are harmless one by one that this cannot show whether such units are harmless together."
     loss = data["accuracy"] - free["accuracy"]
     error = np.sqrt(max(data["accuracy"] * (1 - data["accuracy"]), 1e-12) / TEST_IMAGES)
     says = "is not harmless together" if loss > 2 * error else "shows no harm together either"

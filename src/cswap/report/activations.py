@@ -172,4 +172,6 @@ def gallery(
     form = again.choice.form(again.source.spec)
     normalised = not (form.as_they_are and is_boxes(Path(again.choice.text)))  # detectors normalise by themselves
     pixels(calibration.inputs(0, 1), form, normalised)  # refuses what is no image before the work is done
-    return Gallery(most_active(again.model, artifact.structure, calibration, most, groups), calibration, form, normalised)
+    return Gallery(
+        most_active(again.model, artifact.structure, calibration, most, groups), calibration, form, normalised
+    )
