@@ -25,8 +25,14 @@ _UNITS = (
     "| convolutions, linear layers | a channel, with everything that adds, concatenates or multiplies ties to it |",
     "| depthwise convolutions, squeeze-excite | the channel they act on |",
     "| grouped convolutions | a whole block: its input channels, filters and output channels; fewer groups of the same shape are left |",
-    "| LSTM, GRU, RNN | a hidden unit of one layer and direction, cut in what follows and in the recurrence |",
+    "| batch norms, frozen batch norms | the channel they act on: scale, shift and statistics go with it, parameters or buffers |",
+    "| LSTM, GRU, RNN | a hidden unit of one layer and direction, cut in what follows and in the recurrence; its row of every gate goes |",
     "| embedding tables | a dimension |",
+    "| MLPs of transformers | a hidden neuron; the residual width stays |",
+    "| gated MLPs (SwiGLU, GEGLU) | a neuron with its gate: a row of each, in two layers or in one that is split |",
+    "| attention: heads | a whole head, cut where the output projection reads it |",
+    "| attention: q·k | an inner dimension of one head, a row of q and of k; the scale stays that of the original head |",
+    "| attention: v | an inner dimension of one head, a row of v and a column of the output projection |",
     "| ConvNeXt and the like | hidden neurons of the MLPs; the residual width passes a LayerNorm, where zero is no removal |",
 )
 _SOURCES = (
@@ -65,6 +71,7 @@ def page_of(data: dict[str, Any]) -> str:
         "with random weights that show; see `benchmarks/support_matrix.py`.", "",
         "`cswap support --model M` says the same of your own model: groups, units, what is left out and why.", "",
         *_UNITS, "",
+        "A frozen model (`requires_grad=False`) is pruned like any other; what was frozen is frozen in the pruned module too.", "",
         "| outcome | means |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in _SAYS.items()), "",
     ]  # fmt: skip
     for source, title in _SOURCES:

@@ -111,6 +111,34 @@ def test_masked_equals_pruned_and_both_are_counted(name):
         assert not _crossed(model, chosen, removed, x) <= result.allowed
 
 
+@pytest.mark.parametrize("name", ["timm_vit", "timm_deit"])
+def test_timm_is_pruned_to_equal_networks_with_fused_attention_on_and_off(name):
+    model, x = _made(name)
+    whole, pruned = [], []
+    for fused in (True, False):
+        net = copy.deepcopy(model)
+        hosts = [m for m in net.modules() if hasattr(m, "fused_attn")]
+        assert hosts
+        for host in hosts:
+            host.fused_attn = fused
+        structure = discover(net, x)
+        assert len(structure) == MODELS[name][2]
+        removed = random_half(structure, 3)
+        result = agreement(net, structure, removed, x)
+        assert result.ok, str(result)
+        assert result.visible
+        small = pruned_copy(net, structure, removed)
+        with torch.no_grad():
+            whole.append(net(x))
+            pruned.append((small.state_dict(), small(x)))
+    (one, here), (other, there) = pruned
+    assert one.keys() == other.keys()
+    assert all(torch.equal(t, other[n]) for n, t in one.items())
+    np.testing.assert_allclose(here.numpy(), there.numpy(), atol=1e-5)
+    np.testing.assert_allclose(whole[0].numpy(), whole[1].numpy(), atol=1e-5)
+    assert (here - whole[0]).abs().max() > 1e-2
+
+
 def _crossed(model, structure, removed, x) -> float:
     """How far the masked network is from one that was pruned with an off-by-one; infinite where that does not even run."""
     with torch.no_grad():

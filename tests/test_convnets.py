@@ -83,7 +83,7 @@ def test_engines_agree(name):
     assert not fast.notes
 
 
-@pytest.mark.parametrize("name", ["grouped", "frozen"])
+@pytest.mark.parametrize("name", ["grouped", "frozen", "squeeze", "cbam", "groupnorm", "transposed", "twice"])
 def test_saved_and_loaded_in_a_new_process(name, tmp_path):
     x = _inputs()
     net = randomise_(build(name), 3, x).eval()

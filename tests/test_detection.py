@@ -236,6 +236,21 @@ def test_the_commands_prune_compare_apply_eval_and_explain_a_detector(tmp_path):
     run("apply", tmp_path / "a", "--target", "units=0.1", "--out", tmp_path / "b", "--trust", "--quiet", "--json")
     told = run("explain", tmp_path / "a", "--class", "left", "--json")
     assert all("left" in u["needed_by"] + u["hurts"] for u in told["units"])
+    sheet, unit = tmp_path / "unit.png", run("explain", tmp_path / "a", "--json")["units"][0]
+    run(
+        "explain",
+        tmp_path / "a",
+        "--group",
+        unit["group"],
+        "--unit",
+        unit["unit"],
+        "--images",
+        sheet,
+        "--trust",
+        "--json",
+    )
+    with Image.open(sheet) as seen:  # the background is dark in the files, and detectors get images as they are
+        assert np.percentile(np.asarray(seen.crop((0, 0, 96, 96))), 10) < 40
     both = run(
         "compare", *common, "--methods", "cbp,magnitude,taylor,obs", "--ratios", "0,0.4", "--ratio-in", "units",
         "--recover", "none,lstsq", "--no-latency", "--out", tmp_path / "all",

@@ -67,6 +67,13 @@ def test_what_is_no_image_is_refused():
     assert (grey.min(), grey.max()) == (0, 255)
 
 
+def test_images_that_were_not_normalised_are_shown_as_they_are():
+    x = torch.linspace(0, 1, 48).view(1, 3, 4, 4)
+    expected = (x[0] * 255).round().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(pixels(x, FORM, normalised=False)[0], expected)
+    assert (pixels(x, FORM)[0] != expected).any()
+
+
 @pytest.mark.parametrize("timed", [True, False])
 def test_no_empty_panel_where_nothing_was_timed(tmp_path, timed):
     row = {"quality": {"none": {"mean": 0.9, "std": None}}, "params": {"mean": 0.1, "std": None}}

@@ -168,9 +168,10 @@ def test_first_order_follows_small_cuts():
         np.testing.assert_allclose(guess[:, n], effect, rtol=0.02, atol=1e-8)
 
 
-def test_saved_and_loaded_in_a_new_process(tmp_path):
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_saved_and_loaded_in_a_new_process(tmp_path, kind):
     arguments = {"num_layers": 2, "bidirectional": True}
-    net, x = _reader("GRU", arguments), _tokens()
+    net, x = _reader(kind, arguments), _tokens()
     structure = discover(net, x)
     small = saved_and_loaded_elsewhere(
         net,
@@ -179,7 +180,7 @@ def test_saved_and_loaded_in_a_new_process(tmp_path):
         x,
         tmp_path,
         "tests/recurrent_factory.py:reader",
-        {"kind": "GRU", **arguments},
+        {"kind": kind, **arguments},
     )
     sizes = {d.hh.out_features for d in (small.rnn.l0, small.rnn.l1, small.rnn.l0_reverse, small.rnn.l1_reverse)}
     assert sizes == {4}

@@ -14,7 +14,7 @@ import typer
 
 from cswap.artifacts.folder import open_artifact
 from cswap.cli.app import main
-from cswap.report.again import _DATA, arguments_of
+from cswap.report.again import _DATA, _WISH, arguments_of
 from cswap.report.facts import facts_of
 from cswap.report.page import page_of, write_report
 
@@ -103,14 +103,31 @@ def test_every_choice_of_data_and_every_option_can_be_said_again():
     from cswap.cli.app import app
     from cswap.methods.options import Options
     from cswap.pipeline import DataChoice
+    from cswap.pipeline.jobs import Wish
 
     prune = typer.main.get_command(app).commands["prune"]
     known = {o for p in prune.params for o in p.opts}
     said = {"text", "allow_imbalance", *_DATA}
     assert {f.name for f in dataclasses.fields(DataChoice)} == said
-    assert set(_DATA.values()) <= known
+    assert {f.name for f in dataclasses.fields(Wish)} == set(_WISH)
+    assert {*_DATA.values(), *_WISH.values()} <= known
     unsaid: set[str] = set()
     assert {"--" + f.name.replace("_", "-") for f in dataclasses.fields(Options) if f.name not in unsaid} <= known
+
+
+def test_what_was_wished_is_said_again(artifact):
+    from cswap.cli.app import app
+
+    given = {"recover": "bn", "round_to": 4, "latency_batch": 3, "certify": "DATA", "margin": 0.3, "bound": "bernstein"}
+    manifest = artifact.manifest | {"round_to": 4, "certificate": {"margin": 0.3, "bound": "bernstein"}}
+    words = arguments_of(manifest, "latency=0.4", {"aim": {"batch": 3}})
+    assert words is not None
+    told = typer.main.get_command(app).commands["prune"].make_context("prune", [*words[1:], "--out", "DIR"]).params
+    assert {n: told[n] for n in given} == given
+    assert told["target"] == "latency=0.4"
+    plain = arguments_of(artifact.manifest | {"recovery": None})
+    assert plain is not None
+    assert not set(plain) & set(_WISH.values())
 
 
 def test_a_class_called_script_stays_text(artifact):
@@ -193,6 +210,18 @@ def test_clicking_through_in_a_browser(artifact, browser, tmp_path, width, schem
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page must not scroll sideways"
     canvas = page.locator("#rows canvas").first
     canvas.scroll_into_view_if_needed()
+    if width >= 800:  # a narrow page shows a unit when it is tapped
+        for u in (0, 1):
+            canvas.hover(position={"x": 5 + 15 * u, "y": 5})
+            assert f"wide · {u}" in page.locator("#unit").inner_text()
+            bars = page.locator("#unit .effect")
+            assert sorted(bars.locator("span:first-child").all_inner_texts()) == sorted(facts["classes"])
+            effects = np.frombuffer(base64.b64decode(facts["groups"][0]["effects"][0]), "<f4").reshape(-1, 3)[u]
+            told = {b.get_attribute("title").partition(":")[0]: b.get_attribute("title") for b in bars.all()}
+            for name, mean in zip(facts["classes"], effects, strict=True):
+                found = re.search(r"mean difference ([+−]?)([\d.]+)", told[name])
+                assert found is not None
+                assert float(found[1].replace("−", "-") + found[2]) == pytest.approx(float(mean), abs=1e-5)
     canvas.click(position={"x": 20, "y": 5})
     assert "wide · 1" in page.locator("#unit").inner_text()
     page.keyboard.press("ArrowRight")

@@ -60,10 +60,12 @@ class ImageFormat:
 
 
 def image_format(spec: ModelSpec | None, size: int | None, mean: str | None, std: str | None) -> ImageFormat:
-    """What the user said; else what the named torchvision weights' own transform or the folder's processor says; else ImageNet's."""
+    """What the user said; else what torchvision's weights or timm's of that name, or the folder's processor, say; else ImageNet's."""
     base = ImageFormat()
     if spec is not None and spec.kind == "torchvision":
         base = _format_of_torchvision(spec.name) or base
+    if spec is not None and spec.kind == "timm":
+        base = _format_of_timm(spec) or base
     if spec is not None and spec.folder is not None:
         base = _format_of_folder(spec.folder) or base
     if size is not None and not 1 <= size <= 4096:
@@ -81,6 +83,18 @@ def _format_of_torchvision(name: str) -> ImageFormat | None:
         t: Any = models.get_model_weights(name).DEFAULT.transforms()
         return ImageFormat(t.crop_size[0], t.resize_size[0], tuple(t.mean), tuple(t.std))
     except (ValueError, AttributeError, TypeError, IndexError):
+        return None
+
+
+def _format_of_timm(spec: ModelSpec) -> ImageFormat | None:
+    """What timm's configuration of that name says; it is part of the package, so nothing is downloaded."""
+    try:
+        from timm.models import get_pretrained_cfg
+
+        said: Any = get_pretrained_cfg(spec.name)
+        side = int(spec.arguments.get("img_size") or said.input_size[1])
+        return ImageFormat(side, int(side / said.crop_pct), tuple(said.mean), tuple(said.std))
+    except (ImportError, RuntimeError, AttributeError, ValueError, TypeError, IndexError):
         return None
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from cswap.artifacts.files import write_whole
 from cswap.artifacts.folder import Artifact
+from cswap.data.boxes import is_boxes
 from cswap.data.calibration import CalibrationSet
 from cswap.data.sources import ImageFormat
 from cswap.errors import InputError
@@ -83,11 +84,13 @@ def _see(net: nn.Module, groups: list[Group], inputs: torch.Tensor, found: dict[
             handle.remove()
 
 
-def pixels(inputs: torch.Tensor, form: ImageFormat) -> IntArray:
-    """(N, H, W, 3) uint8 pictures of normalised images (N, 1 or 3, H, W). Raises InputError for other inputs."""
+def pixels(inputs: torch.Tensor, form: ImageFormat, normalised: bool = True) -> IntArray:
+    """(N, H, W, 3) uint8 pictures of images (N, 1 or 3, H, W), `normalised` or in [0, 1]. Raises InputError for other inputs."""
     if inputs.dim() != 4 or inputs.shape[1] not in (1, 3) or not inputs.is_floating_point():
         raise InputError(f"images: expected image inputs of shape (N, 1 or 3, H, W), got {tuple(inputs.shape)}")
-    if inputs.shape[1] == len(form.mean):
+    if not normalised:
+        x = inputs
+    elif inputs.shape[1] == len(form.mean):
         shape = (1, -1, 1, 1)
         x = inputs * torch.tensor(form.std).view(shape) + torch.tensor(form.mean).view(shape)
     else:  # data from a factory: its own range
@@ -107,18 +110,19 @@ def _tile(picture: IntArray, side: int) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """Most active samples of some groups, the samples and their pictures' format."""
+    """Most active samples of some groups, the samples, and their pictures' format and whether they are `normalised`."""
 
     active: dict[str, MostActive]
     calibration: CalibrationSet
     form: ImageFormat
+    normalised: bool = True
 
     def sprite(self) -> dict[str, Any]:
         """For the report: every picture that is shown once, in one WebP, and by unit [picture, class, activation]."""
         from PIL import Image
 
         shown = np.unique(np.concatenate([a.samples.ravel() for a in self.active.values()]))
-        pictures = pixels(self.calibration.of(shown), self.form)
+        pictures = pixels(self.calibration.of(shown), self.form, self.normalised)
         tile = min(_LARGEST_TILE, pictures.shape[1])
         columns = int(np.ceil(np.sqrt(len(shown))))
         rows = -(-len(shown) // columns)
@@ -144,7 +148,7 @@ class Gallery:
         from PIL import Image
 
         active = self.active[group]
-        pictures = pixels(self.calibration.of(active.samples[unit]), self.form)
+        pictures = pixels(self.calibration.of(active.samples[unit]), self.form, self.normalised)
         sheet = Image.new("RGB", (len(pictures) * (_SHEET_TILE + 4) - 4, _SHEET_TILE), "white")
         for i, picture in enumerate(pictures):
             sheet.paste(_tile(picture, _SHEET_TILE), (i * (_SHEET_TILE + 4), 0))
@@ -169,5 +173,8 @@ def gallery(
     again = reopened(artifact, source, data, trust)
     calibration = again.calibration(allow_imbalance="data" not in artifact.manifest)  # saved from Python: what there is
     form = again.choice.form(again.source.spec)
-    pixels(calibration.inputs(0, 1), form)  # refuses what is no image before the work is done
-    return Gallery(most_active(again.model, artifact.structure, calibration, most, groups), calibration, form)
+    normalised = not (form.as_they_are and is_boxes(Path(again.choice.text)))  # detectors normalise by themselves
+    pixels(calibration.inputs(0, 1), form, normalised)  # refuses what is no image before the work is done
+    return Gallery(
+        most_active(again.model, artifact.structure, calibration, most, groups), calibration, form, normalised
+    )

@@ -15,10 +15,19 @@ _DATA = {
 _LEFT_TO_DEFAULT: dict[str, Any] = {"per_class": 128}
 
 
-def arguments_of(manifest: dict[str, Any], target: str | None = None) -> list[str] | None:
+_WISH = {
+    "recover": "--recover", "round_to": "--round-to", "latency_batch": "--latency-batch", "certify": "--certify",
+    "margin": "--margin", "bound": "--bound",
+}  # fmt: skip
+
+
+def arguments_of(
+    manifest: dict[str, Any], target: str | None = None, summary: dict[str, Any] | None = None
+) -> list[str] | None:
     """What to give `cswap` to make this artifact again, or None for one that was saved from Python.
 
-    target: what was asked, where it is not what the manifest says was reached.
+    target: what was asked, where it is not what the manifest says was reached. summary: holds the batch of a latency target.
+    The data of a certificate is not in an artifact, so DATA stands for it.
     """
     source, data = manifest.get("source"), manifest.get("data")
     if not isinstance(source, dict) or not isinstance(data, dict):
@@ -40,12 +49,21 @@ def arguments_of(manifest: dict[str, Any], target: str | None = None) -> list[st
     for flag in ("only", "exclude"):
         for pattern in (run or {}).get(flag, []):
             words += [f"--{flag}", str(pattern)]
-    recovery = manifest.get("recovery")
-    if isinstance(recovery, dict):
-        words += ["--recover", str(recovery["how"])]
-    if manifest.get("round_to", 1) != 1:
-        words += ["--round-to", str(manifest["round_to"])]
+    words += _wish(manifest, summary or {})
     return [*words, "--target", target or str(manifest["target"])]
+
+
+def _wish(manifest: dict[str, Any], summary: dict[str, Any]) -> list[str]:
+    recovery, certificate, aim = (
+        part if isinstance(part, dict) else {}
+        for part in (manifest.get("recovery"), manifest.get("certificate"), summary.get("aim"))
+    )
+    held = {
+        "recover": recovery.get("how"), "round_to": manifest.get("round_to"), "latency_batch": aim.get("batch"),
+        "certify": "DATA" if certificate else None, "margin": certificate.get("margin"), "bound": certificate.get("bound"),
+    }  # fmt: skip
+    usual = {"recover": "none", "round_to": 1, "latency_batch": 1, "margin": 0.02, "bound": "betting"}
+    return [w for n, v in held.items() if v is not None and v != usual.get(n) for w in (_WISH[n], str(v))]
 
 
 def _options(options: dict[str, Any]) -> list[str]:
@@ -58,7 +76,9 @@ def _options(options: dict[str, Any]) -> list[str]:
     return words
 
 
-def command_of(manifest: dict[str, Any], target: str | None = None) -> str | None:
+def command_of(
+    manifest: dict[str, Any], target: str | None = None, summary: dict[str, Any] | None = None
+) -> str | None:
     """The same as one line for a POSIX shell."""
-    words = arguments_of(manifest, target)
+    words = arguments_of(manifest, target, summary)
     return None if words is None else shlex.join(["cswap", *words, "--out", "DIR"])

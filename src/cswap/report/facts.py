@@ -60,7 +60,7 @@ def facts_of(artifact: Artifact) -> dict[str, Any]:
         "notes": summary.get("notes", []),
         "seconds": summary.get("seconds", {}),
         "agreement": manifest.get("agreement"),
-        "again": again(artifact, summary.get("target")),
+        "again": again(artifact, summary),
     }
 
 
@@ -228,7 +228,7 @@ def _part(manifest: dict[str, Any], name: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def again(artifact: Artifact, target: str | None = None) -> dict[str, Any]:
+def again(artifact: Artifact, summary: dict[str, Any]) -> dict[str, Any]:
     """What another run needs: command, versions, seed, options and hashes."""
     m = artifact.manifest
     run, source, factory = (_part(m, name) for name in ("run", "source", "factory"))
@@ -240,7 +240,7 @@ def again(artifact: Artifact, target: str | None = None) -> dict[str, Any]:
         "factory file (sha256)": factory.get("sha256"),
     }
     return {
-        "command": command_of(m, target),
+        "command": command_of(m, summary.get("target"), summary),
         "versions": {"cswap": m.get("cswap_version"), "torch": m.get("torch_version")},
         "seed": m.get("seed"),
         "options": m.get("options", {}),
