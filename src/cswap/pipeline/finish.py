@@ -99,7 +99,7 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
     if done.unseen is not None:
         with clock.phase("certificate"):
             watcher.phase("certificate")
-            certificate = certified(done, small, device).as_dict()
+            certificate = certified(done, small, device).as_dict() | {"data": wish.certify}
     summary = {
         "method": path.method,
         "engine": path.engine,

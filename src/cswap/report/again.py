@@ -27,7 +27,7 @@ def arguments_of(
     """What to give `cswap` to make this artifact again, or None for one that was saved from Python.
 
     target: what was asked, where it is not what the manifest says was reached. summary: holds the batch of a latency target.
-    The data of a certificate is not in an artifact, so DATA stands for it.
+    DATA stands for a certificate's data where the artifact does not say it.
     """
     source, data = manifest.get("source"), manifest.get("data")
     if not isinstance(source, dict) or not isinstance(data, dict):
@@ -60,7 +60,7 @@ def _wish(manifest: dict[str, Any], summary: dict[str, Any]) -> list[str]:
     )
     held = {
         "recover": recovery.get("how"), "round_to": manifest.get("round_to"), "latency_batch": aim.get("batch"),
-        "certify": "DATA" if certificate else None, "margin": certificate.get("margin"), "bound": certificate.get("bound"),
+        "certify": (certificate.get("data") or "DATA") if certificate else None, "margin": certificate.get("margin"), "bound": certificate.get("bound"),
     }  # fmt: skip
     usual = {"recover": "none", "round_to": 1, "latency_batch": 1, "margin": 0.02, "bound": "betting"}
     return [w for n, v in held.items() if v is not None and v != usual.get(n) for w in (_WISH[n], str(v))]
