@@ -152,7 +152,6 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "eval-samples": (["--eval-samples", "0"], ("eval-samples", "0")),
     "only": (["--only", "nosuch*"], ("nosuch*", "groups are")),
     "exclude-all": (["--exclude", "*"], ("exclude",)),
-    "resume-and-force": (["--resume", "--force"], ("--resume", "--force")),
     "unknown-option": (["--prune-harder"], ("--prune-harder",)),
     "model-arg": (["--model-arg", "classes"], ("model-arg", "classes")),
     "model-arg-unknown": (["--model-arg", "depth=3"], ("depth",)),
