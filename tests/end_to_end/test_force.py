@@ -232,3 +232,59 @@ def test_an_apply_marks_what_it_leaves(place, monkeypatch):
     assert main(_apply(place)) == 1
     assert held[0]["apply"] == "params=0.1"
     assert not (place.root / "small").exists()
+
+
+# ---------------------------------------------------------------------------------------------- export, demo, a full disk
+
+
+def test_an_export_that_cannot_be_written_is_one_line(place, capsys, monkeypatch):
+    out = place.root / "out"
+    export = ["export", str(out), "--format", "pt2", "--trust", "--force"]
+    (out / ".export-model.pt2").mkdir()  # killed before
+    (out / ".export-model.pt2" / "model.pt2").write_bytes(b"torn")
+    (place.root / "folder.pt2").mkdir()
+    _told(capsys, [*export, "--out", str(place.root / "folder.pt2")], 2, "is a folder")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "write_bytes", full)
+        _told(capsys, export, 1, "model.pt2 cannot be written (No space left on device)")
+    assert not (out / "model.pt2").exists()
+    _told(capsys, export, 0)
+    assert (out / "model.pt2").exists()
+    assert not list(out.glob(".export*"))
+
+
+def test_a_demo_needs_a_folder(place, capsys):
+    _told(capsys, ["demo", "--out", str(place.factory)], 2, "is a file")
+    _told(capsys, ["demo", "--out", str(place.factory / "below")], 2, "below")
+    _told(capsys, ["demo", "--out", str(place.data)], 2, "other files (first test)")
+
+
+@pytest.mark.parametrize("most", [10, 2000])
+def test_a_disk_that_is_full_when_a_run_resumes(place, capsys, most):
+    resource = pytest.importorskip("resource")
+    _journal_of(place, "new")
+    steps = (place.root / "new" / "path.jsonl").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        _told(capsys, place.prune("new", "--resume", target="params=0.1"), 1 if most > 100 else 2, "cannot be written")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (place.root / "new" / "path.jsonl").read_bytes() == steps
+    _told(capsys, place.prune("new", "--resume", target="params=0.1"), 0)
+    assert (place.root / "new" / "path.jsonl").read_bytes() == steps
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(place, capsys, monkeypatch):
+    (place.root / "new").mkdir()
+
+    def refuses(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuses)
+    with pytest.raises(cswap.errors.InputError, match=r"cannot be written \(Permission denied\)"):
+        cswap.artifacts.journal.open_folder(place.root / "new", {}, resume=False, force=False)

@@ -18,10 +18,11 @@ ASIDE = ".before-force"
 
 @dataclass(frozen=True)
 class Kind:
-    """How a folder of ours is told: that it is one, that it holds work or is done, and which entries are ours."""
+    """How a folder of ours is told: that it is one, that it holds work, decisions, or is done, and which entries are ours."""
 
     ours: Callable[[Path], bool]
     begun: Callable[[Path], bool]
+    decided: Callable[[Path], bool]
     done: Callable[[Path], bool]
     owns: Callable[[str], bool]
 
@@ -29,6 +30,7 @@ class Kind:
 ARTIFACT = Kind(
     ours=is_ours,
     begun=lambda folder: (folder / MANIFEST).exists() or has_decisions(folder / PATH),
+    decided=lambda folder: (folder / MANIFEST).exists() or has_decisions(folder / PATH),
     done=lambda folder: (folder / MANIFEST).exists(),
     owns=lambda name: name in (*OURS, WRITING, READY) or left_over(name),
 )
@@ -52,15 +54,20 @@ def replacing(folder: Path, force: bool, *, resume: bool = False, kind: Kind = A
     except (OSError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"out: {folder} cannot be replaced ({why}); name a new folder") from None
+    worth, new = kind.begun, not kind.begun(place)
     try:
         yield
+    except InputError:
+        if new:  # what was measured on the way to a refusal is of no use
+            worth = kind.decided
+        raise
     finally:
         if aside is not None and (force or resume) and aside.is_dir():
             with suppress(OSError):
                 settle(place)
             if kind.done(place):
                 _drop(aside, place, kind)
-            elif not kind.begun(place) and kind.ours(aside):
+            elif not worth(place) and kind.ours(aside):
                 _put_back(place, aside, kind)
 
 

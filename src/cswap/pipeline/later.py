@@ -185,6 +185,8 @@ def export(
         raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     artifact = open_artifact(folder)
     file = out or folder / f"model.{format}"
+    if file.is_dir():
+        raise InputError(f"out: expected a file to write, {file} is a folder")
     if file.exists() and not force:
         raise InputError(f"out: {file} is there already; --force replaces it")
     choice = choice_of(artifact, data, trust)
