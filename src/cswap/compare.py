@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,14 +17,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from cswap.artifacts.files import RUN, read_json, write_json
+from cswap.artifacts.aside import Kind, replacing
+from cswap.artifacts.files import PATH, RUN, has_decisions, read_json, write_json
 from cswap.artifacts.journal import Journal, open_folder, read_journal, rewrite_journal
 from cswap.artifacts.state import read_state
+from cswap.causal.engine import refuse_near_chance
+from cswap.causal.replay import engine_for
 from cswap.causal.store import DifferenceStore, measure_differences
 from cswap.data.calibration import CalibrationSet, calibration_set, labels_of
 from cswap.data.sources import in_memory, limited
 from cswap.data.truth import members_of
-from cswap.errors import InputError, StructureError, TargetError
+from cswap.errors import ArtifactError, InputError, RunError, StructureError, TargetError
 from cswap.evaluate.cost import latency_ms
 from cswap.evaluate.curve import sauce
 from cswap.evaluate.quality import measure_quality
@@ -169,8 +173,14 @@ def compare(job: CompareJob, watcher: Watcher | None = None) -> dict[str, Any]:
     With `resume`, what an interrupted run finished is not done again; methods, ratios, seeds and recoveries may be added.
     Raises InputError and what a method raises.
     """
-    watcher = watcher or Watcher()
-    run = _opened(job, watcher)
+    run, fingerprint = _opened(job, watcher or Watcher())
+    with replacing(job.out, job.force, resume=job.resume, kind=COMPARISON):
+        _claim(job, fingerprint)
+        return _compared(run)
+
+
+def _compared(run: _Run) -> dict[str, Any]:
+    job = run.job
     found: dict[str, Any] = {}
     for name in job.methods:
         for seed in job.seeds:
@@ -184,7 +194,7 @@ def compare(job: CompareJob, watcher: Watcher | None = None) -> dict[str, Any]:
         "held_out_samples": len(run.held_out), "options": job.options.as_dict(), "units": run.structure.units,
         "measured_in": _measured_in(run),
     }  # fmt: skip
-    write_json(job.out / RESULT, result)
+    _write(job, job.out / RESULT, result)
     return result
 
 
@@ -198,11 +208,12 @@ def _measured_in(run: _Run) -> dict[str, Any]:
             p: measure_quality({"unpruned": run.model}, run.held_out, run.task, len(run.classes), device=run.device, amp=amp)
             for p, amp in (("float32", False), ("bfloat16", True))
         }  # fmt: skip
-        write_json(file, {p: q["unpruned"][run.task.headline] for p, q in both.items()})
+        _write(run.job, file, {p: q["unpruned"][run.task.headline] for p, q in both.items()})
     return {"precision": "bfloat16", "unpruned": read_json(file)}
 
 
-def _opened(job: CompareJob, watcher: Watcher) -> _Run:
+def _opened(job: CompareJob, watcher: Watcher) -> tuple[_Run, dict[str, Any]]:
+    """All that is needed, and what must be the same for a resumed run; nothing is written."""
     watcher.phase("load")
     task_named(job.task)  # a wrong name is said before anything is loaded
     device = job.machine.torch_device
@@ -219,14 +230,17 @@ def _opened(job: CompareJob, watcher: Watcher) -> _Run:
         raise StructureError("nothing can be pruned in this model; `cswap support` says why")
     structure = structure.select(job.only, job.exclude)
     watcher.structure(structure, Target("complete"))
+    if job.force and any(n.partition(":")[0] != "cbp" for n in job.methods):  # said before an old one is set aside
+        engine = engine_for(model, structure, first, task, device=device, memory=job.machine.memory)
+        refuse_near_chance(engine.scores(), first, task)
     held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
     fingerprint = {
         "compare": job.source.spec.text, "weights": state_hash(model), "data": first.fingerprint(), "task": job.task,
         "options": job.options.as_dict(), "per_class": job.data.per_class, "eval_samples": job.data.eval_samples,
         "held_out": _fingerprint_of(held_out), "recover_per_class": job.recover_per_class, "eval_amp": job.eval_amp, "only": list(job.only), "exclude": list(job.exclude),
     }  # fmt: skip
-    _claim(job, fingerprint)
-    return _Run(job, model, task, pair.train, in_memory(held_out), pair.classes, structure, watcher, device)
+    run = _Run(job, model, task, pair.train, in_memory(held_out), pair.classes, structure, watcher, device)
+    return run, fingerprint
 
 
 def _fingerprint_of(dataset: Any) -> str:
@@ -241,27 +255,68 @@ def _fingerprint_of(dataset: Any) -> str:
 def _claim(job: CompareJob, fingerprint: dict[str, Any]) -> None:
     """Make the folder ours; raises InputError when it holds something else, or another comparison."""
     out = job.out
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out: expected a folder, {out} is a file")
-    held = sorted(p.name for p in out.iterdir() if p.name != f"{RUN}.tmp") if out.exists() else []
-    if held and not (out / RUN).exists():
-        raise InputError(f"out: {out} holds other files (first {held[0]}); name a new folder")
-    if held and not (job.resume or job.force):
-        raise InputError(f"out: {out} holds a comparison; --resume goes on with it, --force replaces it")
-    if held and job.resume:
+    try:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"out: expected a folder, {out} is a file")
+        held = sorted(p.name for p in out.iterdir()) if out.exists() else []
+        mine = _is_comparison(out)
+        others = [n for n in held if n != f"{RUN}.tmp" and not (n.startswith(".") and not (out / n).is_dir())]
+        others = [n for n in others if not _owns(n)] or others  # what is named is none of ours, if there is one
+        if others and not mine:
+            raise InputError(f"out: {out} holds other files (first {others[0]}); name a new folder")
+        if mine and not (job.resume or job.force):
+            raise InputError(f"out: {out} holds a comparison; --resume goes on with it, --force replaces it")
+        if not mine:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / RUN, fingerprint)
+    except OSError as error:
+        raise InputError(f"out: {out} cannot be written ({error.strerror})") from None
+    if mine:
         old = read_json(out / RUN)
         for key, value in fingerprint.items():
             if old.get(key) != value:
                 was, now = (json.dumps(v)[:80] for v in (old.get(key), value))
                 raise InputError(f"resume: {key} was {was} and is {now} now; nothing was changed")
-    if held and job.force:
-        import shutil
 
-        for name in held:
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / RUN, fingerprint)
+
+def _write(job: CompareJob, file: Path, data: dict[str, Any]) -> None:
+    """Raises RunError for a disk that takes no more."""
+    try:
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, data)
+    except OSError as error:
+        raise RunError(
+            f"{file} cannot be written ({error.strerror}); what was done is kept in {job.out}: the same command with --resume goes on"
+        ) from None
+
+
+def _owns(name: str) -> bool:
+    plain = name.removesuffix(".tmp")
+    return (
+        plain in (RUN, RESULT, "precision.json", "compare.html", "paths", "points")
+        or re.fullmatch(r"[\w-]+\.\d+(\.latency)?\.json|differences\.\d+\.safetensors(\.\d+\.part)?", plain) is not None
+        or re.fullmatch(r"\.tmp\w{6}", name) is not None
+    )
+
+
+def _is_comparison(folder: Path) -> bool:
+    try:
+        return "compare" in read_json(folder / RUN)
+    except ArtifactError:
+        return False
+
+
+def _is_decided(folder: Path) -> bool:
+    return (folder / RESULT).exists() or any(has_decisions(path) for path in folder.glob(f"paths/*/{PATH}"))
+
+
+COMPARISON = Kind(
+    ours=_is_comparison,
+    begun=lambda folder: _is_decided(folder) or any(folder.glob("differences.*")),
+    decided=_is_decided,
+    done=lambda folder: (folder / RESULT).exists(),
+    owns=_owns,
+)
 
 
 def _measured(run: _Run, name: str, seed: int) -> dict[str, Any]:
@@ -272,7 +327,7 @@ def _measured(run: _Run, name: str, seed: int) -> dict[str, Any]:
     file = run.job.out / f"{tag}.json"
     if not file.exists():
         path, seconds = _path(run, name, seed, calibration)
-        write_json(file, {"seconds": seconds, "engine": path.engine, "notes": path.notes, "verdicts": path.verdicts(),
+        _write(run.job, file, {"seconds": seconds, "engine": path.engine, "notes": path.notes, "verdicts": path.verdicts(),
                           "steps": len(path)})  # fmt: skip
     method, options = run.job.settings(name, seed)
     decisions = read_journal(
@@ -384,8 +439,7 @@ def _point(run: _Run, small: nn.Module, tag: str, steps: int, how: str, seed: in
     right = np.asarray(samples[how])
     if np.isin(right, (0.0, 1.0)).all():
         facts["hits"] = base64.b64encode(np.packbits(right.astype(bool)).tobytes()).decode()
-    file.parent.mkdir(exist_ok=True)
-    write_json(file, {"quality": quality, "samples": len(right), **facts})
+    _write(run.job, file, {"quality": quality, "samples": len(right), **facts})
     return read_json(file)
 
 
@@ -402,7 +456,7 @@ def _timed(run: _Run, nets: dict[str, nn.Module], points: list[dict[str, Any]], 
         sample = run.calibration(run.job.seeds[0]).inputs(0, 1)
         timed = {str(b): latency_ms(nets, sample, b, budget_s=0.1 * len(nets)) for b in (1, 64)}
         held = {n: {b: t[n] for b, t in timed.items()} for n in nets}
-        write_json(file, held)
+        _write(run.job, file, held)
     for p in points:
         p["latency_ms"] = held[str(p["steps"])]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 from torch.nn import functional as F
@@ -18,8 +19,8 @@ from torch.utils.data import TensorDataset
 from cswap.artifacts.files import write_json
 from cswap.artifacts.folder import save
 from cswap.data.calibration import CalibrationSet, calibration_set
-from cswap.data.models import ModelSpec
-from cswap.errors import InputError, MissingPartError
+from cswap.data.models import ModelSpec, one_line
+from cswap.errors import InputError, MissingPartError, RunError
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.curve import quality_curve, sauce
 from cswap.evaluate.quality import measure_quality
@@ -131,9 +132,15 @@ def run_demo(
 ) -> DemoResult:
     """Train, prune by each method, evaluate on held-out digits, write curve, artifact and report into `out`."""
     begin = time.perf_counter()
-    if out.exists() and any(out.iterdir()) and not (out / "curve.html").exists() and not force:
-        raise InputError(f"out: {out} holds other files; name a new folder")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"out: expected a folder, {out} is a file")
+        held = sorted(p.name for p in out.iterdir() if p.is_dir() or p.name[0] != ".") if out.exists() else []
+        if held and "curve.html" not in held and not force:
+            raise InputError(f"out: {out} holds other files (first {held[0]}); name a new folder")
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out: {out} cannot be written ({error.strerror})") from None
     train_set, held_out = digits(seed)
     tell("training a small ResNet on 1,198 digits of 8×8")
     spec = ModelSpec.parse("cswap.demo:digits_resnet", {"width": 16})
@@ -152,7 +159,10 @@ def run_demo(
         y = [p["quality"]["accuracy"] for p in curves[method]]
         areas[method] = sauce(x, y, y[0])
     tell("writing curve, artifact and report")
-    save_model(model, str(out / WEIGHTS))
+    try:
+        save_model(model, str(out / WEIGHTS))
+    except SafetensorError as error:
+        raise RunError(f"{out / WEIGHTS} cannot be written ({one_line(error)})") from None
     curve_page(
         curves, out / "curve.html", title="Digits: accuracy against parameters removed, one shot, no fine-tuning"
     )

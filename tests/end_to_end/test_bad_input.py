@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -150,7 +152,6 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "eval-samples": (["--eval-samples", "0"], ("eval-samples", "0")),
     "only": (["--only", "nosuch*"], ("nosuch*", "groups are")),
     "exclude-all": (["--exclude", "*"], ("exclude",)),
-    "resume-and-force": (["--resume", "--force"], ("--resume", "--force")),
     "unknown-option": (["--prune-harder"], ("--prune-harder",)),
     "model-arg": (["--model-arg", "classes"], ("model-arg", "classes")),
     "model-arg-unknown": (["--model-arg", "depth=3"], ("depth",)),
@@ -835,3 +836,40 @@ def test_a_full_disk_loses_nothing(place, capsys, most):
     assert main(place.prune("out", *more, target="params=0.6")) == 0
     assert (out / "path.jsonl").read_bytes() == whole
     assert not list(out.glob("*.tmp"))
+
+
+# ---------------------------------------------------------------------------------------------- the last line of defence
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_native_code_turns_into_another_error_is_told_as_one(place, capsys, number):
+    place.factory.write_text(
+        f"import os, time\n\ndef colours(classes=3):\n    try:\n        os.kill(os.getpid(), {int(number)})\n        time.sleep(5)\n"
+        "    except KeyboardInterrupt:\n        raise RuntimeError('could not determine the shape') from None\n"
+    )
+    refused(capsys, place, place.prune("out"), "interrupted; nothing was written", status=130)
+
+
+def test_a_stop_that_native_code_swallows_is_heeded(place, capsys):
+    place.factory.write_text(
+        FACTORY + "\n_made = colours\n\ndef colours(classes=3):\n    import os, signal, time\n    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n        time.sleep(5)\n    except KeyboardInterrupt:\n        pass\n    return _made(classes)\n"
+    )
+    refused(capsys, place, place.prune("out"), "interrupted; nothing was written", status=130)
+
+
+def test_an_error_nobody_thought_of_is_one_line_also_without_room_for_its_log(place, capsys, monkeypatch):
+    def fails(*_: Any, **__: Any) -> None:
+        raise KeyError("nobody thought of it")
+
+    monkeypatch.setattr("cswap.pipeline.prune", fails)
+    monkeypatch.setattr(tempfile, "tempdir", str(place.root / "nowhere"))
+    refused(capsys, place, place.prune("out"), "KeyError", "no log could be written", status=1)
+
+
+def test_what_the_system_refuses_is_one_line(place, capsys, monkeypatch):
+    def fails(*_: Any, **__: Any) -> None:
+        (place.root / "net.py" / "below").open()
+
+    monkeypatch.setattr("cswap.pipeline.prune", fails)
+    refused(capsys, place, place.prune("out"), "net.py/below: Not a directory", status=1)

@@ -245,7 +245,6 @@ def test_bad_input_is_one_line_and_status_2(place, capsys):
         (["--image-size", "0"], ["image-size"]),
         (["--labels", str(root / "none.txt")], ["labels"]),
         (["--eval-samples", "0"], ["eval-samples"]),
-        (["--resume", "--force"], ["got both"]),
         (["--nosuch"], ["--nosuch"]),
         (["--out", str(root / "whole")], ["holds an artifact", "--force"]),
         (["--out", str(place.factory)], ["is a file"]),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from cswap.cli.app import main
 from cswap.evaluate.curve import sauce
@@ -100,3 +103,75 @@ def test_it_goes_on_and_refuses_another_comparison(place, capsys):
         err = capsys.readouterr().err
         assert words in err
         assert len(err.strip().splitlines()) == 1
+
+
+FEW = ("--methods", "cbp,random", "--ratios", "0,0.5", "--ratio-in", "params", "--no-latency")
+
+
+def _held(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _told(capsys, arguments: list[str], status: int, *words: str) -> None:
+    capsys.readouterr()
+    assert main(arguments) == status
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == (status != 0), err
+    assert all(w in err for w in words), err
+
+
+def test_force_keeps_the_old_comparison_until_the_new_is_whole(place, capsys, monkeypatch):
+    out, aside = place.root / "c", place.root / "c.before-force"
+    _told(capsys, _arguments(place, *FEW), 0)
+    (out / "notes.txt").write_text("mine")
+    before = _held(out)
+    good = place.weights.read_bytes()
+    save_file({k: torch.zeros_like(v) for k, v in load_file(place.weights).items()}, place.weights)
+    _told(capsys, _arguments(place, *FEW, "--force"), 2, "chance")
+    assert _held(out) == before
+    place.weights.write_bytes(good)
+    with monkeypatch.context() as m:
+        m.setattr("cswap.compare.measure_differences", lambda *_, **__: Path("/nowhere/at all").stat())
+        _told(capsys, _arguments(place, *FEW, "--force"), 1, "/nowhere/at all: No such file")
+    assert _held(out) == before
+    with monkeypatch.context() as m:  # with something done, both stay, and the same command goes on
+        m.setattr("cswap.compare._points", lambda *_: Path("/nowhere").stat())
+        _told(capsys, _arguments(place, *FEW, "--force"), 1, "/nowhere")
+    assert _held(aside) == before
+    done = (out / "paths" / "cbp.0" / "path.jsonl").read_bytes()
+    _told(capsys, _arguments(place, *FEW, "--force", "--resume"), 0)
+    assert (out / "paths" / "cbp.0" / "path.jsonl").read_bytes() == done
+    assert not aside.exists()
+    assert (out / "notes.txt").read_text() == "mine"
+    out.rename(aside)  # killed just after it was set aside
+    _told(capsys, _arguments(place, *FEW, "--force"), 0)
+    assert not aside.exists()
+    assert (out / "compare.json").exists()
+
+
+def test_only_a_comparison_is_replaced(place, capsys):
+    out = place.root / "c"
+    out.mkdir()
+    (out / "run.json").write_text('{"mine": 1}')
+    (out / "log.txt").write_text("mine")
+    before = _held(out)
+    _told(capsys, _arguments(place, *FEW, "--force"), 2, "other files (first log.txt)")
+    assert _held(out) == before
+
+
+@pytest.mark.parametrize("most", [10, 300, 1500, 6000])
+def test_a_full_disk_loses_nothing(place, capsys, most):
+    """No file may grow beyond so many bytes: one line, and with room again the comparison goes on."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        status = main(_arguments(place, *FEW))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert status in (1, 2)
+    assert "cannot be written (File too large)" in line
+    held = (place.root / "c" / "run.json").exists()
+    _told(capsys, _arguments(place, *FEW, *(["--resume"] if held else [])), 0)
+    assert not list((place.root / "c").rglob("*tmp*"))

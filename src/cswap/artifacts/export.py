@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import os
-import tempfile
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -91,13 +91,14 @@ def export(
     file = Path(file)
     if not file.parent.is_dir():
         raise InputError(f"export: expected a folder at {file.parent}, found none")
+    if file.is_dir():
+        raise InputError(f"export: expected a file to write, {file} is a folder")
     wrapped = _OneTensor(model).eval().cpu()
     inputs = inputs.cpu()
     with torch.no_grad():
         expected = wrapped(inputs)
     told = json.dumps(facts or {})
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export-") as scratch, _quiet():
-        fresh = Path(scratch) / file.name
+    with _scratch(file) as fresh, _quiet():
         run = (_onnx if format == "onnx" else _pt2)(wrapped, inputs[:2], fresh, told)
         sizes = tuple(sorted({1, min(3, len(inputs)), len(inputs)}))
         difference = max(_difference(run, inputs[:n], expected[:n]) for n in sizes)
@@ -108,6 +109,24 @@ def export(
             )
         os.replace(fresh, file)  # noqa: PTH105 — within one folder
     return Exported(file, format, difference, allowed, len(inputs), sizes)
+
+
+@contextlib.contextmanager
+def _scratch(file: Path) -> Iterator[Path]:
+    """Where the file is made, in a folder beside it whose name is the same each time: what a kill leaves goes with the next."""
+    folder = file.with_name(f".export-{file.name}")
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir()
+    except OSError as error:
+        raise InputError(f"export: {file} cannot be written ({error.strerror})") from None
+    try:
+        yield folder / file.name
+    except OSError as error:
+        raise RunError(f"export: {file} cannot be written ({error.strerror or one_line(error)})") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _difference(run: Runner, inputs: torch.Tensor, expected: torch.Tensor) -> float:
@@ -160,6 +179,8 @@ def _onnx(model: nn.Module, example: torch.Tensor, file: Path, told: str) -> Run
         made = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False)
         assert made is not None
         made.save(str(file), external_data=False)
+    except OSError:
+        raise
     except Exception as error:
         raise RunError(
             f"export: this model cannot be written as ONNX ({type(error).__name__}: {one_line(error)}); nothing was written"

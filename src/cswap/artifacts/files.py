@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,51 @@ SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY = "summary.json", "curve.json", "run.
 REPORT = "report.html"
 EXPORTS = ("model.onnx", "model.pt2")
 WRITING = ".writing"  # where a new artifact is put together
+READY = ".ready"  # the same, whole: it takes the place of what the folder holds
+NAMES = "names.json"  # in READY: what the new artifact consists of
 STATES = ("state.0.safetensors", "state.1.safetensors")
 OURS = (*STATES, MANIFEST, WEIGHTS, PATH, EFFECTS, SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY, REPORT, *EXPORTS)
+
+MARKS = (RUN, MANIFEST)  # what a folder of ours is told by
+
+
+def left_over(name: str) -> bool:
+    """Whether a write that was killed left this entry: ours, or one of safetensors'."""
+    return name.removesuffix(".tmp") in OURS or re.fullmatch(r"\.tmp\w{6}|\.export-.+", name) is not None
+
+
+def foreign(folder: Path) -> list[str]:
+    """Entries that are none of ours; hidden files, which systems leave everywhere, do not count."""
+    return sorted(
+        p.name
+        for p in folder.iterdir()
+        if not (p.name in (WRITING, READY) or left_over(p.name) or (p.name.startswith(".") and not p.is_dir()))
+    )
+
+
+def has_decisions(path: Path) -> bool:
+    """Whether a journal holds anything."""
+    return path.exists() and path.stat().st_size > 0
+
+
+def settle(folder: Path) -> None:
+    """Give the folder the whole new artifact that a save left in it, where it was struck while it did. Raises OSError."""
+    ready = folder / READY
+    if not ready.is_dir() or ready.is_symlink():
+        return
+    if (ready / MANIFEST).exists():  # it moves last
+        names = [n for n in read_json(ready / NAMES).get("names") or () if n in OURS]
+        if MANIFEST not in names:
+            raise ArtifactError(
+                f"{ready / NAMES}: expected the files of an artifact, got {len(names)} without a manifest"
+            )
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for stale in set(OURS) - set(names):
+            (folder / stale).unlink(missing_ok=True)
+        for name in sorted(names, key=lambda n: n == MANIFEST):
+            with suppress(FileNotFoundError):  # it is in its place
+                (ready / inside(ready, name).name).replace(folder / name)
+    shutil.rmtree(ready)
 
 
 def inside(folder: Path, name: Any) -> Path:

@@ -21,14 +21,18 @@ from cswap.artifacts.files import (
     EFFECTS,
     FACTORY,
     MANIFEST,
+    NAMES,
     OURS,
     PATH,
+    READY,
     SUMMARY,
     WEIGHTS,
     WRITING,
+    foreign,
     inside,
     own_files,
     read_json,
+    settle,
     write_json,
 )  # fmt: skip
 from cswap.artifacts.journal import is_ours, line_of, read_journal, write_effects
@@ -85,17 +89,19 @@ def save(
     surgery = getattr(model, "_cswap", None)
     if not isinstance(surgery, Surgery):
         raise InputError("save: expected a module made by path.apply(model, target)")
-    folder = Path(folder)
-    if (folder / MANIFEST).exists() and not force:
-        raise InputError(f"save: {folder} holds an artifact; force=True replaces it")
-    if folder.exists() and any(folder.iterdir()) and not is_ours(folder):
-        raise InputError(f"save: {folder} holds other files; name a new folder")
-    spec = ModelSpec.parse(factory, arguments) if isinstance(factory, str) else factory
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, spec = Path(folder), ModelSpec.parse(factory, arguments) if isinstance(factory, str) else factory
     fresh = folder / WRITING
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
     try:
+        if folder.exists():
+            settle(folder)
+            if (folder / MANIFEST).exists() and not force:
+                raise InputError(f"save: {folder} holds an artifact; force=True replaces it")
+            others = foreign(folder) or [p.name for p in folder.iterdir() if p.name in OURS]
+            if others and not is_ours(folder):
+                raise InputError(f"save: {folder} holds other files (first {others[0]}); name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
         _write_all(model, fresh, surgery, path, spec, details or {})
         if summary is not None:
             write_json(fresh / SUMMARY, summary)
@@ -103,16 +109,15 @@ def save(
             write_json(fresh / CURVE, curve)
         if spec is not None:
             _read_back(fresh, model)
-        written = {f.name for f in fresh.iterdir()}
         for private in (fresh / WEIGHTS, fresh / EFFECTS):
             private.chmod((fresh / MANIFEST).stat().st_mode)  # safetensors writes files only their owner can read
-        (folder / MANIFEST).unlink(missing_ok=True)
-        for file in sorted(fresh.iterdir(), key=lambda f: f.name == MANIFEST):
-            file.replace(folder / file.name)
-        for stale in set(OURS) - written:
-            (folder / stale).unlink(missing_ok=True)
-    except OSError as error:
-        raise ArtifactError(f"{folder} cannot be written ({error.strerror or error})") from None
+        write_json(fresh / NAMES, {"names": sorted(f.name for f in fresh.iterdir())})
+        fresh.rename(folder / READY)  # from here on the new artifact counts: struck now, whoever comes next ends it
+        settle(folder)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{folder} cannot be written ({getattr(error, 'strerror', None) or one_line(error)})"
+        ) from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
@@ -167,6 +172,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ArtifactError(f"expected an artifact folder at {folder}, found none")
+    try:
+        settle(folder)
+    except OSError as error:
+        raise ArtifactError(f"{folder}: a save was struck in it, which cannot be ended ({error.strerror})") from None
     if not (folder / MANIFEST).exists() and (folder / PATH).exists():
         raise ArtifactError(
             f"{folder} carries only the journal of an unfinished run; `cswap prune … --resume` finishes it"

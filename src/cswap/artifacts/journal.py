@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -23,8 +22,11 @@ from cswap.artifacts.files import (
     PATH,
     RUN,
     STATES,
-    WRITING,
+    foreign,
+    has_decisions,
+    left_over,
     read_json,
+    settle,
     write_json,
 )
 from cswap.artifacts.state import state_step, write_state
@@ -45,6 +47,7 @@ _PARTS = {
     "pick.": ("pick",),
 }  # tensors of effects.safetensors, by what their names begin with
 PINNED = "pinned"
+BY_APPLY = "apply"  # the target, in what an apply that is not done leaves
 MOST_THREADS = 1024
 TAKEN_OVER = ("threads", "processes", "memory")  # pins that a resumed run goes by; the others must be the same
 
@@ -74,19 +77,32 @@ def _record(number: int, count: Any, mean: Any, m2: Any) -> bytes:
     return content + np.float64(zlib.crc32(content, number + 1)).tobytes()
 
 
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """A disk that takes no more ends the run; what was decided before is not lost."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunError(
+            f"{folder} cannot be written ({why}); the journal is kept there: the same command with --resume goes on"
+        ) from None
+
+
 class Journal:
     """Appends decisions to an artifact folder; a sink. Statistics of the i-th walk decision are the i-th record (3, K)."""
 
     def __init__(self, folder: Path, classes: tuple[str, ...]) -> None:
         self.folder, self.classes = folder, classes
         self._turn = 0 if state_step(folder / STATES[0]) <= state_step(folder / STATES[1]) else 1
-        self._lines: IO[str] = (folder / PATH).open("a", encoding="utf-8")
-        self._records: IO[bytes] = (folder / EFFECTS_PART).open("ab")
-        self._number = (folder / EFFECTS_PART).stat().st_size // _record_size(len(classes))
+        with _told(folder):
+            self._lines: IO[str] = (folder / PATH).open("a", encoding="utf-8")
+            self._records: IO[bytes] = (folder / EFFECTS_PART).open("ab")
+            self._number = (folder / EFFECTS_PART).stat().st_size // _record_size(len(classes))
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
         """Append: the record first, so that a line never lacks its statistics. Raises RunError on a full disk."""
-        with self._kept():
+        with _told(self.folder):
             if stats is not None:
                 m = stats.by_class
                 self._records.write(_record(self._number, m.count, m.mean, m.m2))
@@ -97,20 +113,9 @@ class Journal:
 
     def keep(self, step: int, scores: Scores, watched: Watched) -> None:
         """The state that step `step` leaves, before its line: a torn run has this one or the one before it."""
-        with self._kept():
+        with _told(self.folder):
             write_state(self.folder / STATES[self._turn], step, scores, watched)
         self._turn = 1 - self._turn
-
-    @contextmanager
-    def _kept(self) -> Iterator[None]:
-        """A disk that takes no more ends the run; what was decided before is not lost."""
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            why = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise RunError(
-                f"{self.folder} cannot be written ({why}); the journal is kept there: the same command with --resume goes on"
-            ) from None
 
     def cliff(self, cliff: Cliff) -> None:
         """Cliffs are part of the state, and go to the summary."""
@@ -145,17 +150,19 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
     Raises InputError when the folder holds something and neither
     `resume` nor `force` was asked for, or when the run differs: the first difference is named.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"out: expected a folder, {folder} is a file")
-    held = sorted(p.name for p in folder.iterdir() if p.name != WRITING) if folder.exists() else []
-    mine = is_ours(folder)
-    others = [n for n in held if n in OURS or not _left_over(n)]
-    if others and not mine:
-        raise InputError(f"out: {folder} holds other files (first {others[0]}); name a new folder")
-    if mine and not (resume or force):
-        state = "an artifact" if MANIFEST in held else "the journal of an unfinished run"
-        raise InputError(f"out: {folder} holds {state}; --resume goes on with it, --force replaces it")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"out: expected a folder, {folder} is a file")
+        if folder.exists():
+            settle(folder)
+        held = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+        mine = is_ours(folder)
+        others = (foreign(folder) if held else []) or [n for n in held if n in OURS]
+        if others and not mine:
+            raise InputError(f"out: {folder} holds other files (first {others[0]}); name a new folder")
+        if mine and not (resume or force or _by_apply(folder)):
+            state = "an artifact" if MANIFEST in held else "the journal of an unfinished run"
+            raise InputError(f"out: {folder} holds {state}; --resume goes on with it, --force replaces it")
         folder.mkdir(parents=True, exist_ok=True)
         old = _recorded_run(folder)
         if resume and (folder / PATH).exists():
@@ -172,8 +179,8 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
             _same_run(fixed[0], fixed[1], f"{PINNED}.")
             run[PINNED] = was or now
         for name in held:
-            if name not in OURS and _left_over(name):
-                (folder / name).unlink()
+            if name not in OURS and left_over(name):
+                shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
         write_json(folder / RUN, run)
     except OSError as error:
         with suppress(OSError):
@@ -182,33 +189,11 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
     return bool(resume and (folder / PATH).exists())
 
 
-@contextmanager
-def replacing(folder: Path, force: bool) -> Iterator[None]:
-    """With `force`, set an old artifact or journal aside until the new artifact is whole; put it back if nothing came.
-
-    A run that ends on the way, with decisions made, leaves both: its journal, and the old folder as NAME.before-force.
-    """
-    aside = folder.with_name(folder.name + ".before-force")
-    if not (force and folder.is_dir() and is_ours(folder)):
-        yield
-        return
-    if aside.exists():
-        raise InputError(f"out: {aside} is still there from an earlier --force; move it away first")
-    folder.rename(aside)
-    try:
-        yield
-    finally:
-        if (folder / MANIFEST).exists():
-            shutil.rmtree(aside)
-        elif not (folder / PATH).exists():
-            if folder.exists():
-                shutil.rmtree(folder)
-            aside.rename(folder)
-
-
-def _left_over(name: str) -> bool:
-    """Whether a write that was killed left this file: ours, or one of safetensors'."""
-    return name.removesuffix(".tmp") in OURS or re.fullmatch(r"\.tmp\w{6}", name) is not None
+def _by_apply(folder: Path) -> bool:
+    """Whether all that a folder holds is the beginning of an `apply` that was killed: no decision is lost with it."""
+    if (folder / MANIFEST).exists() or (folder / PATH).exists() or not (folder / RUN).exists():
+        return False
+    return BY_APPLY in read_json(folder / RUN)
 
 
 def is_ours(folder: Path) -> bool:
@@ -218,19 +203,18 @@ def is_ours(folder: Path) -> bool:
             return str(read_json(folder / MANIFEST).get("schema", "")).startswith("cswap-artifact/")
         except ArtifactError:
             return (folder / PATH).exists()
-    return (folder / RUN).exists() and not (
-        {p.name for p in folder.iterdir() if not _left_over(p.name)} - {*OURS, WRITING}
-    )
+    return (folder / RUN).exists() and not foreign(folder)
 
 
 def forget_if_empty(folder: Path) -> None:
     """Take a journal without a single decision away again, and the folder when nothing else is in it."""
-    if (folder / MANIFEST).exists() or (folder / PATH).stat().st_size:
+    if (folder / MANIFEST).exists() or has_decisions(folder / PATH):
         return
-    for name in (PATH, EFFECTS_PART, RUN, *STATES):
-        (folder / name).unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    with suppress(OSError):
+        for name in (PATH, EFFECTS_PART, RUN, *STATES):
+            (folder / name).unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _recorded_run(folder: Path) -> dict[str, Any] | None:
@@ -305,18 +289,19 @@ def read_journal(
 
 def rewrite_journal(folder: Path, decisions: list[Decision]) -> None:
     """Leave exactly these decisions in the journal, so that new ones follow a whole line, and no state of a later one."""
-    for name in STATES:
-        if state_step(folder / name) > len(decisions):
-            (folder / name).unlink()
     lines = "".join(line_of(d) for d in decisions)
     records = b"".join(
         _record(i, e.count, e.mean, e.m2)
         for i, e in enumerate(d.effects for d in decisions if d.phase in _TESTED and d.effects is not None)
     )
-    for name, content in ((EFFECTS_PART, records), (PATH, lines.encode())):
-        temporary = folder / (name + ".tmp")
-        temporary.write_bytes(content)
-        temporary.replace(folder / name)
+    with _told(folder):
+        for name in STATES:
+            if state_step(folder / name) > len(decisions):
+                (folder / name).unlink()
+        for name, content in ((EFFECTS_PART, records), (PATH, lines.encode())):
+            temporary = folder / (name + ".tmp")
+            temporary.write_bytes(content)
+            temporary.replace(folder / name)
 
 
 def _record_size(k: int) -> int:

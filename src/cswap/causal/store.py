@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import nn
 
 from cswap.causal.judge import Judgement, judgement
@@ -20,7 +20,7 @@ from cswap.causal.replay import engine_for
 from cswap.causal.stats import EffectStats, effect_stats
 from cswap.causal.verdicts import VoteRule
 from cswap.data.calibration import CalibrationSet
-from cswap.errors import ArtifactError, InputError
+from cswap.errors import ArtifactError, InputError, RunError
 from cswap.structure.groups import Structure
 from cswap.tasks.base import Task
 from cswap.types import FloatArray, IntArray
@@ -69,7 +69,7 @@ class DifferenceStore:
         return judgement(self.stats(group, unit, per_class=per_class, xi_floor=xi_floor), rule, self.classes)
 
     def save(self, file: Path) -> None:
-        """One safetensors file, whole or not there."""
+        """One safetensors file, whole or not there. Raises RunError."""
         told = {
             "schema": SCHEMA,
             "classes": list(self.classes),
@@ -79,10 +79,12 @@ class DifferenceStore:
         tensors: dict[str, Any] = {f"d.{i}": d for i, d in enumerate(self.differences.values())}
         tensors |= {"sigma": self.sigma, "targets": self.targets}
         temporary = file.with_name(file.name + ".tmp")
-        save_file(
-            {n: np.ascontiguousarray(t) for n, t in tensors.items()}, temporary, metadata={"store": json.dumps(told)}
-        )
-        temporary.replace(file)
+        content = save({n: np.ascontiguousarray(t) for n, t in tensors.items()}, metadata={"store": json.dumps(told)})
+        try:
+            temporary.write_bytes(content)  # save_file leaves a file of a name of its own when it is killed
+            temporary.replace(file)
+        except OSError as error:
+            raise RunError(f"{file} cannot be written ({error.strerror})") from None
 
     @classmethod
     def load(cls, file: Path) -> DifferenceStore:

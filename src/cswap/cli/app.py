@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import os
 import signal
 import sys
 import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
@@ -18,7 +21,7 @@ import typer
 from cswap._version import __version__
 from cswap.cli import analyse, look
 from cswap.cli.options import flattened
-from cswap.cli.progress import Interrupted, say_error
+from cswap.cli.progress import STOP, Interrupted, say_error
 from cswap.errors import CswapError, CswapWarning
 
 INTERRUPTED = Interrupted.exit_status
@@ -50,21 +53,28 @@ def _root(
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: journal flushed, model untouched."""
+def _stops_told() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: journal flushed, model untouched. Either is remembered: native code that it
+    strikes in makes another error of it, or none.
+    """
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
+        STOP.came = True
         raise KeyboardInterrupt
 
+    STOP.came, before = False, {}
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if number == signal.SIGTERM or callable(signal.getsignal(number)):  # under nohup Ctrl-C stays ignored
+                before[number] = signal.signal(number, stop)
     except ValueError:  # not the main thread
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -78,10 +88,36 @@ def _own_warnings() -> Iterator[None]:
 
 
 def _unexpected(error: Exception) -> int:
-    with tempfile.NamedTemporaryFile("w", prefix="cswap-", suffix=".log", delete=False, encoding="utf-8") as log:
-        traceback.print_exception(error, file=log)
-    say_error(f"the run failed ({type(error).__name__}: {str(error)[:200]}); the log is {log.name}")
+    where = "no log could be written"
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile("w", prefix="cswap-", suffix=".log", delete=False, encoding="utf-8") as log:
+            traceback.print_exception(error, file=log)
+        where = f"the log is {log.name}"
+    say_error(f"the run failed ({type(error).__name__}: {str(error)[:200]}); {where}")
     return 1
+
+
+def _by_the_system(error: Exception) -> str:
+    """One line for what the system refused: a file, or the disk; nothing for other errors."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return ""
+    named = [os.fsdecode(f) for f in (error.filename, error.filename2) if isinstance(f, str | bytes | os.PathLike)]
+    if named:
+        return f"the run failed: {' → '.join(named)}: {error.strerror}"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+    return f"the run failed: {error.strerror}" if full else ""
+
+
+def _stopped(arguments: list[str] | None) -> int:
+    """What is said of a stop that came back as another error."""
+    typed = sys.argv[1:] if arguments is None else arguments
+    outs = [b for a, b in itertools.pairwise(typed) if a == "--out"]
+    outs += [a.partition("=")[2] for a in typed if a.startswith("--out=")]
+    kept = ""
+    with contextlib.suppress(OSError):
+        kept = analyse._kept(Path(outs[-1])) if outs and typed[:1] == ["prune"] else ""
+    say_error(f"interrupted{kept}")
+    return INTERRUPTED
 
 
 def _came(error: Any, arguments: list[str] | None) -> str:
@@ -96,12 +132,14 @@ def _came(error: Any, arguments: list[str] | None) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
     try:
-        with _terminated_like_interrupted(), _own_warnings():
+        with _stops_told(), _own_warnings():
             status = app(args=arguments, standalone_mode=False, prog_name="cswap")
         if status == INTERRUPTED:  # caught by typer, outside of a run
             say_error("interrupted")
         return status if isinstance(status, int) else 0
     except CswapError as error:
+        if STOP.came and not isinstance(error, Interrupted):
+            return _stopped(arguments)
         say_error(str(error))
         return error.exit_status
     except KeyboardInterrupt:
@@ -110,13 +148,20 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:  # noqa: BLE001 — the last line of defence: never a traceback
+        if STOP.came:
+            return _stopped(arguments)
         if hasattr(error, "format_message"):  # a usage error of the option parser
             say_error(f"{error.format_message()}{_came(error, arguments)} (cswap --help)")
             return 2
         if type(error).__name__ == "Abort":
             say_error("interrupted")
             return INTERRUPTED
-        return int(error.exit_code) if hasattr(error, "exit_code") else _unexpected(error)
+        if hasattr(error, "exit_code"):
+            return int(error.exit_code)
+        if line := _by_the_system(error):
+            say_error(line)
+            return 1
+        return _unexpected(error)
 
 
 def run() -> NoReturn:

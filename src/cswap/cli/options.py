@@ -205,12 +205,6 @@ class RunFlags:
     resume: Annotated[bool, _flag("go on with what --out holds", "--resume")] = False
     force: Force = False
 
-    def __post_init__(self) -> None:
-        if self.resume and self.force:
-            raise InputError(
-                "--resume goes on with what is there and --force replaces it: expected one of them, got both"
-            )
-
     @property
     def machine(self) -> Machine:
         """The same for the pipeline. Raises InputError."""

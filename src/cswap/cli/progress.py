@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -24,6 +25,20 @@ _PHASES = {
     "evaluation": "evaluating on held-out data",
     "cost": "measuring latency",
 }
+
+
+class Stop:
+    """Whether Ctrl-C or SIGTERM came: what it raises can be lost in native code, which goes on or ends with an error."""
+
+    came = False
+
+    def heed(self) -> None:
+        """Stop here, if one came."""
+        if self.came:
+            raise KeyboardInterrupt
+
+
+STOP = Stop()
 
 
 class ProgressLine(Watcher):
@@ -54,10 +69,12 @@ class ProgressLine(Watcher):
 
     def line(self, text: str) -> None:
         """A line on standard error."""
+        STOP.heed()
         if not self.quiet:
             self.console.print(text, markup=False)
 
     def phase(self, name: str) -> None:
+        STOP.heed()
         self.begin = self.last = time.monotonic()
         if self.live:
             self.bar.update(self.task, description=_PHASES.get(name, name), total=None, completed=0, left="")
@@ -65,6 +82,7 @@ class ProgressLine(Watcher):
             self.line(_PHASES.get(name, name))
 
     def structure(self, structure: Structure, target: Target) -> None:
+        STOP.heed()
         self.total, self.target = structure.units, target
         left = f"; {len(structure.left_out)} left out" if structure.left_out else ""
         self.line(f"{len(structure)} groups, {structure.units} units{left}")
@@ -73,6 +91,7 @@ class ProgressLine(Watcher):
         self.line(text)
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
+        STOP.heed()
         self.done += 1
         if decision.phase in TESTS and decision.verdict is not None:
             self.counts[str(decision.verdict)] += 1
@@ -122,5 +141,6 @@ class Interrupted(CswapError):
 
 
 def say_error(message: str) -> None:
-    """One line on standard error."""
-    print("cswap: " + " ".join(message.split()), file=sys.stderr)
+    """One line on standard error, which may be closed or full."""
+    with suppress(OSError, ValueError):
+        print("cswap: " + " ".join(message.split()), file=sys.stderr)

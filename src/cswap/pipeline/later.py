@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -11,12 +11,10 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from cswap.artifacts.files import MANIFEST
+from cswap.artifacts.aside import clear, replacing
+from cswap.artifacts.files import MANIFEST, settle
 from cswap.artifacts.folder import Artifact, open_artifact, spec_of
-from cswap.artifacts.journal import (
-    open_folder,
-    replacing,
-)  # fmt: skip
+from cswap.artifacts.journal import BY_APPLY, open_folder
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import sha256_of
 from cswap.data.sources import DataPair, limited, names_code
@@ -138,12 +136,14 @@ def apply(
         machine.memory, unseen,
     )  # fmt: skip
     with replacing(out, force):
-        open_folder(out, run, resume=False, force=force)
+        open_folder(out, {BY_APPLY: str(target), **(run or {})}, resume=False, force=force)
         try:
             return finish(done, target, out, machine.torch_device, clock, watcher)
         finally:
-            if not (out / MANIFEST).exists():
-                shutil.rmtree(out)
+            with suppress(OSError):
+                settle(out)
+                if not (out / MANIFEST).exists():
+                    clear(out)
 
 
 def evaluate(
@@ -185,6 +185,8 @@ def export(
         raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     artifact = open_artifact(folder)
     file = out or folder / f"model.{format}"
+    if file.is_dir():
+        raise InputError(f"out: expected a file to write, {file} is a folder")
     if file.exists() and not force:
         raise InputError(f"out: {file} is there already; --force replaces it")
     choice = choice_of(artifact, data, trust)

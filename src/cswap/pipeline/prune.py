@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cswap import distributed
+from cswap.artifacts.aside import replacing
 from cswap.artifacts.journal import (
     PINNED,
     Journal,
@@ -19,7 +20,6 @@ from cswap.artifacts.journal import (
     open_folder,
     packed,
     read_journal,
-    replacing,
     rewrite_journal,
     unpacked,
 )  # fmt: skip
@@ -77,7 +77,7 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
     if distributed.rank() > 0:
         analysis.join()
         return {}
-    with replacing(job.out, job.force):
+    with replacing(job.out, job.force, resume=job.resume):
         run = job.fingerprint(calibration, model)
         path = analysis.lead(run)
         return finish(
@@ -118,11 +118,13 @@ class _Analysis:
             rewrite_journal(out, list(start.decisions))
         with self.clock.phase("analysis"):
             self.watcher.phase("analysis")
-            journal = Journal(out, classes)
             try:
-                return self._call(start, Both(journal, self.watcher), run[PINNED])
+                journal = Journal(out, classes)
+                try:
+                    return self._call(start, Both(journal, self.watcher), run[PINNED])
+                finally:
+                    journal.close()
             finally:
-                journal.close()
                 forget_if_empty(out)
 
     def join(self) -> None:
