@@ -28,6 +28,7 @@ from cswap.artifacts.files import (
     read_json,
     settle,
     write_json,
+    write_whole,
 )
 from cswap.artifacts.state import state_step, write_state
 from cswap.causal.engine import Scores
@@ -299,9 +300,7 @@ def rewrite_journal(folder: Path, decisions: list[Decision]) -> None:
             if state_step(folder / name) > len(decisions):
                 (folder / name).unlink()
         for name, content in ((EFFECTS_PART, records), (PATH, lines.encode())):
-            temporary = folder / (name + ".tmp")
-            temporary.write_bytes(content)
-            temporary.replace(folder / name)
+            write_whole(folder / name, content, sync=False)
 
 
 def _record_size(k: int) -> int:
