@@ -31,11 +31,12 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 
 
 def slim(run: dict[str, Any]) -> dict[str, Any]:
-    """What the results keep of one method: quality by recovery at each ratio."""
+    """What the results keep of one method: quality by recovery at each ratio, and what a recovery that was declined would have given."""
     points = []
     for p in run["points"]:
         found = {"none": p["quality"], **{how: r["quality"] for how, r in p["recovered"].items()}}
-        points.append({"asked": p["asked"], "ratio": p["ratio"], "quality": found})
+        declined = {how: r["raw_quality"] for how, r in p["recovered"].items() if r["declined"]}
+        points.append({"asked": p["asked"], "ratio": p["ratio"], "quality": found, "declined": declined})
     return {**{k: run[k] for k in ("seconds", "sauce", "verdicts", "steps")}, "points": points}
 
 

@@ -18,8 +18,18 @@ def dense(data: dict[str, Any], origin: str) -> list[str]:
         f"| method | recovery | {' | '.join(f'{r:g}' for r in ratios)} |", f"| --- | --- |{' --- |' * len(ratios)}",
     ]  # fmt: skip
     for method, found in data["methods"].items():
-        at = {p["asked"]["params"]: p["quality"] for p in found["points"] if "params" in p["asked"]}
+        at = {p["asked"]["params"]: p for p in found["points"] if "params" in p["asked"]}
         for how in data["recover"]:
-            cells = [f"{100 * at[r][how][key]:.2f}" if how in at.get(r, {}) else "–" for r in ratios]
+            cells = [_cell(at[r], how, key) if how in at.get(r, {}).get("quality", {}) else "–" for r in ratios]
             lines.append(f"| `{method}` | {how} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    return [
+        *lines,
+        "",
+        "° declined, so that the network stays as it was cut: in its place what the recovery would have given.",
+        "",
+    ]
+
+
+def _cell(point: dict[str, Any], how: str, key: str) -> str:
+    refused = point.get("declined", {}).get(how)
+    return f"{100 * point['quality'][how][key]:.2f}" if refused is None else f"{100 * refused[key]:.2f}°"
