@@ -3,8 +3,9 @@
     python benchmarks/export_latency.py [--networks resnet18,mobilenet_v2,vit] [--target macs=0.5] [--work DIR] [--cifar DIR]
 
 For each network: units of the smallest norm go (the shape is what counts here), ONNX and .pt2 of original and pruned checked on test
-images, then median latency at batch 1 and 64 in torch, torch.compile and onnxruntime, original and pruned in turns. A network
-that is in DIR already is not done again. Needs the shared networks and data (CSWAP_SHARED). Writes results/export_latency.json.
+images, then median latency at batch 1 and 64 in torch, torch.compile and onnxruntime, in turns: original, pruned, pruned to
+widths that are multiples of 8 (`--round-to 8`), and the end of the path (one unit a group), whose time is what does not go with
+MACs. A network that is in DIR already is not done again. Needs the shared networks and data (CSWAP_SHARED). Writes results/export_latency.json.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from cswap.structure.surgery import count_params
 from cswap.types import Decision, Target
 
 SAMPLES = 64  # test images on which exports must agree
+COMPILED = ("original", "pruned")  # the others take torch.compile as long, and say no more
 
 
 class _Onnx(nn.Module):
@@ -62,11 +64,12 @@ def by_norm(model: nn.Module, inputs: torch.Tensor, target: str) -> PruningPath:
             decisions.append(
                 Decision(len(decisions) + 1, "rank", name, unit, True, "smallest norm", ratio=ledger.ratio())
             )
-        if Target.parse(target).reached(ledger.ratio()):
-            break
-    return PruningPath(
-        structure, "magnitude", Options().as_dict(), ("0",), decisions, ended="target reached", example=inputs
+    path = PruningPath(
+        structure, "magnitude", Options().as_dict(), ("0",), decisions, ended="no unit left to remove", example=inputs
     )
+    if not Target.parse(target).reached(ledger.ratio()):
+        raise SystemExit(f"{target} is out of reach: the path ends at {ledger.ratio()}")
+    return path
 
 
 def measured(name: str, target: str, images: Path, scratch: Path, budget: float) -> dict[str, Any]:
@@ -75,18 +78,22 @@ def measured(name: str, target: str, images: Path, scratch: Path, budget: float)
     if NETWORKS[name][1] is None:  # as initialised, its outputs hardly depend on its inputs, and any export would agree
         randomise_(real.model, seed=0)
     path = by_norm(real.model, real.calibration.inputs(0, 2), target)
-    nets: dict[str, nn.Module] = {"original": real.model, "pruned": path.apply(real.model, target)}
+    end = f"units={path.ratio.units}"
+    nets: dict[str, nn.Module] = {
+        "original": real.model, "pruned": path.apply(real.model, target), "by8": path.apply(real.model, target, 8),
+        "end": path.apply(real.model, end),
+    }  # fmt: skip
     inputs = torch.stack([real.held_out[i][0] for i in range(SAMPLES)])
-    found: dict[str, Any] = {"target": target, "ratio": path.ratio.as_dict(), "exports": {}, "latency_ms": {}}
+    found: dict[str, Any] = {"target": target, "exports": {}, "latency_ms": {}}
     for which, net in nets.items():
-        for form in FORMATS:
+        for form in FORMATS if which in COMPILED else ("onnx",):
             done = export(net, scratch / f"{which}.{form}", inputs, format=form).as_dict()
             found["exports"][f"{which}.{form}"] = {k: v for k, v in done.items() if k != "file"}
         found[which] = {"params": count_params(net), "macs": macs_of(net, inputs[:1])[0]}
     threads = torch.get_num_threads()
     runtimes = {
         "torch": nets,
-        "torch.compile": {w: torch.compile(n) for w, n in nets.items()},
+        "torch.compile": {w: torch.compile(nets[w]) for w in COMPILED},
         "onnxruntime": {w: _Onnx(scratch / f"{w}.onnx", threads) for w in nets},
     }
     for runtime, models in runtimes.items():
