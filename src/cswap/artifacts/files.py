@@ -125,6 +125,6 @@ def own_files(folder: Path) -> None:
     for name in OURS:
         path = folder / name
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-            raise ArtifactError(f"{path} is a link out of the artifact")
+            raise ArtifactError(f"{path} leads out of the folder")
         if path.exists() and not path.is_file():
             raise ArtifactError(f"{path}: expected a file, it is none")

@@ -190,7 +190,7 @@ def _unwrapped(state: Any, path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, Mapping) or not all(
         isinstance(n, str) and isinstance(v, torch.Tensor) for n, v in state.items()
     ):
-        raise ModelError(f"weights {path}: expected a dict of named tensors (also under 'state_dict' or 'model')")
+        raise ModelError(f"weights {path}: expected a dict of tensors by name (also under 'state_dict' or 'model')")
     odd = next((n for n, v in state.items() if v.layout != torch.strided or v.is_quantized), None)
     if odd is not None:
         raise ModelError(f"weights {path}: {odd}: expected a dense tensor, got a sparse or quantized one")
