@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import zipfile
@@ -11,24 +13,32 @@ import torch
 
 import cswap
 from cswap.cli.app import main
+from cswap.report.page import write_report
 
 
-@pytest.mark.slow
-def test_resnet18_on_cifar10_ten_per_cent(shared, tmp_path, capsys):
-    """Quality on 1,000 held-out images keeps this short; the benchmark runs all 10,000."""
+@pytest.fixture(scope="module")
+def pruned(shared, tmp_path_factory):
+    """Artifact and summary of ResNet-18 less 2 %. Quality on 1,000 held-out images keeps this short; the benchmark runs all 10,000."""
+    root = tmp_path_factory.mktemp("real")
     with zipfile.ZipFile(shared / "data" / "cifar10.zip") as archive:
         names = archive.namelist()
         wanted = [n for n in names if re.search(r"/test/[a-z]+/0[0-9]{3}\.jpg|/train/[a-z]+/00[0-4][0-9]\.jpg", n)]
-        archive.extractall(tmp_path, wanted)
-    out = tmp_path / "out"
-    status = main([
-        "prune", "--model", f"{shared}/models/zoo.py:resnet18_cifar", "--weights",
-        f"{shared}/models/resnet18_cifar10.safetensors", "--data", str(tmp_path / "cifar10"), "--image-size", "32",
-        "--mean", "0.4914,0.4822,0.4465", "--std", "0.2470,0.2435,0.2616", "--per-class", "4", "--target", "params=0.02",
-        "--eval-samples", "1000", "--out", str(out), "--quiet", "--json",
-    ])  # fmt: skip
-    assert status == 0, capsys.readouterr().err
-    summary = json.loads(capsys.readouterr().out)
+        archive.extractall(root, wanted)
+    out, said = root / "out", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = main([
+            "prune", "--model", f"{shared}/models/zoo.py:resnet18_cifar", "--weights",
+            f"{shared}/models/resnet18_cifar10.safetensors", "--data", str(root / "cifar10"), "--image-size", "32",
+            "--mean", "0.4914,0.4822,0.4465", "--std", "0.2470,0.2435,0.2616", "--per-class", "4", "--target", "params=0.02",
+            "--eval-samples", "1000", "--out", str(out), "--quiet", "--json",
+        ])  # fmt: skip
+    assert status == 0
+    return out, json.loads(said.getvalue())
+
+
+@pytest.mark.slow
+def test_resnet18_on_cifar10_two_per_cent(shared, pruned):
+    out, summary = pruned
     stated = float(re.search(r"\| ([0-9.]+) % \|", (shared / "models" / "README.md").read_text())[1]) / 100
     noise = 4 * (stated * (1 - stated) / summary["held_out_samples"]) ** 0.5
     assert summary["baseline"]["quality"]["accuracy"] == pytest.approx(stated, abs=noise)
@@ -37,3 +47,38 @@ def test_resnet18_on_cifar10_ten_per_cent(shared, tmp_path, capsys):
     assert summary["ratio"]["params"] >= 0.02
     assert summary["pruned"]["params"] <= 0.98 * summary["baseline"]["params"]
     assert cswap.load(out, trust=True)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark"), (1440, "dark"), (390, "light")])
+def test_its_report_in_a_browser(pruned, browser, width, scheme):
+    """Click through it: a unit, a class, the curve, a sorted table, the walk; no console message, no request."""
+    file = write_report(pruned[0])
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said, asked = [], []
+    page.on("console", lambda m: said.append(m.text))
+    page.on("pageerror", lambda e: said.append(str(e)))
+    page.on("request", lambda r: asked.append(r.url))
+    page.goto(file.as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    last = page.locator("#rows canvas").last  # the network's last group was tested; the first ones may not be
+    last.scroll_into_view_if_needed()
+    last.click(position={"x": 5, "y": 5})
+    told = page.locator("#unit").inner_text()
+    assert "layer4.1.conv1 · 0" in told
+    for name in ("airplane", "truck"):
+        assert name in told
+    if width < 800:
+        page.locator("#unit .close").click()
+    page.locator("#classtable button.link", has_text="frog").click()
+    assert "frog alone needs" in page.locator("#classunits").inner_text()
+    page.locator("#kinds button").nth(1).click()
+    assert "MACs removed" in page.locator("#plot").inner_text()
+    page.locator("#grouptable th button").nth(1).click()
+    assert page.locator("#grouptable th").nth(1).get_attribute("aria-sort") == "descending"
+    page.locator("#wgone").check()
+    assert set(page.locator("#walktable tbody tr td:nth-child(7)").all_inner_texts()) == {"yes"}
+    assert said == []
+    assert [u for u in asked if not u.startswith(("file:", "data:"))] == []
+    page.close()

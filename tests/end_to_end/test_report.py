@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -173,19 +172,6 @@ def large(facts: dict, units: int) -> dict:
     row |= {"name": "wide", "size": 12 * times, "signs": row["signs"] * times}
     row["effects"] = [base64.b64encode(base64.b64decode(e) * times).decode() for e in row["effects"]]
     return facts | {"groups": [row, *facts["groups"]], "walk": facts["walk"] * (units // len(facts["walk"]) + 1)}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.mark.slow
