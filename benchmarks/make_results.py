@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -372,7 +373,8 @@ def _support(data: dict[str, Any]) -> list[str]:
 
 
 def _export(data: dict[str, Any]) -> list[str]:
-    rows, below = [], []
+    rows: list[list[str]] = []
+    shares: dict[tuple[str, str], list[tuple[float, float | None]]] = {}
     for name, n in data["networks"].items():
         apart = max(e["max_abs_difference"] / e["allowed"] for e in n["exports"].values())
         label = name + ("" if n["trained"] else " (untrained)")
@@ -382,20 +384,12 @@ def _export(data: dict[str, Any]) -> list[str]:
                     continue
                 left = n[which]["macs"] / n["original"]["macs"]
                 cells = []
-                for batch, t in by_batch.items():
+                for t in by_batch.values():
                     share = t["original"] / t[which] * left  # of the speed-up 1 / left
                     fixed = t["end"] / t["original"] if "end" in t else None
                     text = f"{t['original']:.1f} → {t[which]:.1f} ({100 * share:.0f} %)"
                     cells += [text, "–" if fixed is None else f"{100 * fixed:.0f} %"]
-                    if share < 0.85:
-                        below.append(
-                            f"{label}, {runtime}, batch {batch}, {said}: {100 * share:.0f} %"
-                            + (
-                                ""
-                                if fixed is None
-                                else f" ({100 * fixed:.0f} % of the time is left at the end of the path)"
-                            )
-                        )
+                    shares.setdefault((runtime, said), []).append((share, fixed))
                 rows.append([label, runtime, said, f"{left:.2f}", *cells, f"{apart:.2g}"])
     return [
         "## Exports, and latency beside MACs", "", _origin(data),
@@ -403,8 +397,25 @@ def _export(data: dict[str, Any]) -> list[str]:
         "largest difference as a part of what is allowed. Milliseconds, original → pruned, and in brackets the speed-up as a part of what the "
         "MACs promise; `fixed`: the time that is left with one unit a group, as a part of the original's: what does not go with MACs.", "",
         *_table(["network", "runtime", "widths", "MACs left", "batch 1", "fixed", "batch 64", "fixed", "difference"], rows),
-        f"Below 85 % of the promise: {'; '.join(below)}." if below else "Every speed-up reaches 85 % of what the MACs promise.", "",
+        *_speed_ups(shares), "",
     ]  # fmt: skip
+
+
+def _speed_ups(shares: dict[tuple[str, str], list[tuple[float, float | None]]]) -> list[str]:
+    """How many speed-ups reach 85 % of what the MACs promise, and what goes with falling short."""
+    told = [
+        f"{runtime}, {said}: {sum(s >= 0.85 for s, _ in found)} of {len(found)} (median {100 * statistics.median(s for s, _ in found):.0f} %)"
+        for (runtime, said), found in shares.items()
+    ]
+    short = sorted((f, s) for found in shares.values() for s, f in found if f is not None and s < 0.85)
+    lines = [f"At least 85 % of what the MACs promise: {'; '.join(told)}."]
+    if short:
+        much = [s for f, s in short if f > 0.2]
+        lines.append(
+            f"Two causes show. Widths: the same runtimes come closer to the promise with multiples of 8. Time that does not go with MACs: in "
+            f"{len(much)} of the {len(short)} that fall short more than a fifth of the original's time is left with one unit a group (at most {100 * short[-1][0]:.0f} %)."
+        )
+    return lines
 
 
 def _certificates(data: dict[str, Any]) -> list[str]:
