@@ -47,8 +47,7 @@ class Ground:
     """A network, its data, a whole artifact `art` and the journal of an interrupted run `half`, made once, copied for each."""
 
     def __init__(self, root: Path) -> None:
-        from safetensors.torch import save_file
-        from tests.end_to_end.conftest import FACTORY, Place, _weights, write_images
+        from tests.end_to_end.conftest import laid_out
 
         from cswap.artifacts.folder import load
         from cswap.artifacts.journal import Journal
@@ -56,11 +55,7 @@ class Ground:
 
         self.root, template = root, root / "ground"
         template.mkdir(parents=True)
-        (template / "net.py").write_text(FACTORY)
-        save_file(_weights(), template / "net.safetensors")
-        write_images(template / "data" / "train", 10, 0)
-        write_images(template / "data" / "test", 5, 1)
-        self.place = Place(template, template / "net.py", template / "net.safetensors", template / "data")
+        self.place = laid_out(template)
         if main(self.place.prune("art")) or main(self.place.prune("more", target="params=0.6")):
             raise SystemExit("the artifact to spoil cannot be made")
         decided, left = Journal.decided, [12]

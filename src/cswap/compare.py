@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from cswap.artifacts.aside import Kind, replacing
-from cswap.artifacts.files import PATH, RUN, has_decisions, read_json, write_json
+from cswap.artifacts.files import PATH, RUN, has_decisions, hidden, read_json, write_json
 from cswap.artifacts.journal import Journal, open_folder, read_journal, rewrite_journal
 from cswap.artifacts.state import read_state
 from cswap.causal.engine import refuse_near_chance
@@ -260,7 +260,7 @@ def _claim(job: CompareJob, fingerprint: dict[str, Any]) -> None:
             raise InputError(f"out: expected a folder, {out} is a file")
         held = sorted(p.name for p in out.iterdir()) if out.exists() else []
         mine = _is_comparison(out)
-        others = [n for n in held if n != f"{RUN}.tmp" and not (n.startswith(".") and not (out / n).is_dir())]
+        others = [n for n in held if n != f"{RUN}.tmp" and not hidden(out / n)]
         others = [n for n in others if not _owns(n)] or others  # what is named is none of ours, if there is one
         if others and not mine:
             raise InputError(f"out: {out} holds other files (first {others[0]}); name a new folder")

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from cswap.artifacts.files import write_json
+from cswap.artifacts.files import hidden, write_json
 from cswap.artifacts.folder import save
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import ModelSpec, one_line
@@ -135,7 +135,7 @@ def run_demo(
     try:
         if out.exists() and not out.is_dir():
             raise InputError(f"out: expected a folder, {out} is a file")
-        held = sorted(p.name for p in out.iterdir() if p.is_dir() or p.name[0] != ".") if out.exists() else []
+        held = sorted(p.name for p in out.iterdir() if not hidden(p)) if out.exists() else []
         if held and "curve.html" not in held and not force:
             raise InputError(f"out: {out} holds other files (first {held[0]}); name a new folder")
         out.mkdir(parents=True, exist_ok=True)

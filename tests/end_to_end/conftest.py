@@ -86,14 +86,24 @@ def write_images(folder: Path, per_class: int, seed: int) -> None:
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:03}.png")
 
 
+def place_at(root: Path) -> Place:
+    """What lies in a folder that `laid_out` filled, or in a copy of it."""
+    return Place(root, root / "net.py", root / "net.safetensors", root / "data")
+
+
+def laid_out(root: Path) -> Place:
+    """A factory, weights and images in `root`."""
+    place = place_at(root)
+    place.factory.write_text(FACTORY)
+    save_file(_weights(), place.weights)
+    write_images(place.data / "train", 10, 0)
+    write_images(place.data / "test", 5, 1)
+    return place
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    factory, weights, data = tmp_path / "net.py", tmp_path / "net.safetensors", tmp_path / "data"
-    factory.write_text(FACTORY)
-    save_file(_weights(), weights)
-    write_images(data / "train", 10, 0)
-    write_images(data / "test", 5, 1)
-    return Place(tmp_path, factory, weights, data)
+    return laid_out(tmp_path)
 
 
 @pytest.fixture(scope="module")

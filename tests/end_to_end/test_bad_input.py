@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from cswap.cli.app import main
-from tests.end_to_end.conftest import FACTORY, Place, _weights, write_images
+from tests.end_to_end.conftest import FACTORY, Place, _weights, laid_out, place_at
 
 
 class Boom:
@@ -37,15 +37,9 @@ class Boom:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     """A network, its data, and an artifact made of them."""
-    root = tmp_path_factory.mktemp("template")
-    factory, weights, data = root / "net.py", root / "net.safetensors", root / "data"
-    factory.write_text(FACTORY)
-    save_file(_weights(), weights)
-    write_images(data / "train", 10, 0)
-    write_images(data / "test", 5, 1)
-    place = Place(root, factory, weights, data)
+    place = laid_out(tmp_path_factory.mktemp("template"))
     assert main(place.prune("art")) == 0
-    return root
+    return place.root
 
 
 @pytest.fixture
@@ -53,7 +47,7 @@ def place(template, tmp_path):
     """A copy of its own for every case."""
     root = tmp_path / "place"
     shutil.copytree(template, root)
-    return Place(root, root / "net.py", root / "net.safetensors", root / "data")
+    return place_at(root)
 
 
 def _held(root: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import pytest
 import cswap
 from cswap.artifacts.folder import open_artifact, save
 from cswap.cli.app import main
-from tests.end_to_end.conftest import FACTORY, Place, _weights, write_images
+from tests.end_to_end.conftest import Place, laid_out, place_at
 
 
 class Struck(BaseException):
@@ -22,23 +22,16 @@ class Struck(BaseException):
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     """A network, its data, and an artifact of them."""
-    from safetensors.torch import save_file
-
-    root = tmp_path_factory.mktemp("template")
-    (root / "net.py").write_text(FACTORY)
-    save_file(_weights(), root / "net.safetensors")
-    write_images(root / "data" / "train", 10, 0)
-    write_images(root / "data" / "test", 5, 1)
-    place = Place(root, root / "net.py", root / "net.safetensors", root / "data")
+    place = laid_out(tmp_path_factory.mktemp("template"))
     assert main(place.prune("out")) == 0
-    return root
+    return place.root
 
 
 @pytest.fixture
 def place(template, tmp_path):
     root = tmp_path / "place"
     shutil.copytree(template, root)
-    return Place(root, root / "net.py", root / "net.safetensors", root / "data")
+    return place_at(root)
 
 
 def _told(capsys, arguments: list[str], status: int, *words: str) -> None:

@@ -30,12 +30,15 @@ def left_over(name: str) -> bool:
     return name.removesuffix(".tmp") in OURS or re.fullmatch(r"\.tmp\w{6}|\.export-.+", name) is not None
 
 
+def hidden(path: Path) -> bool:
+    """Whether it is a file of the kind that systems leave everywhere, and that is in nobody's way."""
+    return path.name.startswith(".") and not path.is_dir()
+
+
 def foreign(folder: Path) -> list[str]:
-    """Entries that are none of ours; hidden files, which systems leave everywhere, do not count."""
+    """Entries that are none of ours; hidden files do not count."""
     return sorted(
-        p.name
-        for p in folder.iterdir()
-        if not (p.name in (WRITING, READY) or left_over(p.name) or (p.name.startswith(".") and not p.is_dir()))
+        p.name for p in folder.iterdir() if not (p.name in (WRITING, READY) or left_over(p.name) or hidden(p))
     )
 
 

@@ -272,11 +272,17 @@ def _positions(slot: Slot, units: Sequence[int]) -> IntArray:
     return np.concatenate([none, *(slot.by_unit.get(int(n), none) for n in units)])
 
 
+def compensation_of(engine: Engine) -> Compensation | None:
+    """What compensates an engine's cuts, or None for one whose cuts are plain."""
+    return engine.compensation if isinstance(engine, CompensatedPlainEngine | CompensatedReplayEngine) else None
+
+
 def forget(engine: Engine) -> None:
     """Let go of the moments of all groups: they are measured again when a group is entered."""
-    if isinstance(engine, CompensatedPlainEngine | CompensatedReplayEngine):
-        engine.compensation.inverses.clear()
-        engine.compensation.changed()
+    compensation = compensation_of(engine)
+    if compensation is not None:
+        compensation.inverses.clear()
+        compensation.changed()
 
 
 class CompensatedReplayEngine(ReplayEngine):

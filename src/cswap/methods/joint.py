@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cswap.causal.compensation import CompensatedPlainEngine, CompensatedReplayEngine, forget
+from cswap.causal.compensation import compensation_of, forget
 from cswap.causal.cut import PlainEngine
 from cswap.causal.engine import Engine, Job, Scores, refuse_near_chance
 from cswap.causal.evaluation import class_spans
@@ -69,8 +69,9 @@ def joint(
         model, units, calibration, task, device=device, memory=memory, vote_score=options.vote_score, amp=options.amp,
         cut="compensated",
     )  # fmt: skip
-    if isinstance(engine, CompensatedPlainEngine | CompensatedReplayEngine):
-        engine.compensation.known = kept  # the same moments, of the same network
+    compensation = compensation_of(engine)
+    if compensation is not None:
+        compensation.known = kept  # the same moments, of the same network
     refuse_near_chance(engine.scores(), calibration, task)
     sink.note(engine.name)
     found = [_measured(engine, group, *orders[group.name], options) for group in units]

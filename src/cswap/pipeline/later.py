@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cswap.artifacts.aside import clear, replacing
-from cswap.artifacts.files import MANIFEST, settle
+from cswap.artifacts.files import MANIFEST, new_file, settle
 from cswap.artifacts.folder import Artifact, open_artifact, spec_of
 from cswap.artifacts.journal import BY_APPLY, open_folder
 from cswap.data.calibration import CalibrationSet, calibration_set
@@ -185,10 +185,7 @@ def export(
         raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     artifact = open_artifact(folder)
     file = out or folder / f"model.{format}"
-    if file.is_dir():
-        raise InputError(f"out: expected a file to write, {file} is a folder")
-    if file.exists() and not force:
-        raise InputError(f"out: {file} is there already; --force replaces it")
+    new_file("out", file, force)
     choice = choice_of(artifact, data, trust)
     spec = source.spec if source else spec_of(artifact.folder, artifact.manifest, trust)
     small = load(folder, factory=spec.build, trust=trust)
