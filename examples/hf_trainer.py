@@ -36,7 +36,7 @@ def main() -> tuple[float, float]:
     model = ViTForImageClassification(config)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
-            scratch, num_train_epochs=30, per_device_train_batch_size=64, learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=50, report_to=[], use_cpu=True,
+            scratch, num_train_epochs=30, per_device_train_batch_size=64, learning_rate=1e-3, lr_scheduler_type="cosine", warmup_steps=50, report_to=[], use_cpu=True,
             save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0, remove_unused_columns=False,
         )  # fmt: skip
 

@@ -35,8 +35,8 @@ def greedy(
 ) -> PruningPath:
     """Remove, one after the other, the unit whose cut leaves the calibration set the best on the network as it stands.
 
-    Best: least loss of the summed score a parameter that goes, so that what is reached at a given size is what is sought (ours);
-    a unit whose cut loses nothing goes before any that does, the largest gain first. Ties by group and index. Raises DataError,
+    Best: least loss of the summed score a parameter that goes (a MAC with `--per macs`), so that what is reached at a given size
+    is what is sought (ours); a unit whose cut loses nothing goes before any that does, the largest gain first. Ties by group and index. Raises DataError,
     TargetError (`noncritical`: verdicts change with every removal).
     """
     if target.kind == "noncritical":
@@ -61,6 +61,7 @@ def greedy(
     original = engine.scores()
     refuse_near_chance(original, calibration, task)
     watch = QualityWatch(original, calibration.targets, calibration.classes, units.units, sink)
+    per = "macs" if options.per == "macs" else "params"
     ledger, judge = Ledger(units), Judge(calibration, options.rule, options.xi_floor)
     for d in start.decisions:
         path.decisions.append(d)
@@ -74,10 +75,10 @@ def greedy(
             left = [n for n in range(group.size) if n not in ledger.gone(group.name)]
             engine.enter(group)
             base = engine.scores(group)
-            params = ledger.cost_of(group)
+            cost = ledger.cost_of(group, per)
             for n, scores in zip(left, engine.cut(group, [[n] for n in left]), strict=True):
                 change = float((scores.sigma - base.sigma).sum())
-                key = (change < 0, change / params if change < 0 else change)
+                key = (change < 0, change / cost if change < 0 else change)
                 if best is None or (key[0], -key[1]) < (best[0][0], -best[0][1]):
                     best = key, group.name, n, judge.judge(scores, base), float(scores.quality.mean())
         if best is None:
