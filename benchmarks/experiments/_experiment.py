@@ -42,19 +42,27 @@ class Given:
     images: Path
     work: Path
     seed: int
+    networks: tuple[str, ...] = ()
 
 
-def main(name: str, run: Callable[[Given], dict[str, Any]], doc: str) -> None:
-    """Run one experiment from the command line: JSON, plot, RESULTS.md."""
+def main(name: str, run: Callable[[Given], dict[str, Any]], doc: str, networks: tuple[str, ...] = ()) -> None:
+    """Run one experiment from the command line: JSON, plot, RESULTS.md. networks: those that it can be run on."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "experiments", help="what is kept for a resume")
     parser.add_argument("--seed", type=int, default=0)
+    if networks:
+        parser.add_argument("--networks", default=",".join(networks), help="some of them, separated by commas")
     given = parser.parse_args()
+    chosen = tuple(given.networks.split(",")) if networks else ()
+    if wrong := set(chosen) - set(networks):
+        parser.error(f"--networks: expected some of {', '.join(networks)}, got {', '.join(sorted(wrong))}")
     work = given.work / name
     work.mkdir(parents=True, exist_ok=True)
-    found = run(Given(unpacked("cifar10", given.cifar, given.work), work, given.seed))
-    command = f"python benchmarks/experiments/{name}.py --seed {given.seed}"
+    found = run(Given(unpacked("cifar10", given.cifar, given.work), work, given.seed, chosen))
+    command = f"python benchmarks/experiments/{name}.py --seed {given.seed}" + f" --networks {','.join(chosen)}" * bool(
+        chosen
+    )
     write_result(f"experiment_{name}", {"command": command, **machine(), "seed": given.seed, **found})
     draw(name)
 

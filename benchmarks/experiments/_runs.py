@@ -8,6 +8,7 @@ from typing import Any
 from _experiment import Given
 
 from _real import FORMAT, NETWORKS, Log
+from cswap.causal.engine import emulated_bfloat16
 from cswap.compare import CompareJob, compare
 from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
@@ -16,7 +17,7 @@ from cswap.pipeline import DataChoice, Machine, Source
 
 def compared(
     given: Given, network: str, methods: tuple[str, ...], *, name: str = "", per_class: int, ratios: tuple[float, ...], kinds: tuple[str, ...] = ("params",),
-    seeds: tuple[int, ...] | None = None, recover: tuple[str, ...] = ("none",), recover_per_class: int | None = None, amp: bool = True,
+    seeds: tuple[int, ...] | None = None, recover: tuple[str, ...] = ("none",), recover_per_class: int | None = None,
     eval_samples: int | None = None, latency: bool = False, folder: Path | None = None, **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """`compare.json` of a run that is kept in the experiment's folder and resumed there."""
@@ -26,7 +27,7 @@ def compared(
     job = CompareJob(
         source=Source(ModelSpec.parse(spec, arguments), weights), out=out, methods=methods, ratios=ratios, kinds=kinds, seeds=drawn,
         data=DataChoice(str(given.images), per_class=per_class, eval_samples=eval_samples, **FORMAT), recover=recover,
-        recover_per_class=recover_per_class, options=Options(seed=drawn[0], **options), eval_amp=amp, latency=latency,
+        recover_per_class=recover_per_class, options=Options(seed=drawn[0], **options), eval_amp=not emulated_bfloat16("cpu"), latency=latency,
         machine=Machine(memory=4 << 30), resume=(out / "run.json").exists(),
     )  # fmt: skip
     return compare(job, Log())

@@ -1,8 +1,8 @@
-"""α ∈ {0.001, 0.01, 0.05, 0.1, 0.2} on ResNet-18: verdicts from the store of differences, paths at three.
+"""α ∈ {0.001, 0.01, 0.05, 0.1, 0.2}: verdicts from the store of differences, paths at three.
 
-    python benchmarks/experiments/alpha.py [--cifar DIR] [--work DIR] [--seed 0]
+    python benchmarks/experiments/alpha.py [--networks resnet20,resnet18] [--cifar DIR] [--work DIR] [--seed 0]
 
-16 samples a class (scaled down from 128); each path is complete and measured on 10,000 test images.
+ResNet-20 with 128 samples a class and with 16, ResNet-18 with 16 (scaled down from 128); each path is complete and measured on 10,000 test images.
 """
 
 from __future__ import annotations
@@ -15,76 +15,104 @@ from _stores import counts, measured, verdicts
 
 from cswap.causal.verdicts import VoteRule
 
-NETWORK, PER_CLASS, ALPHAS, PATHS = "resnet18", 16, (0.001, 0.01, 0.05, 0.1, 0.2), (0.001, 0.05, 0.2)
+ALPHAS, PATHS = (0.001, 0.01, 0.05, 0.1, 0.2), (0.001, 0.05, 0.2)
+PER_CLASS = {"resnet20": (16, 128), "resnet18": (16,)}
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.5)
 
 
-def run(given: Given) -> dict[str, Any]:
-    """Verdicts at every α, and three paths."""
-    store, _, structure = measured(NETWORK, given.images, PER_CLASS, given.seed, given.work.parent)
+def one(given: Given, network: str, per_class: int) -> dict[str, Any]:
+    """Verdicts by α, and three paths."""
+    store, _, structure = measured(network, given.images, per_class, given.seed, given.work.parent)
     found = {str(a): counts(verdicts(store, VoteRule(alpha=a))) for a in ALPHAS}
-    paths = {}
+    paths, base = {}, 0.0
     for a in PATHS:
-        result = compared(given, NETWORK, ("cswap",), name=f"alpha-{a}", per_class=PER_CLASS, ratios=RATIOS, alpha=a)
-        mine = result["methods"]["cswap"]["by_seed"][str(given.seed)]
+        result = compared(
+            given, network, ("cswap",), name=f"{network}-{per_class}-alpha-{a}", per_class=per_class, ratios=RATIOS, alpha=a
+        )  # fmt: skip
+        mine, base = result["methods"]["cswap"]["by_seed"][str(given.seed)], result["unpruned"]["quality"]["accuracy"]
         paths[str(a)] = {
             "verdicts": mine["verdicts"], "seconds": mine["seconds"], "accuracy": {str(r): at(result, "cswap", "params", r) for r in RATIOS},
         }  # fmt: skip
-    return {"network": NETWORK, "per_class": PER_CLASS, "units": structure.units, "store": found, "paths": paths}
+    return {
+        "network": network, "per_class": per_class, "units": structure.units, "unpruned": base, "store": found, "paths": paths,
+    }  # fmt: skip
+
+
+def run(given: Given) -> dict[str, Any]:
+    """Every network at its sizes."""
+    return {"runs": [one(given, n, m) for n in given.networks for m in PER_CLASS[n]]}
+
+
+def named(run: dict[str, Any]) -> str:
+    """Which network, with how many samples."""
+    return f"{run['network']}, {run['per_class']} samples a class"
 
 
 def finding(data: dict[str, Any]) -> str:
-    """Two sentences."""
-    s, p = data["store"], data["paths"]
+    """What each run says, and the answer."""
+    parts, cures = [], []
+    for d in data["runs"]:
+        s, p = d["store"], d["paths"]
+        kept = [p[str(a)]["accuracy"]["0.2"] for a in PATHS]
+        parts.append(
+            f"{named(d)}: of {d['units']:,} units {', '.join(format(s[str(a)]['critical'], ',') for a in PATHS)} are critical on the original network at α "
+            f"{', '.join(map(str, PATHS))}, {', '.join(format(p[str(a)]['verdicts']['critical'], ',') for a in PATHS)} in the walk, and with 20 % of the "
+            f"parameters gone {', '.join(f'{100 * k:.1f}' for k in kept)} % are right (unpruned {100 * d['unpruned']:.1f})"
+        )
+        if kept[2] > kept[1]:
+            cures.append(named(d))
     return (
-        f"A smaller α makes pruning more aggressive: on the original network {s['0.2']['critical']:,}, {s['0.05']['critical']:,} and {s['0.001']['critical']:,} of "
-        f"{data['units']:,} units are critical at 0.2, 0.05 and 0.001, and the walk finds {p['0.2']['verdicts']['critical']:,}, {p['0.05']['verdicts']['critical']:,} and "
-        f"{p['0.001']['verdicts']['critical']:,}. With 20 % of the parameters gone the accuracy is {100 * p['0.2']['accuracy']['0.2']:.1f}, "
-        f"{100 * p['0.05']['accuracy']['0.2']:.1f} and {100 * p['0.001']['accuracy']['0.2']:.1f} %, in the same order: the seed's advice to raise α after an early cliff "
-        f"{'holds' if p['0.2']['accuracy']['0.2'] > p['0.05']['accuracy']['0.2'] else 'does not hold'} here."
+        f"A smaller α makes pruning more aggressive, as a critical unit is one with a significant loss. {'; '.join(parts)}. The advice to raise α after an "
+        f"early cliff {'helps in ' + ' and '.join(cures) if cures else 'does not help in any of these'}."
     )
 
 
 def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table."""
     head = [
+        "network",
         "α",
         "store: critical / neutral / detrimental",
         "walk: the same",
         *(f"accuracy at params {r:g}, %" for r in RATIOS[1:]),
     ]
     rows = []
-    for a, c in data["store"].items():
-        p = data["paths"].get(a)
-        three = [
-            " / ".join(f"{x[k]:,}" for k in ("critical", "neutral", "detrimental"))
-            for x in (c, *([p["verdicts"]] if p else []))
-        ]
-        cells = [
-            f"{100 * p['accuracy'][str(r)]:.2f}" if p and p["accuracy"][str(r)] is not None else "–" for r in RATIOS[1:]
-        ]
-        rows.append([a, three[0], three[1] if p else "–", *cells])
+    for d in data["runs"]:
+        for a, c in d["store"].items():
+            p = d["paths"].get(a)
+            three = [
+                " / ".join(f"{x[k]:,}" for k in ("critical", "neutral", "detrimental"))
+                for x in (c, *([p["verdicts"]] if p else []))
+            ]
+            cells = [
+                f"{100 * p['accuracy'][str(r)]:.2f}" if p and p["accuracy"][str(r)] is not None else "–"
+                for r in RATIOS[1:]
+            ]
+            rows.append([named(d), a, three[0], three[1] if p else "–", *cells])
     return head, rows
 
 
 def figure(data: dict[str, Any], plt: Any) -> Any:
     """Verdicts and curves."""
-    fig, axes = plt.subplots(1, 2, figsize=(8, 3))
-    a = [float(x) for x in data["store"]]
-    for verdict in ("critical", "neutral", "detrimental"):
-        axes[0].plot(a, [data["store"][str(x)][verdict] for x in a], "o-", label=verdict)
-    axes[0].set_xscale("log")
-    axes[0].set_xlabel("α")
-    axes[0].set_ylabel("units (original network)")
-    axes[0].legend(frameon=False)
-    for x, p in data["paths"].items():
-        points = {float(r): v for r, v in p["accuracy"].items() if v is not None}
-        axes[1].plot(list(points), [100 * v for v in points.values()], "o-", label=f"α = {x}")
-    axes[1].set_xlabel("parameters removed")
-    axes[1].set_ylabel("test accuracy, %")
-    axes[1].legend(frameon=False)
+    fig, axes = plt.subplots(len(data["runs"]), 2, figsize=(8, 2.8 * len(data["runs"])), squeeze=False)
+    for (left, right), d in zip(axes, data["runs"], strict=True):
+        a = [float(x) for x in d["store"]]
+        for verdict in ("critical", "neutral", "detrimental"):
+            left.plot(a, [d["store"][str(x)][verdict] for x in a], "o-", label=verdict)
+        left.set_xscale("log")
+        left.set_title(named(d))
+        left.set_xlabel("α")
+        left.set_ylabel("units (original network)")
+        left.legend(frameon=False)
+        for x, p in d["paths"].items():
+            points = {float(r): v for r, v in p["accuracy"].items() if v is not None}
+            right.plot(list(points), [100 * v for v in points.values()], "o-", label=f"α = {x}")
+        right.set_xlabel("parameters removed")
+        right.set_ylabel("test accuracy, %")
+        right.legend(frameon=False)
+    fig.tight_layout()
     return fig
 
 
 if __name__ == "__main__":
-    main("alpha", run, __doc__ or "")
+    main("alpha", run, __doc__ or "", tuple(PER_CLASS))

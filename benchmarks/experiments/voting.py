@@ -1,8 +1,8 @@
-"""Voting by class against pooled inference ("general inference"), on ResNet-50 and ResNet-18.
+"""Voting by class against pooled inference ("general inference"), on ResNet-20, ResNet-18 and ResNet-50.
 
-    python benchmarks/experiments/voting.py [--cifar DIR] [--work DIR] [--seed 0]
+    python benchmarks/experiments/voting.py [--networks resnet20,resnet18,resnet50] [--cifar DIR] [--work DIR] [--seed 0]
 
-ResNet-18: all units and whole paths, 16 samples a class. ResNet-50: 4 % of every group's units, drawn by the seed, 16 samples a
+ResNet-20 and ResNet-18: all units and whole paths, 16 samples a class (ResNet-20 with 128 too). ResNet-50: 4 % of every group's units, drawn by the seed, 16 samples a
 class, on the original network; and what their removal together costs (scaled down: a path of 26,560 units takes a day on two cores).
 """
 
@@ -20,12 +20,16 @@ from cswap.causal.replay import engine_for
 from cswap.causal.verdicts import VoteRule
 from cswap.tasks import Classification
 
-PER_CLASS, SHARE, RATIOS = 16, 0.04, (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
+PER_CLASS, SHARE, RATIOS = (
+    {"resnet20": (16, 128), "resnet18": (16,), "resnet50": (16,)},
+    0.04,
+    (0.0, 0.05, 0.1, 0.2, 0.3, 0.5),
+)
 
 
 def drawn_units(given: Given, network: str) -> dict[str, Any]:
     """Both verdicts of a share of the units, and what the units each lets go cost together."""
-    c, structure = opened(network, given.images, PER_CLASS, given.seed)
+    c, structure = opened(network, given.images, PER_CLASS[network][0], given.seed)
     engine = engine_for(c.model, structure, c.calibration, Classification(), memory=4 << 30)
     rules = {v: Judge(c.calibration, VoteRule(vote=v)) for v in ("class", "pooled")}
     rng, found = np.random.default_rng(given.seed), {v: {} for v in rules}
@@ -60,12 +64,18 @@ def drawn_units(given: Given, network: str) -> dict[str, Any]:
     }
 
 
-def paths(given: Given, network: str) -> dict[str, Any]:
+def paths(given: Given, network: str, per_class: int) -> dict[str, Any]:
     """Complete C-SWAP paths under both votes."""
     found = {}
     for vote in ("class", "pooled"):
         result = compared(
-            given, network, ("cswap",), name=f"{network}-{vote}", per_class=PER_CLASS, ratios=RATIOS, vote=vote
+            given,
+            network,
+            ("cswap",),
+            name=f"{network}-{per_class}-{vote}",
+            per_class=per_class,
+            ratios=RATIOS,
+            vote=vote,
         )
         mine = result["methods"]["cswap"]["by_seed"][str(given.seed)]
         points = {r: point(mine, "params", r) for r in RATIOS}
@@ -78,22 +88,32 @@ def paths(given: Given, network: str) -> dict[str, Any]:
 
 
 def run(given: Given) -> dict[str, Any]:
-    """Both networks."""
+    """Whole paths, and drawn units where paths take too long."""
+    whole = [n for n in given.networks if n != "resnet50"]
     return {
-        "per_class": PER_CLASS, "paths": {"resnet18": paths(given, "resnet18")}, "drawn": {"resnet50": drawn_units(given, "resnet50")},
+        "paths": {f"{n}, {m} samples a class": paths(given, n, m) for n in whole for m in PER_CLASS[n]},
+        "drawn": {n: drawn_units(given, n) for n in given.networks if n not in whole},
     }  # fmt: skip
 
 
 def finding(data: dict[str, Any]) -> str:
-    """Two sentences."""
-    p, d = data["paths"]["resnet18"], data["drawn"]["resnet50"]
-    a, b = (p[v]["accuracy"]["0.2"] for v in ("class", "pooled"))
-    return (
-        f"By class {p['class']['verdicts']['critical']:,} units of ResNet-18 are critical and pooled {p['pooled']['verdicts']['critical']:,}; with 20 % of the parameters gone "
-        f"accuracy is {100 * a:.1f} against {100 * b:.1f} % and the worst class has {100 * p['class']['worst_class']['0.2']:.1f} against "
-        f"{100 * p['pooled']['worst_class']['0.2']:.1f} %. On ResNet-50 the two agree for {100 * d['agree']:.0f} % of {d['units']:,} units, and what each lets go costs, together, "
-        f"{100 * (d['unpruned'] - d['class']['free_together_accuracy']):.1f} points by class and {100 * (d['unpruned'] - d['pooled']['free_together_accuracy']):.1f} pooled."
-    )
+    """What each network says."""
+    parts = []
+    for name, p in data["paths"].items():
+        critical = [f"{p[v]['verdicts']['critical']:,}" for v in ("class", "pooled")]
+        kept, worst = ([100 * p[v][what]["0.2"] for v in ("class", "pooled")] for what in ("accuracy", "worst_class"))
+        parts.append(
+            f"{name}: by class {critical[0]} units are critical and pooled {critical[1]}; with 20 % of the parameters gone accuracy is {kept[0]:.1f} against "
+            f"{kept[1]:.1f} % (unpruned {100 * p['class']['unpruned']:.1f}) and the worst class has {worst[0]:.1f} against {worst[1]:.1f} %"
+        )
+    for name, d in data["drawn"].items():
+        cost = [100 * (d["unpruned"] - d[v]["free_together_accuracy"]) for v in ("class", "pooled")]
+        parts.append(
+            f"{name}: the two agree for {100 * d['agree']:.0f} % of {d['units']:,} units, and what each lets go costs, together, {cost[0]:.1f} points by class "
+            f"and {cost[1]:.1f} pooled"
+        )
+    better = [n for n, p in data["paths"].items() if p["class"]["accuracy"]["0.2"] > p["pooled"]["accuracy"]["0.2"]]
+    return f"{'; '.join(parts)}. At that ratio voting by class keeps more {'on ' + ' and '.join(better) if better else 'on none of them'}."
 
 
 def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -132,22 +152,25 @@ def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def figure(data: dict[str, Any], plt: Any) -> Any:
     """Mean and worst class of both votes."""
-    fig, ax = plt.subplots(figsize=(6, 3.2))
-    for vote, v in data["paths"]["resnet18"].items():
-        x = [r for r in v["accuracy"] if v["accuracy"][r] is not None]
-        (line,) = ax.plot([float(r) for r in x], [100 * v["accuracy"][r] for r in x], "o-", label=f"{vote}: all")
-        ax.plot(
-            [float(r) for r in x],
-            [100 * v["worst_class"][r] for r in x],
-            "s--",
-            color=line.get_color(),
-            label=f"{vote}: worst class",
-        )
-    ax.set_xlabel("parameters removed (ResNet-18)")
-    ax.set_ylabel("test accuracy, %")
-    ax.legend(frameon=False)
+    fig, axes = plt.subplots(1, len(data["paths"]), figsize=(5 * len(data["paths"]), 3.2), squeeze=False)
+    for ax, (name, votes) in zip(axes[0], data["paths"].items(), strict=True):
+        for vote, v in votes.items():
+            x = [r for r in v["accuracy"] if v["accuracy"][r] is not None]
+            (line,) = ax.plot([float(r) for r in x], [100 * v["accuracy"][r] for r in x], "o-", label=f"{vote}: all")
+            ax.plot(
+                [float(r) for r in x],
+                [100 * v["worst_class"][r] for r in x],
+                "s--",
+                color=line.get_color(),
+                label=f"{vote}: worst class",
+            )
+        ax.set_title(name)
+        ax.set_xlabel("parameters removed")
+        ax.set_ylabel("test accuracy, %")
+        ax.legend(frameon=False)
+    fig.tight_layout()
     return fig
 
 
 if __name__ == "__main__":
-    main("voting", run, __doc__ or "")
+    main("voting", run, __doc__ or "", tuple(PER_CLASS))

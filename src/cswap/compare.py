@@ -21,7 +21,7 @@ from cswap.artifacts.aside import Kind, replacing
 from cswap.artifacts.files import PATH, RUN, has_decisions, hidden, read_json, write_json
 from cswap.artifacts.journal import Journal, open_folder, read_journal, rewrite_journal
 from cswap.artifacts.state import read_state
-from cswap.causal.engine import refuse_near_chance
+from cswap.causal.engine import emulated_bfloat16, refuse_near_chance
 from cswap.causal.replay import engine_for
 from cswap.causal.store import DifferenceStore, measure_differences
 from cswap.data.calibration import CalibrationSet, calibration_set, labels_of
@@ -239,6 +239,8 @@ def _opened(job: CompareJob, watcher: Watcher) -> tuple[_Run, dict[str, Any]]:
         "options": job.options.as_dict(), "per_class": job.data.per_class, "eval_samples": job.data.eval_samples,
         "held_out": _fingerprint_of(held_out), "recover_per_class": job.recover_per_class, "eval_amp": job.eval_amp, "only": list(job.only), "exclude": list(job.exclude),
     }  # fmt: skip
+    if job.eval_amp and (slow := emulated_bfloat16(device)):
+        watcher.note(f"eval-amp: {slow}")
     run = _Run(job, model, task, pair.train, in_memory(held_out), pair.classes, structure, watcher, device)
     return run, fingerprint
 
