@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from _experiment import RESULTS, Given, main, spearman
 from _stores import measured, verdicts
+from scipy.stats import rankdata
 
 from cswap.causal.verdicts import VoteRule
 
@@ -70,16 +71,35 @@ def run(given: Given) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def mantel(data: dict[str, Any], permutations: int = 9999) -> float:
+    """Two-sided p of `needs_against_confusion`: rows and columns of one matrix permuted together (Mantel, 1967), as pairs share classes."""
+    needs, confused = (np.array(data[k]) for k in ("needs_correlation", "confusion"))
+    upper, rng = np.triu_indices(len(needs), 1), np.random.default_rng(0)
+    both = rankdata((confused + confused.T)[upper])
+    ranks = np.zeros_like(needs)
+    ranks[upper] = rankdata(needs[upper])
+    ranks += ranks.T
+    seen = abs(np.corrcoef(ranks[upper], both)[0, 1]) - 1e-12
+    orders = (rng.permutation(len(needs)) for _ in range(permutations))
+    as_far = sum(abs(np.corrcoef(ranks[np.ix_(o, o)][upper], both)[0, 1]) >= seen for o in orders)
+    return float((1 + as_far) / (1 + permutations))
+
+
 def finding(data: dict[str, Any]) -> str:
     """Two sentences."""
+    rho, p = data["needs_against_confusion"], mantel(data)
+    shared = (
+        f"classes need the same units the {'more' if rho > 0 else 'less'} the network confuses them"
+        if p < 0.05
+        else "whether confused classes need the same units cannot be told"
+    )
     s, first = data["sizes"], data["closest"][0]
     kept = {n: v for n, v in data["worst_class"].items() if n != "unpruned"}
     gap = {(n, how): q["mean"] - q["worst"] for n, v in kept.items() for how, q in v.items() if q["mean"] > 0.8}
     text = (
         f"Verdicts from 32 samples a class agree with those from 256 for {100 * s['32']['agrees']:.0f} % of the units and miss "
-        f"{s['32']['missed']} that are critical there (128: {100 * s['128']['agrees']:.0f} %, {s['128']['missed']}); classes need the same units "
-        f"the more the network confuses them (rank correlation {data['needs_against_confusion']:.2f} over pairs of classes; closest: "
-        f"{' and '.join(first['classes'])})."
+        f"{s['32']['missed']} that are critical there (128: {100 * s['128']['agrees']:.0f} %, {s['128']['missed']}); {shared} "
+        f"(rank correlation {rho:.2f} over pairs of classes, permutation p {p:.2f}; most alike in what they need: {' and '.join(first['classes'])})."
     )
     if gap:
         (name, how), most = max(gap.items(), key=lambda x: x[1])
