@@ -3,7 +3,7 @@ images; each class split into 2 and 4 pseudo-classes; corrections and --min-effe
 
     python benchmarks/experiments/conservatism.py [--cifar DIR] [--work DIR] [--seed 0]
 
-ResNet-20: 128 samples a class decide, 100 test images a class measure every unit alone, 10,000 measure what goes together.
+ResNet-20: 16 and 128 samples a class decide, 100 test images a class measure every unit alone, 10,000 measure what goes together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cswap.causal.store import measure_differences
 from cswap.causal.verdicts import VoteRule
 from cswap.tasks import Classification
 
-NETWORK, PER_CLASS, HELD_OUT = "resnet20", 128, 100
+NETWORK, SIZES, HELD_OUT = "resnet20", (16, 128), 100
 TEST_IMAGES = 10_000
 RULES = {
     "paper": VoteRule(),
@@ -30,56 +30,64 @@ RULES = {
 
 
 def run(given: Given) -> dict[str, Any]:
-    """Verdicts by every rule, and what the units they let go cost on held-out images."""
-    store, c, structure = measured(NETWORK, given.images, PER_CLASS, given.seed, given.work.parent)
+    """Verdicts by every rule and size, and what the units they let go cost on held-out images."""
+    stores = {}
+    for m in SIZES:
+        stores[m], c, structure = measured(NETWORK, given.images, m, given.seed, given.work.parent)
     held = held_out_set(c, HELD_OUT)
     seen = measure_differences(
         c.model, structure, held, Classification(), file=given.work / f"held_out.{HELD_OUT}.safetensors"
     )
-    loss = {}  # mean loss of the score on held-out images, the worst class's too
+    loss = {}  # mean loss of the worst class's score on held-out images
     for group, d in seen.differences.items():
         by_class = np.stack([-d[:, seen.targets == k].mean(1) for k in range(len(seen.classes))], axis=1)
-        for n in range(len(d)):
-            loss[group, n] = (float(-d[n].mean()), float(by_class[n].max()))
+        loss |= {(group, n): float(by_class[n].max()) for n in range(len(d))}
     everything = held_out_set(c, 1000)
     inputs, targets = everything.inputs(0, len(everything)), everything.targets
-    base, rows = accuracy(c.model, inputs, targets), {}
-    for name, rule in RULES.items():
-        found = verdicts(store, rule)
+    base = accuracy(c.model, inputs, targets)
+
+    def without_all(units: list[tuple[str, int]]) -> float:
         free: dict[str, list[int]] = {}
-        for group, n in (k for k, v in found.items() if v != "critical"):
+        for group, n in units:
             if len(free.setdefault(group, [])) < structure[group].size - 1:
                 free[group].append(n)
-        critical = [k for k, v in found.items() if v == "critical"]
-        harmless = [k for k in critical if loss[k][1] <= 1e-3]
-        rows[name] = {
-            **counts(found), "critical_that_cost_no_class_a_thousandth": len(harmless),
-            "free_together_accuracy": accuracy(without(c.model, structure, free), inputs, targets) if any(free.values()) else base,
-        }  # fmt: skip
-    together = {}
-    ranked = sorted((k for k, v in verdicts(store, VoteRule()).items() if v == "critical"), key=lambda k: loss[k][1])
-    for most in (0.0005, 0.001, 0.002, 0.005):
-        gone: dict[str, list[int]] = {}
-        for group, n in ranked:
-            if loss[group, n][1] <= most and len(gone.setdefault(group, [])) < structure[group].size - 1:
-                gone[group].append(n)
-        together[str(most)] = {
-            "units": sum(map(len, gone.values())),
-            "accuracy": accuracy(without(c.model, structure, gone), inputs, targets),
-        }
-    pseudo = {str(p): counts(verdicts(split_classes(store, p, given.seed), VoteRule())) for p in (1, 2, 4)}
-    null = 1 - (1 - VoteRule().alpha / 2) ** len(store.classes)
+        return accuracy(without(c.model, structure, free), inputs, targets) if units else base
+
+    found = {str(m): judged(store, loss, without_all, given.seed) for m, store in stores.items()}
+    null = 1 - (1 - VoteRule().alpha / 2) ** len(seen.classes)
     return {
-        "network": NETWORK, "per_class": PER_CLASS, "held_out_per_class": HELD_OUT, "units": structure.units, "accuracy": base,
-        "rules": rows, "harmless_together": together, "pseudo_classes": pseudo, "false_critical_of_a_null_unit": null,
+        "network": NETWORK, "held_out_per_class": HELD_OUT, "units": structure.units, "accuracy": base, "sizes": found,
+        "false_critical_of_a_null_unit": null,
     }  # fmt: skip
+
+
+def judged(store: Any, loss: dict[tuple[str, int], float], without_all: Any, seed: int) -> dict[str, Any]:
+    """What the rules say with one store, what is harmless of it, alone and together, and what split classes do."""
+    rows, together = {}, {}
+    for name, rule in RULES.items():
+        found = verdicts(store, rule)
+        critical = [k for k, v in found.items() if v == "critical"]
+        rows[name] = {
+            **counts(found), "critical_that_cost_no_class_a_thousandth": sum(loss[k] <= 1e-3 for k in critical),
+            "free_together_accuracy": without_all([k for k, v in found.items() if v != "critical"]),
+        }  # fmt: skip
+    ranked = sorted((k for k, v in verdicts(store, VoteRule()).items() if v == "critical"), key=loss.__getitem__)
+    for most in (0.0005, 0.001, 0.002, 0.005):
+        gone = [k for k in ranked if loss[k] <= most]
+        together[str(most)] = {"units": len(gone), "accuracy": without_all(gone)}
+    pseudo = {str(p): counts(verdicts(split_classes(store, p, seed), VoteRule())) for p in (1, 2, 4)}
+    return {"rules": rows, "harmless_together": together, "pseudo_classes": pseudo}
 
 
 def finding(data: dict[str, Any]) -> str:
     """What the vote calls critical, what of it is harmless, and what more classes do, as far as the figures tell."""
+    return " ".join(_told(m, data | found) for m, found in data["sizes"].items())
+
+
+def _told(size: str, data: dict[str, Any]) -> str:
     paper, most = data["rules"]["paper"], data["rules"]["min effect 0.002"]
     return (
-        f"Of {data['units']} units the vote calls {paper['critical']} critical, and {paper['critical_that_cost_no_class_a_thousandth']} of "
+        f"With {size} samples a class the vote calls {paper['critical']} of {data['units']} units critical, and {paper['critical_that_cost_no_class_a_thousandth']} of "
         f"them cost no class more than a thousandth of mean score on held-out images. {_together(data)} {_pseudo(data)} "
         f"--min-effect 0.002 leaves {most['critical']} critical (without its free units: {100 * most['free_together_accuracy']:.2f} %, "
         f"before: {100 * data['accuracy']:.2f} %)."
@@ -120,6 +128,7 @@ def _pseudo(data: dict[str, Any]) -> str:
 def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table."""
     head = [
+        "samples a class",
         "rule",
         "critical",
         "neutral",
@@ -127,34 +136,41 @@ def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "critical that cost no class 0.001",
         "accuracy without all that it lets go, %",
     ]
-    rows = [
-        [name, str(r["critical"]), str(r["neutral"]), str(r["detrimental"]), str(r["critical_that_cost_no_class_a_thousandth"]),
-         f"{100 * r['free_together_accuracy']:.2f}"]
-        for name, r in data["rules"].items()
-    ]  # fmt: skip
-    rows += [[f"paper, classes split in {p}", str(r["critical"]), str(r["neutral"]), str(r["detrimental"]), "–", "–"]
-             for p, r in data["pseudo_classes"].items() if p != "1"]  # fmt: skip
+    rows = []
+    for m, found in data["sizes"].items():
+        rows += [
+            [m, name, str(r["critical"]), str(r["neutral"]), str(r["detrimental"]), str(r["critical_that_cost_no_class_a_thousandth"]),
+             f"{100 * r['free_together_accuracy']:.2f}"]
+            for name, r in found["rules"].items()
+        ]  # fmt: skip
+        rows += [[m, f"paper, classes split in {p}", str(r["critical"]), str(r["neutral"]), str(r["detrimental"]), "–", "–"]
+                 for p, r in found["pseudo_classes"].items() if p != "1"]  # fmt: skip
     return head, rows
 
 
 def figure(data: dict[str, Any], plt: Any) -> Any:
     """Accuracy against units let go at once."""
-    fig, ax = plt.subplots(figsize=(6, 3.2))
-    for name, r in data["rules"].items():
-        x = r["neutral"] + r["detrimental"]
-        ax.plot(x, 100 * r["free_together_accuracy"], "o")
-        ax.annotate(name, (x, 100 * r["free_together_accuracy"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    t = list(data["harmless_together"].items())
-    ax.plot(
-        [v["units"] for _, v in t],
-        [100 * v["accuracy"] for _, v in t],
-        "k--x",
-        label="critical units that cost no class …",
-    )
-    ax.axhline(100 * data["accuracy"], color="grey", lw=0.8)
-    ax.set_xlabel(f"units removed at once, of {data['units']}")
-    ax.set_ylabel("test accuracy, %")
-    ax.legend(frameon=False)
+    fig, axes = plt.subplots(1, len(data["sizes"]), figsize=(5 * len(data["sizes"]), 3.2), squeeze=False)
+    for ax, (m, found) in zip(axes[0], data["sizes"].items(), strict=True):
+        for name, r in found["rules"].items():
+            x = r["neutral"] + r["detrimental"]
+            ax.plot(x, 100 * r["free_together_accuracy"], "o")
+            ax.annotate(
+                name, (x, 100 * r["free_together_accuracy"]), xytext=(4, 4), textcoords="offset points", fontsize=7
+            )
+        t = list(found["harmless_together"].values())
+        ax.plot(
+            [v["units"] for v in t],
+            [100 * v["accuracy"] for v in t],
+            "k--x",
+            label="critical units that cost no class …",
+        )
+        ax.axhline(100 * data["accuracy"], color="grey", lw=0.8)
+        ax.set_title(f"{m} samples a class")
+        ax.set_xlabel(f"units removed at once, of {data['units']}")
+        ax.set_ylabel("test accuracy, %")
+        ax.legend(frameon=False)
+    fig.tight_layout()
     return fig
 
 
