@@ -5,7 +5,7 @@
                                  [--seed 0] [--cifar DIR] [--work DIR]
 
 Effects and scores come from 32 samples a class (C-SWAP at 128 takes a day's patience on two cores), recoveries from 128 for
-every method. Quality is measured in bfloat16, and the unpruned network in both precisions. What is done is kept in --work, and
+every method. Quality is measured in bfloat16 where the CPU has it, and the unpruned network in both precisions. What is done is kept in --work, and
 run again, it goes on from there; methods, ratios and recoveries may be added. Needs the shared networks and data
 (CSWAP_SHARED, by default ../shared). Writes benchmarks/results/methods_NETWORK.json.
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 from _machine import ROOT, machine, write_result
 from _real import FORMAT, NETWORKS, Log, unpacked
+from cswap.causal.engine import emulated_bfloat16
 from cswap.compare import CompareJob, compare
 from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
@@ -85,7 +86,7 @@ def run() -> None:
         data=DataChoice(str(images), per_class=given.per_class, **FORMAT),
         out=given.work / given.network, methods=tuple(given.methods.split(",")), recover=tuple(given.recover.split(",")),
         ratios=tuple(float(r) for r in given.ratios.split(",")), kinds=tuple(given.ratio_in.split(",")), seeds=(given.seed,),
-        options=Options(seed=given.seed), recover_per_class=given.recover_per_class, eval_amp=True, latency=given.latency,
+        options=Options(seed=given.seed), recover_per_class=given.recover_per_class, eval_amp=not emulated_bfloat16("cpu"), latency=given.latency,
         machine=Machine(memory=6 << 30), resume=(given.work / given.network / "run.json").exists(),
     )  # fmt: skip
     result = compare(job, Log())

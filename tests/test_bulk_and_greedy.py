@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 
 import cswap
+from cswap.causal.cut import PlainEngine
 from cswap.causal.store import DifferenceStore, measure_differences
 from cswap.causal.verdicts import VoteRule
 from cswap.errors import ArtifactError, InputError, TargetError
@@ -16,6 +17,7 @@ from cswap.methods.bulk import cbp
 from cswap.methods.greedy import greedy
 from cswap.methods.options import Options
 from cswap.methods.path import Silence, Start
+from cswap.structure.ledger import Ledger
 from cswap.tasks import Classification
 from cswap.types import Target, Verdict
 from tests.test_planted import Planted, _data, _path
@@ -87,6 +89,27 @@ def test_greedy_takes_the_best_that_is_left_every_time():
         left.remove(d.unit)
     with pytest.raises(TargetError, match="noncritical"):
         _path(model, method="greedy", target="noncritical")
+
+
+def test_greedy_weighs_a_loss_by_what_goes_parameters_or_macs(digits_case):
+    model, calibration, structure = digits_case
+    firsts = {}
+    for per in ("unit", "params", "macs"):
+        path = greedy(
+            model, structure, calibration, Classification(), options=Options(per=per), target=Target("units", 0.03)
+        )
+        firsts[per] = [(d.group, d.unit) for d in path]
+    assert firsts["unit"] == firsts["params"] != firsts["macs"]
+    engine = PlainEngine(model, structure, calibration, Classification())
+    base, prices = engine.scores().sigma, {}
+    for group in structure:
+        for n, cut in enumerate(engine.cut(group, [[n] for n in range(group.size)])):
+            change = float((cut.sigma - base).sum())
+            prices[group.name, n] = (
+                change < 0,
+                -change / Ledger(structure).cost_of(group, "macs") if change < 0 else -change,
+            )
+    assert prices[firsts["macs"][0]] == min(prices.values())
 
 
 @pytest.fixture(scope="module")

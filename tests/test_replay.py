@@ -56,6 +56,26 @@ def test_it_stays_the_plain_engine_s_equal_while_units_go(small_net, shrink):
     assert not fast.notes
 
 
+def test_groups_entered_in_turn_share_one_graph_until_something_goes(small_net, monkeypatch):
+    net, calibration = small_net.double(), _data()
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    fast, plain = (kind(net, structure, calibration, Classification()) for kind in (ReplayEngine, PlainEngine))
+    drawn = []
+    monkeypatch.setattr(fast, "_graph", lambda draw=fast._graph: drawn.append(1) or draw())
+    rng, left = np.random.default_rng(0), {g.name: set(range(g.size)) for g in structure}
+    for turn in range(1, 6):
+        for group in structure:
+            fast.enter(group)
+            _agree(fast, plain, group, [[n] for n in sorted(left[group.name])], 1e-12)
+        assert len(drawn) == turn, "the network did not change between groups"
+        group = next(g for g in rng.permutation(structure.groups) if len(left[g.name]) > 1)
+        unit = int(rng.choice(sorted(left[group.name])))
+        for engine in (fast, plain):
+            engine.remove(group.name, [unit])
+        left[group.name].remove(unit)
+    assert not fast.notes
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [("resnet18", 32), ("mobilenet_v2", 32), ("densenet121", 32), ("googlenet", 32), ("vgg11_bn", 32), ("squeezenet1_1", 48),
@@ -265,6 +285,18 @@ def test_bfloat16_replay_runs_and_mostly_agrees(digits_case):
     )
     same = np.mean([a.verdict == b.verdict for a, b in zip(sharp, coarse, strict=True)])
     assert 0.5 < same <= 1.0
+
+
+@pytest.mark.parametrize(("level", "said"), [("AVX2", True), ("AVX512", False), ("DEFAULT", False)])
+def test_bfloat16_is_said_to_be_no_gain_where_the_cpu_emulates_it(digits_case, monkeypatch, level, said):
+    model, calibration, structure = digits_case
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
+    for amp in (False, True):
+        notes = engine_for(model, structure, calibration, Classification(), amp=amp).notes
+        assert [n for n in notes if "bfloat16" in n] == (
+            ["this CPU has no bfloat16 of its own and emulates it: float32, the default, is faster here"]
+            * (said and amp)
+        )
 
 
 def test_a_wide_group_shrinks_to_widths_that_convolutions_like():

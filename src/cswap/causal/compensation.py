@@ -314,7 +314,7 @@ class CompensatedReplayEngine(ReplayEngine):
         self.compensation.apply_([self.plain.net, self.model], chosen, units)
         PlainEngine.remove(self.plain, group, units)
         self.removed.setdefault(group, set()).update(int(n) for n in units)
-        self._whole = self._planned = None  # its weights are others now
+        self._whole = self._planned = self._drawn = None  # its weights are others now
 
     def once(self, group: Group, cut: Sequence[int]) -> Scores:
         held = copy.deepcopy((self.model.state_dict(), self.plain.net.state_dict(), self.removed))

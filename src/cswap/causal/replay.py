@@ -60,6 +60,7 @@ class ReplayEngine(Engine):
         self.plain = PlainEngine(model, *args, **settings)
         self.removed: dict[str, set[int]] = {}
         self._planned: Plan | None = None
+        self._drawn: Graph | None = None  # of the network as it stands: groups entered one after the other share it
         self._whole: nn.Module | None = None
         self._refused: set[str] = set()
         self._few = self._samples()
@@ -120,7 +121,7 @@ class ReplayEngine(Engine):
         self._planned = plan
 
     def _make(self, group: Group) -> Plan:
-        graph = self._graph()
+        graph = self._drawn = self._drawn or self._graph()
         kept = kept_indices(self.structure, self._gone(taken_out=True))
         gone = self.removed.get(group.name, set())
         consumers: list[Consumer] = []
@@ -306,7 +307,7 @@ class ReplayEngine(Engine):
         return self._scored(outputs, jobs)
 
     def remove(self, group: str, units: Sequence[int]) -> None:
-        self._whole = None
+        self._whole = self._drawn = None
         self.plain.remove(group, units)
         self.removed.setdefault(group, set()).update(int(n) for n in units)
         plan = self._planned
