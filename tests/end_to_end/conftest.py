@@ -52,9 +52,10 @@ class Place:
     data: Path
 
     def prune(self, out: str, *more: str, target: str = "params=0.3", data: str | None = None) -> list[str]:
+        form = [] if data and ".py:" in data else ["--image-size", "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
         return [
             "prune", "--model", f"{self.factory}:colours", "--weights", str(self.weights), "--data", data or str(self.data),
-            "--image-size", "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--per-class", "6", "--target", target,
+            *form, "--per-class", "6", "--target", target,
             "--out", str(self.root / out), "--quiet", *more,
         ]  # fmt: skip
 

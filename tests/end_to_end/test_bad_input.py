@@ -152,6 +152,15 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "model-arg-type": (["--model-arg", "classes=many"], ("factory",)),
     "calibration-split": (["--calibration-split", "nowhere"], ("nowhere",)),
     "eval-split": (["--eval-split", "nowhere"], ("nowhere",)),
+    "norm-of-another-method": (["--norm", "l2"], ("norm", "magnitude", "cswap")),
+    "swaps-of-another-method": (["--swaps"], ("swaps", "obs", "cswap")),
+    "margins-of-another-method": (["--method", "obs", "--margins", "0.1"], ("margins", "joint", "obs")),
+    "granularity-of-another-method": (["--method", "cbp", "--granularity", "block:4"], ("granularity", "cswap", "cbp")),
+    "margin-alone": (["--margin", "0.1"], ("margin", "--certify")),
+    "bound-alone": (["--bound", "t"], ("bound", "--certify")),
+    "latency-batch-alone": (["--latency-batch", "4"], ("latency-batch", "latency=F", "params=0.3")),
+    "round-to-coarse": (["--round-to", "100"], ("out of reach", "multiple of 100")),
+    "ignore-index": (["--ignore-index", "3"], ("ignore-index", "masks")),
     "tokenizer": (["--task", "text", "--tokenizer", "/nowhere"], ("tokenizer", "train.tsv")),
 }
 
@@ -708,6 +717,102 @@ def test_seeds_of_a_comparison(place, capsys, seeds):
     at = arguments.index("--target")
     del arguments[at : at + 2]
     refused(capsys, place, ["compare", *arguments, "--methods", "magnitude", "--seeds", seeds], "seeds")
+
+
+@pytest.mark.parametrize("command", ["explain", "report", "eval", "apply", "resume"])
+@pytest.mark.parametrize("most", [0, 0.5, -30])
+def test_a_finished_path_that_was_cut_is_not_the_whole_path(place, capsys, command, most):
+    """Torn ends are what an interruption leaves; a finished artifact has none."""
+    art = place.root / ("own" if command == "resume" else "art")
+    if command == "resume":  # a run is resumed where it was begun
+        assert main(place.prune("own")) == 0
+    raw = (art / "path.jsonl").read_bytes()
+    (art / "path.jsonl").write_bytes(raw[: int(most * len(raw)) if 0 <= most < 1 else most])
+    more = {"apply": ["--target", "params=0.1", "--out", str(place.root / "new"), "--trust"], "eval": ["--trust"]}
+    asked = place.prune("own", "--resume") if command == "resume" else [command, str(art), *more.get(command, [])]
+    refused(capsys, place, asked, "path.jsonl")
+    manifest = json.loads((art / "manifest.json").read_text())
+    del manifest["path"]  # older artifacts have no hash of it
+    (art / "manifest.json").write_text(json.dumps(manifest))
+    if most != -30:
+        refused(capsys, place, asked, "path.jsonl", "decisions")
+
+
+@pytest.mark.parametrize("method", ["cswap", "magnitude"])
+def test_a_resumed_run_to_a_smaller_target_loses_nothing(place, capsys, method):
+    assert main(place.prune("big", "--method", method, target="units=0.5")) == 0
+    words = ("resume", "beyond params=0.05", "cswap apply")
+    refused(capsys, place, place.prune("big", "--method", method, "--resume", target="params=0.05"), *words)
+    again = _held(place.root)
+    assert main(place.prune("big", "--method", method, "--resume", target="units=0.5")) == 0, (
+        "to the same target it is done"
+    )
+    assert _held(place.root)["big/path.jsonl"] == again["big/path.jsonl"]
+    assert main(place.prune("big", "--method", method, "--resume", target="units=0.6")) == 0
+    capsys.readouterr()
+
+
+def test_options_that_a_data_factory_would_forget(place, capsys):
+    (place.root / "data.py").write_text("def data():\n    raise SystemExit('not asked')\n")
+    for option, value in (
+        ("image-size", "8"),
+        ("mean", "0.5"),
+        ("calibration-split", "a"),
+        ("eval-split", "b"),
+        ("ignore-index", "1"),
+    ):
+        refused(
+            capsys,
+            place,
+            place.prune("out", f"--{option}", value, data=f"{place.root / 'data.py'}:data"),
+            option,
+            "own tensors",
+        )
+
+
+@pytest.mark.parametrize("most", ["0", "-1"])
+def test_rows_and_samples_that_are_none(place, capsys, most):
+    art = str(place.root / "art")
+    refused(capsys, place, ["explain", art, "--most", most], "most", "at least 1")
+    refused(capsys, place, ["export", art, "--format", "pt2", "--samples", most, "--trust"], "samples", "at least 1")
+
+
+def test_names_in_an_artifact_cannot_steer_the_terminal(place, capsys):
+    art = place.root / "art"
+    _set("classes", 0, to="\x1b]0;owned\x07\x1b[31mred\u202e\ud800")(art)
+    assert main(["explain", str(art), "--class", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert "owned" in out
+    refused_lines = (main(["explain", str(art), "--class", "q"]), capsys.readouterr().err)
+    assert refused_lines[0] == 2
+    assert "owned" in refused_lines[1]
+    for text in (out, err, refused_lines[1]):
+        assert not set(text) & set("\x1b\x07\u202e\ud800")
+
+
+def test_weights_that_were_moved_are_found_by_the_option_that_is_advised(place, capsys):
+    art, moved = place.root / "own", place.root / "elsewhere.safetensors"
+    assert main(place.prune("own")) == 0
+    shutil.copy(place.weights, moved)
+    place.weights.unlink()
+    asked = ["apply", str(art), "--target", "params=0.1", "--out", str(place.root / "new"), "--trust", "--quiet"]
+    refused(capsys, place, asked, "weights", "--weights F")
+    other = place.root / "other.safetensors"
+    save_file({k: v + 1 for k, v in load_file(moved).items()}, other)
+    refused(capsys, place, [*asked, "--weights", str(other)], "weights", "is not the file")
+    assert main([*asked, "--weights", str(moved)]) == 0
+    capsys.readouterr()
+
+
+def test_apply_onto_an_artifact_does_not_advise_what_it_has_not(place, capsys):
+    art = str(place.root / "art")
+    assert main(["apply", art, "--target", "params=0.1", "--out", str(place.root / "new"), "--trust", "--quiet"]) == 0
+    asked = ["apply", art, "--target", "params=0.1", "--out", str(place.root / "new"), "--trust", "--quiet"]
+    capsys.readouterr()
+    assert main(asked) == 2
+    told = capsys.readouterr().err
+    assert "--force" in told
+    assert "--resume" not in told
 
 
 @pytest.mark.parametrize("name", ["²", "٣", "-1", "99"])

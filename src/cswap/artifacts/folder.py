@@ -147,6 +147,7 @@ def _write_all(
         "cliffs": [asdict(c) for c in path.cliffs],
         "kept": {t: {str(d): i.tolist() for d, i in dims.items()} for t, dims in surgery.kept.items()},
         "weights": {"file": WEIGHTS, "sha256": sha256_of(fresh / WEIGHTS)},
+        "path": {"file": PATH, "sha256": sha256_of(fresh / PATH)},
         "effects": {"file": EFFECTS, "sha256": sha256_of(fresh / EFFECTS)},
         "structure": path.structure.as_dict(),
         **details,
@@ -191,7 +192,7 @@ def spec_of(folder: Path, manifest: dict[str, Any], trust: bool) -> ModelSpec:
     """The model spec a manifest names, a FILE.py being the artifact's own copy. Code outside torchvision, timm and transformers runs only with `trust`. Raises ArtifactError."""
     named = manifest.get("factory")
     if not isinstance(named, dict):
-        raise ArtifactError(f"{folder} names no factory; pass factory=, which builds the original network")
+        raise ArtifactError(f"{folder} names no factory that builds the original network: give one (factory=, --model)")
     arguments = named.get("arguments", {})
     try:
         spec = ModelSpec.parse(str(named["spec"]), arguments if isinstance(arguments, dict) else {})
@@ -201,7 +202,7 @@ def spec_of(folder: Path, manifest: dict[str, Any], trust: bool) -> ModelSpec:
         return spec
     if not trust:
         raise ArtifactError(
-            f"{folder} names the factory {spec.text!r}, code that would run: pass factory=, or trust it (trust=True, --trust)"
+            f"{folder} names the factory {spec.text!r}, code that would run: give another (factory=, --model), or trust it (trust=True, --trust)"
         )
     if spec.kind == "module":
         return spec

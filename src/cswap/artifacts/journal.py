@@ -163,7 +163,8 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
             raise InputError(f"out: {folder} holds other files (first {others[0]}); name a new folder")
         if mine and not (resume or force or _by_apply(folder)):
             state = "an artifact" if MANIFEST in held else "the journal of an unfinished run"
-            raise InputError(f"out: {folder} holds {state}; --resume goes on with it, --force replaces it")
+            goes_on = "" if BY_APPLY in run else "--resume goes on with it, "  # apply has nothing to go on with
+            raise InputError(f"out: {folder} holds {state}; {goes_on}--force replaces it")
         folder.mkdir(parents=True, exist_ok=True)
         old = _recorded_run(folder)
         if resume and (folder / PATH).exists():
@@ -280,12 +281,26 @@ def read_journal(
                 raise ArtifactError(f"{folder / PATH}, line {number}: does not fit the network or the lines before it")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise ArtifactError(f"{folder / PATH}, line {number} of {len(whole)}: no decision can be read") from None
+    if records is None and (folder / MANIFEST).exists():
+        _check_whole(folder, len(decisions))
     if decisions and decisions[-1].phase == "walk":
         group = structure[decisions[-1].group]
         of_it = sum(d.phase == "walk" and d.group == group.name for d in decisions)
         torn = of_it % block if of_it < group.size else 0
         del decisions[len(decisions) - torn :]
     return decisions
+
+
+def _check_whole(folder: Path, decisions: int) -> None:
+    """The path of a finished artifact is what its manifest says: there a torn end is damage, not what an interruption left."""
+    manifest = read_json(folder / MANIFEST)
+    held, steps = manifest.get("path"), manifest.get("steps")
+    if isinstance(held, dict) and held.get("sha256") != sha256_of(folder / PATH):
+        raise ArtifactError(f"{folder / PATH} is not the file that was saved: its hash differs")
+    if type(steps) is int and decisions < steps:  # older artifacts say no more
+        raise ArtifactError(
+            f"{folder / PATH}: expected at least the {steps} decisions of the manifest, got {decisions}"
+        )
 
 
 def rewrite_journal(folder: Path, decisions: list[Decision]) -> None:

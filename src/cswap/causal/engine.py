@@ -253,6 +253,10 @@ class Engine:
         """Split the outputs of a batch into the scores of its jobs."""
         labels = moved(joined([self.local.truth(slice(j.start, j.stop)) for j in jobs]), self.device)
         sigma = self.task.score(outputs, labels).double().cpu().numpy()
+        if sigma.shape != (len(labels),):
+            raise DataError(
+                f"task {self.task.name}: expected score to return one number a sample, ({len(labels)},), got {sigma.shape}"
+            )
         if not np.isfinite(sigma).all():
             first, last = jobs[0].start, jobs[-1].stop - 1
             raise RunError(f"the score is not finite on calibration samples {first} to {last}: NaN or Inf inside")
@@ -281,7 +285,7 @@ class Engine:
         budget = self.memory // 4
         if live > budget:
             raise InputError(
-                f"memory: one sample needs about {live * 4 / 2**30:.2f} GiB, {self.memory / 2**30:.2f} given"
+                f"memory: one sample needs about {live * 4 / 2**20:,.1f} MiB, {self.memory / 2**20:,.3g} given"
             )
         return max(1, min(MOST_ROWS, budget // max(1, live), WORKING_SET // max(1, largest)))
 

@@ -61,6 +61,8 @@ def explain(
     from cswap.report.explain import explanation
     from cswap.report.facts import removed_units
 
+    if most < 1:
+        raise InputError(f"most: expected at least 1 row, got {most}")
     artifact = open_artifact(folder)
     with told_by(folder):
         gone = removed_units(artifact)

@@ -111,7 +111,10 @@ class OriginalFlags:
     @property
     def given(self) -> dict[str, Any]:
         """The same for the pipeline. Raises InputError."""
-        return {"source": source_of(self.model, self.model_arg, self.weights), "data": self.data, "trust": self.trust}
+        return {
+            "source": source_of(self.model, self.model_arg, self.weights), "weights": self.weights,
+            "data": None if self.data is None else resolved(self.data), "trust": self.trust,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -271,8 +274,6 @@ def bytes_of(text: str) -> int:
 
 def source_of(model: str | None, arguments: list[str] | None, weights: Path | None) -> Source | None:
     if model is None:
-        if weights is not None:
-            raise InputError("weights: --weights needs --model, which says what they belong to")
         return None
     return Source(ModelSpec.parse(model, parse_arguments(arguments or [])), weights)
 

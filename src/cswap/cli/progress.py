@@ -7,10 +7,10 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cswap.causal.stats import EffectStats
+from cswap.cli.console import Console, shown
 from cswap.errors import CswapError
 from cswap.pipeline import Watcher
 from cswap.structure.groups import Structure
@@ -143,4 +143,4 @@ class Interrupted(CswapError):
 def say_error(message: str) -> None:
     """One line on standard error, which may be closed or full."""
     with suppress(OSError, ValueError):
-        print("cswap: " + " ".join(message.split()), file=sys.stderr)
+        print("cswap: " + shown(" ".join(message.split())), file=sys.stderr)

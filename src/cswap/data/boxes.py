@@ -34,8 +34,10 @@ class BoxFolder(Dataset[Any]):
     With `form.asked` they become squares of that side, boxes with them.
     """
 
-    def __init__(self, samples: list[Annotated], classes: list[str], form: ImageFormat) -> None:
-        self.samples, self.classes, self.form = samples, classes, form
+    def __init__(
+        self, samples: list[Annotated], classes: list[str], form: ImageFormat, numbers: tuple[int, ...] | None = None
+    ) -> None:
+        self.samples, self.classes, self.form, self.numbers = samples, classes, form, numbers
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -80,7 +82,8 @@ def open_boxes(
 ) -> tuple[BoxFolder, BoxFolder]:
     """Train and evaluation data. VOC's classes are the names in the train split, in alphabetic order; COCO's its categories.
 
-    Objects marked difficult, crowds, and boxes without area are left out. Raises DataError.
+    Objects marked difficult, crowds, and boxes without area are left out. Where COCO's category ids leave gaps they are the numbers that
+    the model gives its classes, as torchvision's detectors do (`numbers`); else classes follow on one another. Raises DataError.
     """
     read, found = (_voc, _voc_splits(root)) if _is_voc(root) else (_coco, _coco_splits(root))
     held_out = next((n for n in ("test", "val") if n in found), "test")
@@ -91,18 +94,20 @@ def open_boxes(
                 f"data {str(root)!r}: expected a split {name}, there are {', '.join(sorted(found)) or 'none'}"
             )
     (first, named), (second, _) = (read(root, found[name]) for name in names)
-    classes = named or sorted({n for s in first for n in s.names})
+    classes = list(named) or sorted({n for s in first for n in s.names})
+    ids = list(named.values())
+    numbers = None if not ids or ids == list(range(ids[0], ids[0] + len(ids))) else tuple(ids)
     unknown = {n for s in second for n in s.names} - set(classes)
     if unknown:
         raise DataError(f"data {str(root)!r}: class {min(unknown)!r} is in split {names[1]} and not in {names[0]}")
-    return BoxFolder(first, classes, form), BoxFolder(second, classes, form)
+    return BoxFolder(first, classes, form, numbers), BoxFolder(second, classes, form, numbers)
 
 
 def _voc_splits(root: Path) -> dict[str, Path]:
     return {p.stem: p for p in (root / "ImageSets" / "Main").glob("*.txt")}
 
 
-def _voc(root: Path, split: Path) -> tuple[list[Annotated], list[str]]:
+def _voc(root: Path, split: Path) -> tuple[list[Annotated], dict[str, int]]:
     samples = []
     for line in split.read_text(encoding="utf-8").splitlines():
         if not line.strip():
@@ -119,7 +124,7 @@ def _voc(root: Path, split: Path) -> tuple[list[Annotated], list[str]]:
         except (OSError, ElementTree.ParseError, ValueError) as error:
             raise DataError(f"annotation {file}: cannot be read ({type(error).__name__}: {error})") from None
         samples.append(_sample(image, held))
-    return samples, []
+    return samples, {}
 
 
 def _coco_splits(root: Path) -> dict[str, Path]:
@@ -131,12 +136,12 @@ def _coco_splits(root: Path) -> dict[str, Path]:
     return found
 
 
-def _coco(root: Path, file: Path) -> tuple[list[Annotated], list[str]]:
+def _coco(root: Path, file: Path) -> tuple[list[Annotated], dict[str, int]]:
     folder = root / file.stem.removeprefix("instances_")
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
         categories = sorted(told["categories"], key=lambda c: c["id"])
-        names = {c["id"]: str(c["name"]) for c in categories}
+        names = {int(c["id"]): str(c["name"]) for c in categories}
         held: dict[int, list[tuple[list[float], str]]] = {i["id"]: [] for i in told["images"]}
         for a in told["annotations"]:
             if not a.get("iscrowd"):
@@ -145,7 +150,7 @@ def _coco(root: Path, file: Path) -> tuple[list[Annotated], list[str]]:
         images = {i["id"]: folder / i["file_name"] for i in told["images"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"annotations {file}: expected COCO instances ({type(error).__name__}: {error})") from None
-    return [_sample(images[i], boxes) for i, boxes in held.items()], [names[c["id"]] for c in categories]
+    return [_sample(images[i], boxes) for i, boxes in held.items()], {n: i for i, n in names.items()}
 
 
 def _sample(file: Path, held: list[tuple[list[float], str]]) -> Annotated:

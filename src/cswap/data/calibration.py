@@ -199,7 +199,9 @@ def calibration_set(
             short.append(f"{name} has {len(own)}")
             if len(own) < 2 or not allow_imbalance:
                 hint = "" if allow_imbalance else "; --allow-imbalance takes what there is, --per-class asks for fewer"
-                need = 2 if allow_imbalance else per_class
+                if len(own) < 2:
+                    hint = "; a class that the data lack cannot be tested: give more data, or data without the class"
+                need = 2 if allow_imbalance or len(own) < 2 else per_class
                 raise DataError(f"class {name!r}: expected at least {need} samples, got {len(own)}{hint}")
         drawn = own if members is not None else np.random.default_rng([seed, k]).permutation(own)
         chosen.append(drawn[:per_class])

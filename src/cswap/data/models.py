@@ -52,6 +52,11 @@ class ModelSpec:
         return Path(self.name) if self.kind == "hf" and Path(self.name).is_dir() else None
 
     @property
+    def absolute(self) -> str:
+        """The spec, a FILE.py by its whole path: what can be given again from any folder."""
+        return f"{Path(self.where).resolve()}:{self.name}" if self.kind == "file" else self.text
+
+    @property
     def trusted(self) -> bool:
         """Whether building it runs only code of a known library."""
         return self.kind in TRUSTED

@@ -163,6 +163,8 @@ def open_data(
         Path(text).is_dir() and is_text(Path(text), calibration_split or "train")
     ):
         raise DataError(f"tokenizer and max-length go with text data (train.tsv); {text!r} is none")
+    if ignore_index is not None and not is_masks(Path(text)):
+        raise DataError(f"ignore-index goes with masks (images/ and masks/); {text!r} has none")
     if text.startswith("hf:"):
         raise DataError(f"data {text!r}: Hugging Face datasets are not supported in this version; {EXPECTED}")
     if text.startswith("torchvision:"):
@@ -206,7 +208,7 @@ def open_data(
             _Relabelled(train, moved, names), _Relabelled(evaluation, moved, names), tuple(names),
             None if outputs == tuple(range(len(outputs))) else outputs,
         )  # fmt: skip
-    return DataPair(train, evaluation, classes)
+    return DataPair(train, evaluation, classes, getattr(train, "numbers", None))
 
 
 def _few(names: Any, most: int = 6) -> str:

@@ -28,7 +28,7 @@ def ordered(waiting: Sequence[Decision], ledger: Ledger, options: Options) -> li
         left.setdefault(d.group, []).append((loss[d.group, d.unit], d.unit))
     after = copy.deepcopy(ledger)
     for d in gains:
-        if after.kept(after.structure[d.group]) > 1:
+        if not after.last(after.structure[d.group], [d.unit]):
             after.remove(after.structure[d.group], d.unit)
     of = {(d.group, d.unit): d for d in by_loss}
     order = gains + [of[key] for key in cheapest_first(after, left, options.per)]

@@ -78,7 +78,7 @@ def cbp(
     free = sorted((d for d in tested if d.verdict is not Verdict.CRITICAL), key=lambda d: -(d.xi or 0.0))
     ledger = Ledger(units)
     for d in free:
-        if ledger.kept(units[d.group]) > 1:
+        if not ledger.last(units[d.group], [d.unit]):
             ledger.remove(units[d.group], d.unit)
     order = free + ordered([d for d in tested if d.verdict is Verdict.CRITICAL], ledger, options)
     if target.kind == "noncritical":

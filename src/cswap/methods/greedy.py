@@ -10,7 +10,7 @@ from cswap.causal.replay import engine_for
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import TargetError
 from cswap.methods.options import Options
-from cswap.methods.path import PruningPath, Silence, Sink, Start
+from cswap.methods.path import NOTHING_LEFT, PruningPath, Silence, Sink, Start
 from cswap.methods.registry import register
 from cswap.methods.watch import QualityWatch
 from cswap.structure.groups import Structure
@@ -54,9 +54,7 @@ def greedy(
         amp=options.amp,
         cut=options.cut,
     )
-    path = PruningPath(
-        units, "greedy", options.as_dict(), calibration.classes, engine=engine.name, ended="nothing is left to remove"
-    )
+    path = PruningPath(units, "greedy", options.as_dict(), calibration.classes, engine=engine.name, ended=NOTHING_LEFT)
     sink.note(engine.name)
     original = engine.scores()
     refuse_near_chance(original, calibration, task)
@@ -70,9 +68,10 @@ def greedy(
     while not target.reached(ledger.ratio()):
         best: tuple[tuple[bool, float], str, int, Judgement, float] | None = None
         for group in units:
-            if ledger.kept(group) == 1:
+            gone = ledger.gone(group.name)
+            left = [n for n in range(group.size) if n not in gone and not ledger.last(group, [n])]
+            if not left:
                 continue
-            left = [n for n in range(group.size) if n not in ledger.gone(group.name)]
             engine.enter(group)
             base = engine.scores(group)
             cost = ledger.cost_of(group, per)

@@ -17,7 +17,7 @@ from cswap.causal.stats import EffectStats
 from cswap.errors import MismatchError, TargetError
 from cswap.structure.check import Agreement, agreement
 from cswap.structure.groups import Removed, Structure
-from cswap.structure.ledger import Ledger, RoundedLedger
+from cswap.structure.ledger import Ledger, RoundedLedger, check_reachable
 from cswap.structure.surgery import KeptIndices, count_params, kept_indices, pruned_copy
 from cswap.types import TESTS, Cliff, Decision, FloatArray, Ratio, Target, Verdict
 
@@ -36,6 +36,10 @@ class Sink(Protocol):
 
     def note(self, text: str) -> None:
         """Which engine is in use, and what it could not do."""
+
+
+NOTHING_LEFT = "nothing is left to remove"
+"""How a path that is complete ended."""
 
 
 @dataclass(frozen=True)
@@ -161,11 +165,22 @@ class PruningPath:
                     return ledger.removed(), steps, ledger.ratio()
         ratio = ledger.ratio()
         if target.value is not None:
-            raise TargetError(
-                f"target {target} lies beyond the path, which ended at {target.kind}={ratio.as_dict()[target.kind]:.4f} "
-                f"({self.ended or 'partial'}); `cswap prune … --resume --target {target}` goes on from there"
-            )
+            raise TargetError(self._beyond(target, round_to, ratio))
         return ledger.removed(), steps, ratio
+
+    def _beyond(self, target: Target, round_to: int, ratio: Ratio) -> str:
+        """Why a prefix for this target is not to be had, and what can be done."""
+        check_reachable(self.structure, target, round_to)
+        far, ended = ratio.as_dict()[target.kind], self.ended or "partial"
+        over, lies = (
+            ended == NOTHING_LEFT or ended.startswith("max-drop"),
+            f"target {target} lies beyond the path, which ended at",
+        )
+        lies += f" {target.kind}={self.ratio.as_dict()[target.kind]:.4f} ({ended})"
+        if round_to > 1:
+            lies += f", of which widths that are multiples of {round_to} leave {target.kind}={far:.4f}"
+        more = "expected a smaller one" + " or another --round-to" * (round_to > 1)
+        return f"{lies}; " + (more if over else f"`cswap prune … --resume --target {target}` goes on from there")
 
     def apply(self, model: nn.Module, target: Target | str, round_to: int = 1) -> nn.Module:
         """A new, smaller module, compared with the masked one where the path knows real inputs; `model` is untouched.
@@ -180,7 +195,9 @@ class PruningPath:
         if self.example is not None:
             agreed = agreement(model, self.structure, removed, self.example)
             if not agreed.ok:
-                raise MismatchError(f"{agreed}; nothing was written")
+                alone = [g for g in removed if not agreement(model, self.structure, {g: removed[g]}, self.example).ok]
+                cause = f"; by itself so does {', '.join(alone)}, which --exclude leaves alone" if alone else ""
+                raise MismatchError(f"{agreed}{cause}; nothing was written")
         small: Any = pruned_copy(model, self.structure, removed)
         left, counted = count_params(small), round((1 - ratio.params) * self.structure.total_params)
         if left != counted:

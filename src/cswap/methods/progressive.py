@@ -19,7 +19,7 @@ from cswap.data.calibration import CalibrationSet
 from cswap.errors import ArtifactError
 from cswap.methods.buffer import ordered
 from cswap.methods.options import Options
-from cswap.methods.path import PruningPath, Silence, Sink, Start
+from cswap.methods.path import NOTHING_LEFT, PruningPath, Silence, Sink, Start
 from cswap.methods.registry import register
 from cswap.methods.watch import QualityWatch
 from cswap.structure.groups import Group, Structure
@@ -110,7 +110,7 @@ class _Walk:
                     self._recall([d])
                 raise _Done("every unit was tested")
             self._buffer()
-            self.path.ended = "nothing is left to remove"
+            self.path.ended = NOTHING_LEFT
         except _Done as reason:
             self.path.ended = str(reason)
         if not self._caught_up and start.kept is not None:
@@ -210,7 +210,7 @@ class _Walk:
     def _judge(self, group: Group, piece: list[int], scores: Scores) -> bool:
         """One decision a unit, the same for all of the piece; returns whether they went."""
         found = self.judge.judge(scores, self.current)
-        remove, reason = self._may_go(group, len(piece), found.verdict, scores)
+        remove, reason = self._may_go(group, piece, found.verdict, scores)
         if remove:
             self.engine.remove(group.name, piece)
             self.current = scores
@@ -224,10 +224,10 @@ class _Walk:
             self._check_target()
         return remove
 
-    def _may_go(self, group: Group, size: int, verdict: Verdict, scores: Scores) -> tuple[bool, str]:
+    def _may_go(self, group: Group, piece: list[int], verdict: Verdict, scores: Scores) -> tuple[bool, str]:
         if verdict is Verdict.CRITICAL:
             return False, "a class needs it"
-        if self.ledger.kept(group) <= size:
+        if self.ledger.last(group, piece):
             return False, LAST
         drifts = self.options.reference == "original" and self.judge.verdict(scores, self.original) is Verdict.CRITICAL
         if drifts:
@@ -301,7 +301,7 @@ class _Walk:
                 self._recall([done[d.group, d.unit]])
                 continue
             self._catch_up(None)
-            last = self.ledger.kept(group) == 1
+            last = self.ledger.last(group, [d.unit])
             scores = None
             if not last:
                 if (i + 1) % every == 0:

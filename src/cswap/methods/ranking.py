@@ -13,7 +13,7 @@ from cswap.causal.replay import engine_for
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import InputError, TargetError
 from cswap.methods.options import Options
-from cswap.methods.path import PruningPath, Silence, Sink, Start
+from cswap.methods.path import NOTHING_LEFT, PruningPath, Silence, Sink, Start
 from cswap.methods.watch import QualityWatch
 from cswap.structure.groups import Structure
 from cswap.structure.ledger import Ledger, check_reachable
@@ -75,6 +75,8 @@ def cheapest_first(
     while still := [n for n, q in queues.items() if q and ledger.kept(units[n]) > 1]:
         name = min(still, key=lambda n: (queues[n][0][0] / costs[n], place[n]))
         unit = queues[name].pop(0)[1]
+        if ledger.last(units[name], [unit]):
+            continue
         ledger.remove(units[name], unit)
         order.append((name, unit))
         for other in {o for s in units[name].slots for o in beside[s.module]} & set(queues):
@@ -141,13 +143,13 @@ def remove_in_order(
     refuse_near_chance(first, calibration, engine.task)
     watch = QualityWatch(first, calibration.targets, calibration.classes, units.units, sink)
     ledger, every = Ledger(units), 1 if options.max_drop is not None else max(1, units.units // _CHECKS)
-    path.ended = "nothing is left to remove"
+    path.ended = NOTHING_LEFT
     for i, r in enumerate(order):
         if target.reached(ledger.ratio()):
             path.ended = "target reached"
             break
         group = units[r.group]
-        if ledger.kept(group) == 1:
+        if ledger.last(group, [r.unit]):
             continue
         engine.remove(r.group, [r.unit])
         quality = None

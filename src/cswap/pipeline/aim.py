@@ -50,7 +50,8 @@ def aimed(
             high = middle - 1
         elif not reached:
             raise TargetError(
-                f"target {target} is out of reach: with {units:.3f} of the units gone the network takes {1 - gone:.3f} of the time at "
+                f"target {target} is out of reach: with {units:.3f} of the units gone, all that the path allows"
+                f"{f' with widths that are multiples of {round_to}' if round_to > 1 else ''}, the network takes {1 - gone:.3f} of the time at "
                 f"batch {batch} on this machine"
             )
         else:

@@ -15,7 +15,7 @@ from cswap.data.sources import DataPair, in_memory
 from cswap.errors import DataError, InputError, pass_on_out_of_memory
 from cswap.evaluate.certificate import refuse_seen
 from cswap.pipeline.jobs import DataChoice, Wish
-from cswap.tasks import TASKS, Classification, Task
+from cswap.tasks import TASKS, Classification, Detection, Task
 
 
 def task_named(name: str, pair: DataPair | None = None) -> Task:
@@ -23,7 +23,7 @@ def task_named(name: str, pair: DataPair | None = None) -> Task:
     if name not in TASKS:
         raise InputError(f"task: expected one of {', '.join(TASKS)}, got {name!r}")
     if pair is not None and pair.outputs is not None:
-        if not issubclass(TASKS[name], Classification):
+        if not issubclass(TASKS[name], Classification | Detection):
             raise InputError(f"labels: expected a class for every output of the model with --task {name}")
         chosen: Task = TASKS[name](outputs=pair.outputs)
         return chosen

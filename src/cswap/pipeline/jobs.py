@@ -12,9 +12,10 @@ from torch import nn
 
 from cswap.data.calibration import CalibrationSet
 from cswap.data.models import ModelSpec, load_weights, sha256_of
-from cswap.data.sources import DataPair, ImageFormat, image_format, open_data
+from cswap.data.sources import DataPair, ImageFormat, image_format, names_code, open_data
 from cswap.errors import InputError
 from cswap.evaluate.bounds import check_claim
+from cswap.methods import registry
 from cswap.methods.options import Options
 from cswap.recovery.base import steps_of
 from cswap.types import Target
@@ -37,11 +38,14 @@ class Source:
     def as_dict(self) -> dict[str, Any]:
         """For the manifest: what `apply` and `eval` need to build the original again."""
         return {
-            "spec": self.spec.text,
+            "spec": self.spec.absolute,
             "arguments": self.spec.arguments,
             "weights": None if self.weights is None else str(self.weights.resolve()),
             "weights_sha256": None if self.weights is None else sha256_of(self.weights),
         }
+
+
+_OF_IMAGES = ("image_size", "mean", "std", "calibration_split", "eval_split", "ignore_index")
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,12 @@ class DataChoice:
         return image_format(spec, self.image_size, self.mean, self.std)
 
     def open(self, spec: ModelSpec | None) -> DataPair:
-        """Train and evaluation datasets."""
+        """Train and evaluation datasets. Raises DataError, InputError where an option does not go with the data."""
+        given = [n for n in _OF_IMAGES if getattr(self, n) is not None]
+        if names_code(self.text) and given:
+            raise InputError(
+                f"{given[0].replace('_', '-')}: goes with data that is read from files; {self.text!r} makes its own tensors"
+            )
         return open_data(
             self.text, self.form(spec), calibration_split=self.calibration_split, eval_split=self.eval_split,
             labels=self.labels, tokenizer=self.tokenizer or (spec.folder if spec else None), max_length=self.max_length,
@@ -126,7 +135,18 @@ class Wish:
         if self.latency_batch < 1:
             raise InputError(f"latency-batch: expected a number of at least 1, got {self.latency_batch}")
         check_claim(self.margin, self.bound)
+        asked = [n for n, was in (("margin", 0.02), ("bound", "betting")) if getattr(self, n) != was]
+        if asked and self.certify is None:
+            raise InputError(f"{asked[0]}: goes with a certificate; expected --certify DATA beside it")
 
+    def check_target(self, target: Target) -> None:
+        """Raises InputError where the wish does not go with the target."""
+        if self.latency_batch != 1 and target.kind != "latency":
+            raise InputError(f"latency-batch: goes with --target latency=F, got --target {target}")
+
+
+_OF_ONE_METHOD = {"granularity": "cswap", "norm": "magnitude", "margins": "joint", "swaps": "obs"}
+"""Options that only one of our methods reads: given with another they would be forgotten."""
 
 PLAIN = Wish()
 """The network as it was cut."""
@@ -149,6 +169,15 @@ class PruneJob:
     resume: bool = False
     force: bool = False
     wish: Wish = Wish()
+
+    def __post_init__(self) -> None:
+        self.wish.check_target(self.target)
+        usual = Options()
+        for option, method in _OF_ONE_METHOD.items():
+            given = getattr(self.options, option)
+            built_in = self.method != method and registry.find(self.method).__module__.startswith("cswap.")
+            if built_in and given != getattr(usual, option):
+                raise InputError(f"{option}: {given} is for --method {method}, got --method {self.method}")
 
     @property
     def analysed_to(self) -> Target:

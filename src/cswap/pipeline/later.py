@@ -30,8 +30,10 @@ from cswap.tasks import Task
 from cswap.types import Target
 
 
-def original_of(artifact: Artifact, source: Source | None, trust: bool) -> tuple[nn.Module, Source]:
-    """The original network of an artifact: from `source` where given, else as the manifest recorded it."""
+def original_of(
+    artifact: Artifact, source: Source | None, trust: bool, weights: Path | None = None
+) -> tuple[nn.Module, Source]:
+    """The original network of an artifact: from `source` where given, else as the manifest recorded it, with `weights` where those were moved."""
     recorded = artifact.manifest.get("source")
     if source is not None and source.weights is not None:
         return source.build(), source
@@ -41,9 +43,13 @@ def original_of(artifact: Artifact, source: Source | None, trust: bool) -> tuple
     named = recorded.get("weights")
     if not isinstance(named, str | None):
         raise InputError(f"the artifact's source: expected the path of a weights file, got {named!r:.60}")
-    weights = Path(named) if named else None
+    weights = weights or (Path(named) if named else None)
+    if weights is not None and not named:
+        raise InputError("weights: the artifact's original has no weights file of its own; give --model too")
     if weights is not None and (not weights.is_file() or sha256_of(weights) != recorded.get("weights_sha256")):
-        raise InputError(f"the original weights {weights} are gone or have changed; --weights F says where they are")
+        raise InputError(
+            f"weights: {weights} is gone or is not the file that the artifact was made from; --weights F says where that is"
+        )
     found = Source(spec, weights)
     return found.build(), found
 
@@ -105,9 +111,11 @@ class Reopened:
         return int(self.artifact.path.options.get("seed", 0))
 
 
-def reopened(artifact: Artifact, source: Source | None, data: str | None, trust: bool) -> Reopened:
+def reopened(
+    artifact: Artifact, source: Source | None, data: str | None, trust: bool, weights: Path | None = None
+) -> Reopened:
     """The original network and the data, each as recorded or as given. Raises InputError, ArtifactError, ModelError, DataError."""
-    model, found = original_of(artifact, source, trust)
+    model, found = original_of(artifact, source, trust, weights)
     choice = choice_of(artifact, data, trust)
     pair = choice.open(found.spec)
     same_classes(pair, artifact)
@@ -115,18 +123,19 @@ def reopened(artifact: Artifact, source: Source | None, data: str | None, trust:
 
 
 def apply(
-    folder: Path, target: Target, out: Path, *, source: Source | None = None, data: str | None = None, trust: bool = False,
+    folder: Path, target: Target, out: Path, *, source: Source | None = None, weights: Path | None = None, data: str | None = None, trust: bool = False,
     force: bool = False, machine: Machine = HERE, watcher: Watcher | None = None, wish: Wish = PLAIN,
 ) -> dict[str, Any]:  # fmt: skip
     """Another target from a stored path, without new analysis; returns the summary."""
     watcher, clock = watcher or Watcher(), Clock()
     artifact = open_artifact(folder)
     if target.kind != "latency":
+        wish.check_target(target)
         artifact.path.prefix(target, wish.round_to)  # beyond the end: said before anything is loaded
     if out.resolve() == folder.resolve():
         raise InputError(f"out: {out} is the artifact itself; name another folder")
     with clock.phase("load"):
-        again = reopened(artifact, source, data, trust)
+        again = reopened(artifact, source, data, trust, weights)
         calibration = again.calibration()
         unseen = unseen_data(wish, again.choice, again.source.spec, again.pair.classes, calibration)
         held_out = again.held_out()
@@ -147,7 +156,7 @@ def apply(
 
 
 def evaluate(
-    folder: Path, *, source: Source | None = None, data: str | None = None, trust: bool = False,
+    folder: Path, *, source: Source | None = None, weights: Path | None = None, data: str | None = None, trust: bool = False,
     machine: Machine = HERE, watcher: Watcher | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Quality and cost of original and pruned, side by side."""
@@ -155,7 +164,7 @@ def evaluate(
 
     watcher = watcher or Watcher()
     artifact = open_artifact(folder)
-    again = reopened(artifact, source, data, trust)
+    again = reopened(artifact, source, data, trust, weights)
     small = load(folder, factory=source.spec.build if source else None, trust=trust)
     held_out, device = again.held_out(), machine.torch_device
     watcher.phase("evaluation")
@@ -183,6 +192,8 @@ def export(
 
     if format not in FORMATS:
         raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+    if samples < 1:
+        raise InputError(f"samples: expected at least 1, got {samples}")
     artifact = open_artifact(folder)
     file = out or folder / f"model.{format}"
     new_file("out", file, force)

@@ -15,7 +15,7 @@ from cswap.pipeline.checks import task_named
 from cswap.pipeline.jobs import Machine
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
-from cswap.tasks import Task
+from cswap.tasks import Task, completed
 from cswap.types import Target
 
 
@@ -42,7 +42,7 @@ def prune_path(
         chosen = Options(**options)
     except TypeError as error:
         raise InputError(f"prune_path: {error}") from None
-    chosen_task = task if task is not None else task_named("classification")
+    chosen_task = completed(task) if task is not None else task_named("classification")
     structure = structure or discover(model, calibration.inputs(0, 2))
     if not structure.groups:
         raise StructureError("nothing can be pruned in this model")

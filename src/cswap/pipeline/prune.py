@@ -13,6 +13,7 @@ from torch import nn
 
 from cswap import distributed
 from cswap.artifacts.aside import replacing
+from cswap.artifacts.files import MANIFEST, RUN
 from cswap.artifacts.journal import (
     PINNED,
     Journal,
@@ -38,6 +39,7 @@ from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
 from cswap.structure.ledger import check_reachable
 from cswap.tasks import Task
+from cswap.types import Decision
 
 
 def prune(job: PruneJob, watcher: Watcher | None = None) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
         structure = structure.select(job.only, job.exclude)
         watcher.structure(structure, job.target)
         registry.find(job.method)
-        check_reachable(structure, job.target)
+        check_reachable(structure, job.target, job.wish.round_to)
     analysis = _Analysis(job, model, structure, calibration, task, device, watcher, clock)
     if distributed.rank() > 0:
         analysis.join()
@@ -106,10 +108,13 @@ class _Analysis:
             "threads": torch.get_num_threads(), "processes": distributed.world(), "memory": self.job.machine.memory,
             "batch_bytes": WORKING_SET, "batch_rows": MOST_ROWS, "device": self.device.partition(":")[0],
         }  # fmt: skip
+        whole = (out / MANIFEST).exists() and not (out / RUN).exists()
         try:
             going_on = open_folder(out, run, resume=self.job.resume, force=self.job.force)
             start = self._start(out) if going_on else Start()
         except CswapError as error:
+            if whole:
+                (out / RUN).unlink(missing_ok=True)  # a finished artifact that cannot be gone on with stays as it is
             distributed.from_first(f"!{error}".encode())
             raise
         distributed.from_first(json.dumps(run[PINNED]).encode())
@@ -142,7 +147,19 @@ class _Analysis:
     def _start(self, folder: Path) -> Start:
         options = self.job.options
         decisions = read_journal(folder, self.structure, self.calibration.classes, options.rule, options.block)
+        self._check_goes_on(decisions)
         return Start(tuple(decisions), read_state(folder, len(decisions)))
+
+    def _check_goes_on(self, decisions: list[Decision]) -> None:
+        """A resumed run may go further than the one before it; to end sooner would lose what that found. Raises InputError."""
+        target = self.job.analysed_to
+        end = next((i for i, d in enumerate(decisions, 1) if d.removed and target.reached(d.ratio)), len(decisions))
+        if len(decisions) - end >= self.job.options.block:
+            out, ask = self.job.out, self.job.target
+            raise InputError(
+                f"resume: the path in {out} goes on beyond {ask} ({len(decisions)} decisions, {end} of them to there); nothing was changed: "
+                f"`cswap apply {out} --target {ask} --out NEW` prunes to there, and a larger target goes on"
+            )
 
     def _call(self, start: Start, sink: Sink, pinned: dict[str, Any]) -> PruningPath:
         """Run the method as the journal has it: with its threads and its memory, on which batches depend."""

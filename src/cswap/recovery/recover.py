@@ -22,7 +22,7 @@ from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
 from cswap.structure.surgery import KeptIndices, kept_indices, prepared_copy
 from cswap.structure.twins import removed_units
-from cswap.tasks import Classification, Task
+from cswap.tasks import Classification, Task, completed
 from cswap.types import FloatArray
 
 DOUBT = 0.05
@@ -95,7 +95,7 @@ def recovered(
     memory: int = 4 << 30,
 ) -> Recovery:
     """`recover` with the facts: see `Recovery`."""
-    names, task = steps_of(how), task if task is not None else Classification()
+    names, task = steps_of(how), completed(task) if task is not None else Classification()
     begin = time.perf_counter()
     made: Any = getattr(small, "_cswap", None)
     structure = structure or (discover(teacher, calibration.inputs(0, 2)) if made is None else made.structure)

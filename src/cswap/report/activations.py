@@ -167,10 +167,10 @@ class Gallery:
 
 def gallery(
     artifact: Artifact, *, most: int = 6, groups: Iterable[str] | None = None, source: Source | None = None,
-    data: str | None = None, trust: bool = False,
+    weights: Path | None = None, data: str | None = None, trust: bool = False,
 ) -> Gallery:  # fmt: skip
     """The most active calibration samples of an artifact's ORIGINAL network, drawn as the analysis drew them. Raises InputError."""
-    again = reopened(artifact, source, data, trust)
+    again = reopened(artifact, source, data, trust, weights)
     calibration = again.calibration(allow_imbalance="data" not in artifact.manifest)  # saved from Python: what there is
     form = again.choice.form(again.source.spec)
     normalised = not (form.as_they_are and is_boxes(Path(again.choice.text)))  # detectors normalise by themselves

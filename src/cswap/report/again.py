@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from typing import Any
 
@@ -34,7 +35,7 @@ def arguments_of(
         return None
     words = ["prune", "--model", str(source["spec"])]
     for name, value in (source.get("arguments") or {}).items():
-        words += ["--model-arg", f"{name}={value}"]
+        words += ["--model-arg", f"{name}={_argument(value)}"]
     if source.get("weights"):
         words += ["--weights", str(source["weights"])]
     words += ["--data", str(data["text"])]
@@ -51,6 +52,16 @@ def arguments_of(
             words += [f"--{flag}", str(pattern)]
     words += _wish(manifest, summary or {})
     return [*words, "--target", target or str(manifest["target"])]
+
+
+def _argument(value: Any) -> str:
+    """A value as `--model-arg` reads it back: text where it is text and would not be read as anything else, else JSON."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return json.dumps(value)
 
 
 def _wish(manifest: dict[str, Any], summary: dict[str, Any]) -> list[str]:

@@ -45,8 +45,10 @@ def macs_of(model: nn.Module, inputs: torch.Tensor) -> tuple[int, dict[str, int]
     """
     hosts = [n for n, m in model.named_modules() if n and isinstance(m, nn.RNNBase) and why_not(m) is None]
     if hosts:
-        with contextlib.suppress(TypeError):  # it packs its sequences, or gives them a first state
+        try:
             return _counted(replace_recurrent_(copy.deepcopy(model), hosts), inputs)
+        except Exception as error:  # noqa: BLE001 — it packs its sequences, gives a first state, or looks into the last one
+            pass_on_out_of_memory(error)
     return _counted(model, inputs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -29,6 +30,7 @@ class Ledger:
             for name, c in structure.layers.items()
             for side, size in c.sides.items()
         }
+        self._narrow = {g.name: [s for s in g.slots if len(s.by_unit) < g.size] for g in structure}
         self._gone_units = 0
         self._layer = {name: self._cost(name) for name in structure.layers}
         self.params = structure.total_params
@@ -57,6 +59,8 @@ class Ledger:
             raise TargetError(f"unit {unit} of group {group.name} is removed already")
         if len(gone) + 1 >= group.size:
             raise TargetError(f"group {group.name} keeps at least one of its {group.size} units")
+        if self.last(group, [unit]):
+            raise TargetError(f"unit {unit} of group {group.name} is the last that one of its layers has")
         gone.add(unit)
         self._gone_units += 1
         touched = set()
@@ -85,6 +89,14 @@ class Ledger:
         self._left.update(held)
         return max(1.0, total)
 
+    def last(self, group: Group, units: Sequence[int]) -> bool:
+        """Whether these cannot go together: nothing would be left of their group, or of a layer that has only some of its units."""
+        if self.kept(group) <= len(units):
+            return True
+        return any(
+            self._left[s.module][s.side] <= sum(len(self._fresh(s, n)) for n in units) for s in self._narrow[group.name]
+        )
+
     def kept(self, group: Group) -> int:
         """How many units of the group are left."""
         return group.size - len(self._gone[group.name])
@@ -107,23 +119,26 @@ class Ledger:
         )
 
 
-def highest_ratio(structure: Structure) -> Ratio:
-    """The ratio with one unit left in every group: no target can lie beyond it."""
-    ledger = Ledger(structure)
+def highest_ratio(structure: Structure, round_to: int = 1) -> Ratio:
+    """The ratio with one unit left in every group, or one multiple of `round_to`: no target can lie beyond it."""
+    plain, rounded = Ledger(structure), RoundedLedger(structure, round_to)
     for group in structure:
         for unit in range(group.size - 1):
-            ledger.remove(group, unit)
-    return ledger.ratio()
+            if not plain.last(group, [unit]):
+                plain.remove(group, unit)
+                rounded.remove(group, unit)
+    return rounded.ratio()
 
 
-def check_reachable(structure: Structure, target: Target) -> None:
-    """Raise TargetError when even one unit a group would not reach the target."""
+def check_reachable(structure: Structure, target: Target, round_to: int = 1) -> None:
+    """Raise TargetError when even one unit a group, or widths of one multiple of `round_to`, would not reach the target."""
     if target.value is None or target.kind == "latency":
         return
-    highest = highest_ratio(structure)
+    highest = highest_ratio(structure, round_to)
     if not target.reached(highest):
+        left = "one unit" if round_to == 1 else f"the smallest width that is a multiple of {round_to}"
         raise TargetError(
-            f"target {target} is out of reach: with one unit left in each of the {len(structure)} groups "
+            f"target {target} is out of reach: with {left} left in each of the {len(structure)} groups "
             f"{target.kind}={highest.as_dict()[target.kind]:.4f} would be removed; `cswap support` says what is left out"
         )
 
@@ -145,7 +160,8 @@ class RoundedLedger:
         waiting = self.waiting.setdefault(group.name, [])
         waiting.append(unit)
         left = self.ledger.kept(group) - len(waiting)
-        if left > 0 and left * self._each[group.name] % self.multiple == 0:
+        fits = left > 0 and left * self._each[group.name] % self.multiple == 0
+        if fits and not self.ledger.last(group, waiting):
             for n in waiting:
                 self.ledger.remove(group, n)
             waiting.clear()

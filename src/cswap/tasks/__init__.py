@@ -1,6 +1,6 @@
 """Tasks: what one number a sample, the score σ, means."""
 
-from cswap.tasks.base import Meter, Task
+from cswap.tasks.base import Meter, Task, completed
 from cswap.tasks.classification import Classification
 from cswap.tasks.detection import Detection, SoftDetection
 from cswap.tasks.segmentation import Segmentation, SoftSegmentation
@@ -21,4 +21,5 @@ __all__ = [
     "SoftSegmentation",
     "Task",
     "Text",
+    "completed",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,15 +31,24 @@ def found_by(outputs: Any) -> list[Boxes]:
 class Detection:
     """Targets are a list of dicts, `boxes` (B, 4) and `labels` (B,) from 0; `first`: the number the model gives class 0.
 
-    torchvision's detectors keep 0 for the background, so `first` is 1.
+    torchvision's detectors keep 0 for the background, so `first` is 1. `outputs`: the number the model gives each class, where
+    those do not follow on one another (COCO's categories are numbered 1 to 90 with gaps); other numbers are no class of the data.
     """
 
     name = "detection"
     headline = "map"
     targets = "boxes"
 
-    def __init__(self, first: int = 1) -> None:
-        self.first = first
+    def __init__(self, first: int = 1, outputs: Sequence[int] | None = None) -> None:
+        self.first, self.outputs = first, None if outputs is None else tuple(outputs)
+
+    def class_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """The class of each number the model gave, (D,) int64; negative where it is none."""
+        if self.outputs is None:
+            return labels - self.first
+        known = torch.tensor(self.outputs, device=labels.device)
+        same = labels.unsqueeze(1) == known
+        return torch.where(same.any(1), same.int().argmax(1), -1)
 
     def best(self, values: torch.Tensor) -> torch.Tensor:
         """How well each ground-truth box was found, (B,), from IoU × score of every detection of its class, (B, D)."""
@@ -67,14 +77,14 @@ class Detection:
             if not len(o["boxes"]):
                 found.append(o["scores"].new_zeros(len(t["boxes"]), dtype=torch.float64))
                 continue
-            right = t["labels"].unsqueeze(1) == o["labels"] - self.first
+            right = t["labels"].unsqueeze(1) == self.class_of(o["labels"])
             values = box_iou(t["boxes"].double(), o["boxes"].double()) * o["scores"].double() * right
             found.append(self.best(values) if len(t["boxes"]) else values.new_zeros(0))
         return found
 
     def sample_quality(self, outputs: Any, targets: list[Boxes]) -> torch.Tensor:
         """As `Detection.score`, (N,) float64."""
-        return Detection.score(Detection(self.first), outputs, targets)
+        return Detection.score(Detection(self.first, self.outputs), outputs, targets)
 
     def chance(self, classes: int) -> float:
         """Boxes are not found by guessing."""
@@ -87,7 +97,7 @@ class Detection:
 
     def meter(self, classes: int) -> DetectionMeter:
         """mAP over the whole data set, and by class."""
-        return DetectionMeter(classes, self.first)
+        return DetectionMeter(classes, self.class_of)
 
 
 class SoftDetection(Detection):
@@ -103,23 +113,24 @@ class SoftDetection(Detection):
 class DetectionMeter:
     """COCO's mAP@[.5:.95] and mAP@.5 by torchmetrics, and mAP@[.5:.95] by class."""
 
-    def __init__(self, classes: int, first: int) -> None:
+    def __init__(self, classes: int, class_of: Callable[[torch.Tensor], torch.Tensor]) -> None:
         try:
             from torchmetrics.detection import MeanAveragePrecision
 
             self.metric = MeanAveragePrecision(class_metrics=True)
         except ImportError:
             raise MissingPartError("detection needs torchmetrics and pycocotools: pip install 'cswap[dense]'") from None
-        self.classes, self.first = classes, first
+        self.classes, self.class_of = classes, class_of
         self.metric.warn_on_many_detections = False
 
     def update(self, outputs: Any, targets: list[Boxes]) -> None:
         """Take one batch."""
         found = []
         for o in found_by(outputs):
-            known = o["labels"] >= self.first
+            labels = self.class_of(o["labels"])
+            known = labels >= 0
             own = {k: o[k][known].detach().float().cpu() for k in ("boxes", "scores")}
-            found.append({**own, "labels": o["labels"][known].cpu() - self.first})
+            found.append({**own, "labels": labels[known].cpu()})
         self.metric.update(found, [{k: t[k].cpu() for k in ("boxes", "labels")} for t in targets])
 
     def result(self) -> dict[str, Any]:
