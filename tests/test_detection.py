@@ -19,6 +19,7 @@ from cswap.data.sources import ImageFormat, open_data
 from cswap.errors import DataError
 from cswap.evaluate.quality import measure_quality
 from cswap.pipeline import check_fits
+from cswap.pipeline.checks import task_named
 from cswap.structure.check import agreement, random_half, randomise_
 from cswap.structure.detectors import forward_of
 from cswap.tasks import Detection, SoftDetection
@@ -158,6 +159,20 @@ def test_coco_folders(tmp_path):
     assert pair.classes == ("cat", "dog")
     assert truth["boxes"].tolist() == [[1, 2, 11, 7]]
     assert truth["labels"].tolist() == [1]
+    task = task_named("detection", pair)
+    perfect = [
+        {"boxes": truth["boxes"], "scores": torch.ones(1), "labels": torch.tensor([3])}
+    ]  # the category's own number
+    dense = [{**perfect[0], "labels": torch.tensor([2])}]
+    for named in (task, task_named("detection-soft", pair)):
+        assert named.score(perfect, [truth]).item() == pytest.approx(1, abs=1e-6)
+        assert named.sample_quality(perfect, [truth]).item() == 1
+        assert named.score(dense, [truth]).item() == 0
+    pytest.importorskip("pycocotools")
+    for found, expected in ((perfect, 1.0), (dense, 0.0)):
+        meter = task.meter(2)
+        meter.update(found, [truth])
+        assert meter.result()["by_class"] == [None, pytest.approx(expected)]
 
 
 def test_map_by_torchmetrics():

@@ -10,11 +10,12 @@ from torch.utils.data import TensorDataset
 
 import cswap
 from cswap.causal.engine import refuse_near_chance
-from cswap.errors import DataError, TargetError
+from cswap.errors import DataError, InputError, TargetError
 from cswap.methods import METHODS
 from cswap.methods.path import Silence
 from cswap.report.explain import explanation
 from cswap.structure.discover import discover
+from cswap.tasks import completed
 from cswap.types import Verdict
 
 
@@ -280,3 +281,52 @@ def test_a_path_prints_as_a_table_and_becomes_json_and_a_frame():
     assert frame["p:1"][4] < 0.05
     assert path[4].effects["1"].pi == 1
     assert len(path[4].effects) == 3
+
+
+class ScoreAlone:
+    """All that method.md asks of a task."""
+
+    def score(self, outputs, targets):
+        return outputs.double().softmax(1).gather(1, targets.view(-1, 1)).squeeze(1)
+
+
+def test_a_score_alone_is_a_task():
+    model, calibration = Planted(), cswap.calibration_set(_data(), 40)
+    whole, alone = (
+        cswap.prune_path(model, calibration, task=task, target="noncritical")
+        for task in (cswap.Classification(), ScoreAlone())
+    )
+    assert [(d.unit, d.verdict, d.xi, d.removed) for d in whole] == [
+        (d.unit, d.verdict, d.xi, d.removed) for d in alone
+    ]
+    small = alone.apply(model, "noncritical")
+    assert cswap.recover(small, model, calibration, how="lstsq", task=ScoreAlone()) is not None
+    meter = completed(ScoreAlone()).meter(4)
+    logits, labels = torch.eye(3) * 5, torch.tensor([0, 1, 1])
+    meter.update(logits, labels)
+    figures = meter.result()
+    expected = ScoreAlone().score(logits, labels)
+    assert figures["score"] == pytest.approx(float(expected.mean()))
+    assert figures["by_class"] == [
+        pytest.approx(float(expected[0])),
+        pytest.approx(float(expected[1:].mean())),
+        None,
+        None,
+    ]
+
+
+def test_what_is_no_task_is_refused_in_one_line():
+    model, calibration = Planted(), cswap.calibration_set(_data(), 40)
+
+    class Mean(ScoreAlone):
+        def score(self, outputs, targets):
+            return super().score(outputs, targets).mean()
+
+    class Half(ScoreAlone):
+        name, sample_quality = "half", ScoreAlone.score
+
+    for task, error, words in (
+        (object(), InputError, "score"), (Mean(), DataError, "one number a sample"), (Half(), InputError, "headline, chance, meter"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=words):
+            cswap.prune_path(model, calibration, task=task, target="noncritical")

@@ -211,9 +211,24 @@ class _Packed(_Started):
         return self.fc(self.rnn(packed)[1][-1])
 
 
+class _Squeezed(_Started):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(5, 6, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.rnn(self.emb(x))[1][0].squeeze(0))
+
+
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize(
-    ("net", "reason"), [(_Started, "no initial state"), (_Projected, "proj_size"), (_Packed, "batch of sequences")]
+    ("net", "reason"),
+    [
+        (_Started, "no initial state"),
+        (_Projected, "proj_size"),
+        (_Packed, "batch of sequences"),
+        (_Squeezed, "squeeze"),
+    ],
 )
 def test_what_has_no_equivalent_is_left_out_with_its_reason(net, reason):
     structure = discover(randomise_(net()).eval(), _tokens())

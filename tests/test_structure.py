@@ -10,7 +10,9 @@ import torch
 import torch_pruning as tp
 import torchvision
 from torch import nn
+from torch.utils.data import TensorDataset
 
+import cswap
 from cswap.errors import InputError, TargetError
 from cswap.structure.check import VISIBLE, agreement, random_half, randomise_
 from cswap.structure.discover import count_params, discover, macs_of
@@ -146,6 +148,58 @@ def test_what_cannot_be_pruned_safely_is_left_out_with_its_reason(inputs):
     structure = discover(_Shuffled(), inputs)
     assert [g.name for g in structure] == ["b"]
     assert "disagree" in {o.name: o.reason for o in structure.left_out}["a"]
+
+
+def test_a_norm_over_neighbouring_channels_is_seen_however_little_it_does(inputs):
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0), nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)
+    )  # fmt: skip
+    structure = discover(net, inputs)
+    assert [g.name for g in structure] == ["3"]
+    assert "disagree" in {o.name: o.reason for o in structure.left_out}["0"]
+
+
+class _Narrow(nn.Module):
+    """Half of the channels of a sum come from a layer of their own, and a grouped layer ties them: all of that layer must not go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+        self.tied, self.fc = nn.Conv2d(8, 8, 1, groups=4), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.x(x))
+        x = x + torch.relu(torch.cat([self.a(x), self.b(x)], 1))
+        return self.fc((x + self.tied(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", ["cswap", "cbp", "greedy", "magnitude", "random", "taylor"])
+@pytest.mark.parametrize("per", ["unit", "params"])
+def test_a_layer_with_some_of_a_group_s_units_keeps_one(method, per):
+    net, g = randomise_(_Narrow(), 1).eval(), torch.Generator().manual_seed(0)
+    x = torch.randn(64, 3, 4, 4, generator=g)
+    with torch.no_grad():
+        lead = net(x) @ torch.tensor([1.0, -1.0])
+        net.fc.bias[0] -= lead.median()
+        net.fc.weight *= 3 / lead.std()
+        net.fc.bias *= 3 / lead.std()
+        y = net(x).argmax(1)
+    calibration = cswap.calibration_set(TensorDataset(x, y), int(torch.bincount(y).min()))
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    wide = next(g for g in structure if any(s.module == "a" for s in g.slots))
+    scope = "layer" if per == "unit" else "global"
+    path = cswap.prune_path(net, calibration, method=method, structure=structure, scope=scope, per=per)
+    assert any(len(slot.by_unit) < wide.size for slot in wide.slots), "or there is nothing to test"
+    removed, _, ratio = path.prefix(Target("complete"))
+    ledger = Ledger(structure)
+    for n in removed[wide.name].tolist():
+        ledger.remove(wide, n)
+    small = path.apply(net, Target("complete"))  # masked equals pruned, and what the path counts is what is there
+    assert min(small.a.out_channels, small.b.out_channels) >= 1
+    assert ratio.params == pytest.approx(highest_ratio(structure).params)
+    for n in sorted(set(range(wide.size)) - set(removed[wide.name].tolist())):
+        with pytest.raises(TargetError, match=r"keeps at least one|the last that one of its layers has"):
+            ledger.remove(wide, n)
 
 
 def test_norms_that_mix_are_left_out():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import json
 import re
 
@@ -13,6 +14,8 @@ import typer
 
 from cswap.artifacts.folder import open_artifact
 from cswap.cli.app import main
+from cswap.data.models import ModelSpec, parse_arguments
+from cswap.pipeline import Source
 from cswap.report.again import _DATA, _WISH, arguments_of
 from cswap.report.facts import facts_of
 from cswap.report.page import page_of, write_report
@@ -112,6 +115,16 @@ def test_every_choice_of_data_and_every_option_can_be_said_again():
     assert {*_DATA.values(), *_WISH.values()} <= known
     unsaid: set[str] = set()
     assert {"--" + f.name.replace("_", "-") for f in dataclasses.fields(Options) if f.name not in unsaid} <= known
+
+
+def test_arguments_and_files_are_said_as_they_are_read_back(artifact, place, monkeypatch):
+    given = {"flip": False, "size": 3, "name": "true", "width": 0.5, "plain": "abc", "none": None, "many": [1, 2]}
+    words = arguments_of(artifact.manifest | {"source": artifact.manifest["source"] | {"arguments": given}})
+    pairs = [b for a, b in itertools.pairwise(words) if a == "--model-arg"]
+    assert parse_arguments(pairs) == given
+    monkeypatch.chdir(place.root)
+    spec = ModelSpec.parse(f"{place.factory.name}:colours")
+    assert Source(spec).as_dict()["spec"] == f"{place.factory.resolve()}:colours"
 
 
 def test_what_was_wished_is_said_again(artifact):
