@@ -154,10 +154,7 @@ def figure(data: dict[str, Any], plt: Any) -> Any:
     for ax, (m, found) in zip(axes[0], data["sizes"].items(), strict=True):
         for name, r in found["rules"].items():
             x = r["neutral"] + r["detrimental"]
-            ax.plot(x, 100 * r["free_together_accuracy"], "o")
-            ax.annotate(
-                name, (x, 100 * r["free_together_accuracy"]), xytext=(4, 4), textcoords="offset points", fontsize=7
-            )
+            ax.plot(x, 100 * r["free_together_accuracy"], "o", label=name, alpha=0.7)
         t = list(found["harmless_together"].values())
         ax.plot(
             [v["units"] for v in t],
@@ -169,7 +166,7 @@ def figure(data: dict[str, Any], plt: Any) -> Any:
         ax.set_title(f"{m} samples a class")
         ax.set_xlabel(f"units removed at once, of {data['units']}")
         ax.set_ylabel("test accuracy, %")
-        ax.legend(frameon=False)
+    axes[0][-1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
     fig.tight_layout()
     return fig
 

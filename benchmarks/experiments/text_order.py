@@ -168,7 +168,8 @@ def figure(data: dict[str, Any], plt: Any) -> Any:
         ax.bar(at, [100 * data["found"][n]["orders"][order]["still_true"] for n in names], 0.22, label=order)
     ax.set_xticks(range(len(names)), names)
     ax.set_ylabel("verdicts still true after the walk, %")
-    ax.legend(fontsize=8)
+    ax.set_ylim(0, 100)
+    ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
     fig.tight_layout()
     return fig
 
