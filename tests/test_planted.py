@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -301,6 +303,7 @@ def test_a_score_alone_is_a_task():
     ]
     small = alone.apply(model, "noncritical")
     assert cswap.recover(small, model, calibration, how="lstsq", task=ScoreAlone()) is not None
+    assert copy.deepcopy(completed(ScoreAlone())).name == "ScoreAlone"
     meter = completed(ScoreAlone()).meter(4)
     logits, labels = torch.eye(3) * 5, torch.tensor([0, 1, 1])
     meter.update(logits, labels)

@@ -211,13 +211,47 @@ class _Packed(_Started):
         return self.fc(self.rnn(packed)[1][-1])
 
 
-class _Squeezed(_Started):
+class _LookedInto(_Started):
+    """Of several layers, whose sizes may differ, the last states are a tuple."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.rnn = nn.LSTM(5, 6, batch_first=True)
+        self.rnn = nn.LSTM(5, 6, 2, batch_first=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(self.rnn(self.emb(x))[1][0].squeeze(0))
+        return self.fc(self.rnn(self.emb(x))[1][0].mean(0))
+
+
+class _OneLayer(nn.Module):
+    """The last state of one layer, as people write it."""
+
+    def __init__(self, kind: str, how) -> None:
+        super().__init__()
+        self.emb, self.rnn, self.fc = nn.Embedding(30, 5), getattr(nn, kind)(5, 6, batch_first=True), nn.Linear(6, 3)
+        self.kind, self.how = kind, how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _, last = self.rnn(self.emb(x))
+        return self.fc(self.how(last[0] if self.kind == "LSTM" else last))
+
+
+HOW = {
+    "squeeze": lambda h: h.squeeze(0), "function": lambda h: torch.squeeze(h, 0), "index": lambda h: h[-1], "slices": lambda h: h[-1, :, :],
+    "permute": lambda h: h.permute(1, 0, 2).flatten(1), "transpose": lambda h: h.transpose(0, 1).reshape(h.shape[1], -1),
+    "mean": lambda h: h.mean(0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("how", list(HOW))
+def test_the_last_state_of_one_layer_is_a_tensor_as_it_was(kind, how):
+    net, x = randomise_(_OneLayer(kind, HOW[how]), 1).eval(), _tokens()
+    structure = discover(net, x)
+    assert {g.name: g.size for g in structure} == {"rnn.l0.ih": 6, "emb": 5}
+    removed = {"rnn.l0.ih": np.asarray([0, 4]), "emb": np.asarray([2])}
+    found = agreement(net, structure, removed, x)
+    assert found.ok and found.visible  # noqa: PT018
+    assert pruned_copy(net, structure, removed)(x).shape == (len(x), 3)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
@@ -227,7 +261,7 @@ class _Squeezed(_Started):
         (_Started, "no initial state"),
         (_Projected, "proj_size"),
         (_Packed, "batch of sequences"),
-        (_Squeezed, "squeeze"),
+        (_LookedInto, "mean"),
     ],
 )
 def test_what_has_no_equivalent_is_left_out_with_its_reason(net, reason):

@@ -159,6 +159,28 @@ def test_a_norm_over_neighbouring_channels_is_seen_however_little_it_does(inputs
     assert "disagree" in {o.name: o.reason for o in structure.left_out}["0"]
 
 
+class _Gated(nn.Module):
+    """A layer whose first half is gated by its second, by torch's own function or module."""
+
+    def __init__(self, module: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(8, 5, 1), nn.Linear(5, 2)
+        self.gate = nn.GLU(1) if module else lambda x: nn.functional.glu(x, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.b(self.gate(self.a(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("module", [True, False])
+def test_a_gate_and_what_it_gates_go_together(inputs, module):
+    before = nn.functional.glu
+    structure = discover(_Gated(module), inputs)
+    assert nn.functional.glu is before
+    assert {g.name: g.size for g in structure} == {"a": 8, "b": 5}
+    (gated,) = (s for g in structure for s in g.producers if s.module == "a")
+    assert {n: p.tolist() for n, p in gated.by_unit.items()} == {n: [n, n + 8] for n in range(8)}
+
+
 class _Narrow(nn.Module):
     """Half of the channels of a sum come from a layer of their own, and a grouped layer ties them: all of that layer must not go."""
 

@@ -172,15 +172,13 @@ class PruningPath:
         """Why a prefix for this target is not to be had, and what can be done."""
         check_reachable(self.structure, target, round_to)
         far, ended = ratio.as_dict()[target.kind], self.ended or "partial"
-        over, lies = (
-            ended == NOTHING_LEFT or ended.startswith("max-drop"),
-            f"target {target} lies beyond the path, which ended at",
-        )
-        lies += f" {target.kind}={self.ratio.as_dict()[target.kind]:.4f} ({ended})"
+        whole = self.ratio.as_dict()[target.kind]
+        said = f"target {target} lies beyond the path, which ended at {target.kind}={whole:.4f} ({ended})"
         if round_to > 1:
-            lies += f", of which widths that are multiples of {round_to} leave {target.kind}={far:.4f}"
-        more = "expected a smaller one" + " or another --round-to" * (round_to > 1)
-        return f"{lies}; " + (more if over else f"`cswap prune … --resume --target {target}` goes on from there")
+            said += f", of which widths that are multiples of {round_to} leave {target.kind}={far:.4f}"
+        if ended == NOTHING_LEFT or ended.startswith("max-drop"):
+            return f"{said}; expected a smaller one" + " or another --round-to" * (round_to > 1)
+        return f"{said}; `cswap prune … --resume --target {target}` goes on from there"
 
     def apply(self, model: nn.Module, target: Target | str, round_to: int = 1) -> nn.Module:
         """A new, smaller module, compared with the masked one where the path knows real inputs; `model` is untouched.

@@ -20,9 +20,7 @@ from cswap.structure.surgery import kept_indices, light_copy, own_consumers_, sh
 TOLERANCE = 1e-4
 VISIBLE = 100.0
 EXACT = 1e-9  # the same tolerance for the comparison in float64
-SURE = (
-    0.05  # of the tolerance: rounding is far below it, and what mixes channels a little (local response norms) is not
-)
+SURE = 0.05  # of the tolerance: rounding is far below it, what mixes channels a little (local response norms) is not
 ROUNDING = 1e-6  # what rounding in float32 may amount to, relative to the largest value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import torch_pruning as tp
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch_pruning.dependency import index_mapping
 
@@ -47,7 +49,7 @@ def traced(model: nn.Module, inputs: torch.Tensor) -> Any:
     goes through that operation is lost.
     """
     graph = tp.DependencyGraph()
-    with warnings.catch_warnings(), torch.enable_grad():
+    with warnings.catch_warnings(), torch.enable_grad(), _glu_in_parts():
         warnings.simplefilter("ignore")
         try:
             return graph.build_dependency(
@@ -60,6 +62,22 @@ def traced(model: nn.Module, inputs: torch.Tensor) -> Any:
             while frame and frame.tb_frame.f_code.co_name != "update_index_mapping":
                 frame = frame.tb_next
             return _mapped(graph) if frame else said
+
+
+@contextmanager
+def _glu_in_parts() -> Iterator[None]:
+    """`F.glu` as the split and the product that it is: the library knows those, and sees that a gate and its value go together."""
+    whole = F.glu
+
+    def parts(input: torch.Tensor, dim: int = -1) -> torch.Tensor:
+        value, gate = input.chunk(2, dim)
+        return value * gate.sigmoid()
+
+    F.glu = parts
+    try:
+        yield
+    finally:
+        F.glu = whole
 
 
 def _mapped(graph: Any) -> Any:

@@ -118,7 +118,8 @@ class Recurrent(nn.Module):
     """Layers and directions of any sizes: `l0`, `l0_reverse`, `l1`, … in the place of one of torch's modules.
 
     x: (L, N, in), or (N, L, in) with batch_first → outputs (…, H of the last layer, both directions joined) and the last
-    states as torch gives them, but as tuples over layers and directions, because their sizes may differ.
+    states: (1, N, H) as torch gives them where there is one layer in one direction, else tuples over layers and directions,
+    because their sizes may differ.
     """
 
     def __init__(self, host: nn.RNNBase) -> None:
@@ -146,8 +147,13 @@ class Recurrent(nn.Module):
             states += [last for _, last in found]
             if self.training and self.dropout and layer + 1 < len(self.suffixes):
                 x = F.dropout(x, self.dropout)
-        by_kind = tuple(tuple(s) for s in zip(*states, strict=True))
+        by_kind = tuple(_last(s) for s in zip(*states, strict=True))
         return x if self.batch_first else x.transpose(0, 1), by_kind if self.kind == "LSTM" else by_kind[0]
+
+
+def _last(states: tuple[torch.Tensor, ...]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """What a model finds as the last states, each (N, H): the usual tensor where it can be one whatever the sizes."""
+    return states[0].unsqueeze(0) if len(states) == 1 else states
 
 
 def why_not(module: nn.RNNBase) -> str | None:
@@ -206,4 +212,5 @@ class StandIn(nn.Module):
             x = torch.cat(found, 1) if len(found) > 1 else found[0]
             states += found
         outputs = x.unsqueeze(where).expand(*(-1, steps, -1) if self.batch_first else (steps, -1, -1))
-        return outputs, (tuple(states), tuple(states)) if self.kind == "LSTM" else tuple(states)
+        last = _last(tuple(states))
+        return outputs, (last, last) if self.kind == "LSTM" else last

@@ -56,7 +56,9 @@ class Scored:
         self.name = str(getattr(task, "name", type(task).__name__))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["task"], name)  # class_scores, surrogate and the like, where it has them
+        if name.startswith("__") or "task" not in self.__dict__:  # asked of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self.task, name)  # class_scores, surrogate and the like, where it has them
 
     def score(self, outputs: Any, targets: Any) -> torch.Tensor:
         """The task's own."""
