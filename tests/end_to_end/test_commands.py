@@ -217,8 +217,6 @@ def test_bad_input_is_one_line_and_status_2(place, capsys):
         (["--data", str(root)], ["there is no train/"]),
         (["--data", "hf:x"], ["not supported"]),
         (["--data", "torchvision:Nosuch@x"], ["torchvision dataset"]),
-        (["--data", f"{place.factory}:nosuch"], ["no factory"]),
-        (["--data", f"{place.factory}:not_a_module"], ["(train, eval)"]),
         (["--per-class", "11"], ["'blue'", "at least 11", "got 10"]),
         (["--per-class", "1"], ["at least 2"]),
         (["--alpha", "2"], ["alpha"]),
@@ -251,6 +249,8 @@ def test_bad_input_is_one_line_and_status_2(place, capsys):
         (["--out", str(place.data)], ["other files"]),
     ):  # fmt: skip
         _refused(capsys, with_(*changes), *words)
+    for name, words in (("nosuch", "no factory"), ("not_a_module", "(train, eval)")):
+        _refused(capsys, place.prune("bad", data=f"{place.factory}:{name}"), words)
     assert not (root / "owned").exists()
     assert not (root / "bad").exists()
     assert cswap.load(root / "whole", trust=True) is not None  # nothing was lost
@@ -261,7 +261,7 @@ def test_bad_input_is_one_line_and_status_2(place, capsys):
 def test_a_class_with_one_sample_and_an_unreadable_image(place, capsys):
     for image in sorted((place.data / "train" / "red").iterdir())[1:]:
         image.unlink()
-    _refused(capsys, place.prune("o"), "'red'", "got 1", "--allow-imbalance")
+    _refused(capsys, place.prune("o"), "'red'", "got 1", "at least 2", "give more of the class")
     _refused(capsys, place.prune("o", "--allow-imbalance"), "'red'", "at least 2", "got 1")
     shutil.copy(place.data / "train" / "red" / "000.png", place.data / "train" / "red" / "001.png")
     status, _, err = _main(capsys, *place.prune("o", "--allow-imbalance", target="units=0.1"))

@@ -200,7 +200,7 @@ def calibration_set(
             if len(own) < 2 or not allow_imbalance:
                 hint = "" if allow_imbalance else "; --allow-imbalance takes what there is, --per-class asks for fewer"
                 if len(own) < 2:
-                    hint = "; a class that the data lack cannot be tested: give more data, or data without the class"
+                    hint = "; a paired test needs two: give more of the class, or data without it"
                 need = 2 if allow_imbalance or len(own) < 2 else per_class
                 raise DataError(f"class {name!r}: expected at least {need} samples, got {len(own)}{hint}")
         drawn = own if members is not None else np.random.default_rng([seed, k]).permutation(own)
