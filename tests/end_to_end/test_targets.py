@@ -38,7 +38,10 @@ def test_widths_are_multiples_and_the_target_is_reached(place, capsys):
     assert count_params(small) == summary["pruned"]["params"]
     status = main(place.prune("far", "--round-to", "64", "--quiet"))
     assert status == 2
-    assert "lies beyond the path" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "out of reach" in told
+    assert "multiple of 64" in told
+    assert not (place.root / "far").exists(), "said before anything is analysed"
 
 
 @pytest.mark.parametrize("multiple", [2, 3, 8])
