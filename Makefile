@@ -1,8 +1,10 @@
-# Targets: setup demo test check fix bench docs docs-test package clean. PYTHON and TORCH_INDEX may be given, e.g.
+# Targets: setup demo test check fix bench docs docs-test package clean. PYTHON, WORKERS and TORCH_INDEX may be given, e.g.
 #   make setup TORCH_INDEX=URL   installs torch and torchvision from that index first (the CPU build, say)
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+# two processes of one thread take half as long as one of two threads, which wait for each other
+WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -21,7 +23,7 @@ demo: setup
 	$(BIN)/cswap demo
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: setup
 	$(BIN)/ruff format --check src tests benchmarks examples
