@@ -291,12 +291,17 @@ def read_journal(
     return decisions
 
 
+def _check_saved(file: Path, held: Any) -> None:
+    """A file is the one whose hash its manifest holds; older artifacts do not say."""
+    if isinstance(held, dict) and held.get("sha256") != sha256_of(file):
+        raise ArtifactError(f"{file} is not the file that was saved: its hash differs")
+
+
 def _check_whole(folder: Path, decisions: int) -> None:
     """The path of a finished artifact is what its manifest says: there a torn end is damage, not what an interruption left."""
     manifest = read_json(folder / MANIFEST)
-    held, steps = manifest.get("path"), manifest.get("steps")
-    if isinstance(held, dict) and held.get("sha256") != sha256_of(folder / PATH):
-        raise ArtifactError(f"{folder / PATH} is not the file that was saved: its hash differs")
+    steps = manifest.get("steps")
+    _check_saved(folder / PATH, manifest.get("path"))
     if type(steps) is int and decisions < steps:  # older artifacts say no more
         raise ArtifactError(
             f"{folder / PATH}: expected at least the {steps} decisions of the manifest, got {decisions}"
@@ -402,9 +407,8 @@ def _read_effects(
         return None
     first, total = _first_rows(structure)
     found: dict[tuple[str, str, int], Moments] = {}
-    held = read_json(folder / MANIFEST).get("effects") if (folder / MANIFEST).exists() else None
-    if isinstance(held, dict) and held.get("sha256") != sha256_of(path):  # older artifacts do not say
-        raise ArtifactError(f"{path} is not the file that was saved: its hash differs")
+    if (folder / MANIFEST).exists():
+        _check_saved(path, read_json(folder / MANIFEST).get("effects"))
     try:
         with safe_open(path, framework="numpy") as stored:
             for before, phases in _PARTS.items():

@@ -197,12 +197,13 @@ def calibration_set(
         own = np.flatnonzero(labels == k) if members is None else order[members[order, k]]
         if len(own) < per_class:
             short.append(f"{name} has {len(own)}")
-            if len(own) < 2 or not allow_imbalance:
-                hint = "" if allow_imbalance else "; --allow-imbalance takes what there is, --per-class asks for fewer"
-                if len(own) < 2:
-                    hint = "; a paired test needs two: give more of the class, or data without it"
-                need = 2 if allow_imbalance or len(own) < 2 else per_class
-                raise DataError(f"class {name!r}: expected at least {need} samples, got {len(own)}{hint}")
+            few = len(own) < 2
+            if few or not allow_imbalance:
+                hint = "--allow-imbalance takes what there is, --per-class asks for fewer"
+                if few:
+                    hint = "a paired test needs two: give more of the class, or data without it"
+                need = 2 if few else per_class
+                raise DataError(f"class {name!r}: expected at least {need} samples, got {len(own)}; {hint}")
         drawn = own if members is not None else np.random.default_rng([seed, k]).permutation(own)
         chosen.append(drawn[:per_class])
     if short:

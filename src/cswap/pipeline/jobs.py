@@ -135,7 +135,7 @@ class Wish:
         if self.latency_batch < 1:
             raise InputError(f"latency-batch: expected a number of at least 1, got {self.latency_batch}")
         check_claim(self.margin, self.bound)
-        asked = [n for n, was in (("margin", 0.02), ("bound", "betting")) if getattr(self, n) != was]
+        asked = [n for n in ("margin", "bound") if getattr(self, n) != getattr(Wish, n)]
         if asked and self.certify is None:
             raise InputError(f"{asked[0]}: goes with a certificate; expected --certify DATA beside it")
 

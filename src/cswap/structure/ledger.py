@@ -121,13 +121,12 @@ class Ledger:
 
 def highest_ratio(structure: Structure, round_to: int = 1) -> Ratio:
     """The ratio with one unit left in every group, or one multiple of `round_to`: no target can lie beyond it."""
-    plain, rounded = Ledger(structure), RoundedLedger(structure, round_to)
+    ledger = RoundedLedger(structure, round_to)
     for group in structure:
         for unit in range(group.size - 1):
-            if not plain.last(group, [unit]):
-                plain.remove(group, unit)
-                rounded.remove(group, unit)
-    return rounded.ratio()
+            if not ledger.last(group, unit):
+                ledger.remove(group, unit)
+    return ledger.ratio()
 
 
 def check_reachable(structure: Structure, target: Target, round_to: int = 1) -> None:
@@ -165,6 +164,10 @@ class RoundedLedger:
             for n in waiting:
                 self.ledger.remove(group, n)
             waiting.clear()
+
+    def last(self, group: Group, unit: int) -> bool:
+        """Whether the unit cannot go after those that wait before it (`Ledger.last`)."""
+        return self.ledger.last(group, [*self.waiting.get(group.name, ()), unit])
 
     def removed(self) -> Removed:
         """Units gone, by group."""
