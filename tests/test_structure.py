@@ -237,6 +237,51 @@ def test_where_the_dependency_library_fails_chains_are_seen_and_the_rest_is_left
     assert "ZeroDivisionError" in reasons["stage2.1.branch2.5"]  # goes into the shuffle
 
 
+class _Seq2Seq(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inn = nn.Linear(12, 16)
+        self.transformer = nn.Transformer(16, 2, 2, 2, 24, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inn(x)
+        return self.head(self.transformer(x, x.flip(1)).mean(1))
+
+
+def test_an_encoder_that_a_decoder_attends_to_is_seen():
+    structure = discover(_Seq2Seq(), torch.randn(2, 5, 12))
+    names = {g.name for g in structure}
+    for part in ("encoder", "decoder"):
+        assert {f"transformer.{part}.layers.{i}.linear1" for i in (0, 1)} <= names
+    assert {f"transformer.encoder.layers.{i}.self_attn.q#heads" for i in (0, 1)} <= names
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("seq2seq", (2, 5, 12)), ("vit_b_16", (2, 3, 224, 224)), ("shufflenet_v2_x0_5", (2, 3, 64, 64)),
+        ("convnext_tiny", (2, 3, 64, 64)), ("densenet121", (2, 3, 64, 64)), ("swin_t", (2, 3, 64, 64)),
+    ],
+)  # fmt: skip
+def test_every_layer_is_in_a_group_or_left_out_with_a_reason(name, inputs):
+    """An attention's own layers go by its name; what no forward pass calls is listed apart."""
+    model = _Seq2Seq() if name == "seq2seq" else _zoo(name)
+    structure = discover(model, torch.randn(inputs), verify=False)
+    told = {s.module for g in structure for s in g.slots if s.side == "out"} | set(structure.uncalled)
+    told |= {n for o in structure.left_out for n in (o.name, *o.layers)}
+    attentions = {n for n in told if n in structure.replaced}
+    silent = [
+        n
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear | nn.Conv2d) and n not in told and n.rpartition(".")[0] not in attentions
+    ]
+    assert silent == []
+    assert all(o.reason for o in structure.left_out)
+    again = type(structure).from_dict(structure.as_dict())
+    assert again.left_out == structure.left_out
+
+
 def test_attention_counts_and_its_own_layers_are_not_called_unused():
     vit = torchvision.models.VisionTransformer(32, 16, 2, 2, 32, 64, num_classes=5)
     structure = discover(vit, torch.randn(2, 3, 32, 32))

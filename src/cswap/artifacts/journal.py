@@ -145,13 +145,20 @@ def unpacked(data: bytes, folder: Path) -> None:
 
 
 def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool) -> bool:
-    """Make ready to write an artifact; returns whether there is a journal to resume.
+    """Make ready to write an artifact; returns whether there is a journal to resume. Raises what `look_into` raises."""
+    going_on = look_into(folder, run, resume=resume, force=force)
+    claim(folder, run)
+    return going_on
+
+
+def look_into(folder: Path, run: dict[str, Any], *, resume: bool, force: bool) -> bool:
+    """Whether there is a journal to resume; nothing is written, but what a killed run left half moved is put in its place.
 
     `run`: what must be the same for a resumed run, but for `pinned`, which a resumed run takes over from the journal.
     Raises InputError when the folder holds something and neither
     `resume` nor `force` was asked for, or when the run differs: the first difference is named.
     """
-    try:
+    with _writable(folder):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"out: expected a folder, {folder} is a file")
         if folder.exists():
@@ -165,7 +172,6 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
             state = "an artifact" if MANIFEST in held else "the journal of an unfinished run"
             goes_on = "" if BY_APPLY in run else "--resume goes on with it, "  # apply has nothing to go on with
             raise InputError(f"out: {folder} holds {state}; {goes_on}--force replaces it")
-        folder.mkdir(parents=True, exist_ok=True)
         old = _recorded_run(folder)
         if resume and (folder / PATH).exists():
             if old is None:
@@ -180,15 +186,27 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
             fixed = [{k: v for k, v in pins.items() if k not in TAKEN_OVER} for pins in (was or now, now)]
             _same_run(fixed[0], fixed[1], f"{PINNED}.")
             run[PINNED] = was or now
-        for name in held:
+    return bool(resume and (folder / PATH).exists())
+
+
+def claim(folder: Path, run: dict[str, Any]) -> None:
+    """Say in the folder whose run it holds from now on, and take away what an earlier one left. Raises InputError."""
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in sorted(p.name for p in folder.iterdir()):
             if name not in OURS and left_over(name):
                 shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
         write_json(folder / RUN, run)
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         with suppress(OSError):
             folder.rmdir()  # made just now, if it is empty
         raise InputError(f"out: {folder} cannot be written ({error.strerror})") from None
-    return bool(resume and (folder / PATH).exists())
 
 
 def _by_apply(folder: Path) -> bool:

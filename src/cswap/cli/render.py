@@ -205,9 +205,9 @@ def support(data: dict[str, Any]) -> None:
     for g in data["groups"]:
         table.add_row(escape(g["group"]), str(g["units"]), escape(_few(g["producers"])), escape(_few(g["consumers"])))
     console.print(table)
-    left = _table("left out", "dimension", "size", "why", right=(1,))
+    left = _table("left out", "dimension", "size", "with it", "why", right=(1,))
     for x in data["left_out"]:
-        left.add_row(escape(x["name"]), str(x["size"]), escape(x["reason"]))
+        left.add_row(escape(x["name"]), str(x["size"]), escape(_few(x["layers"])), escape(x["reason"]))
     console.print(left)
     if data["never_called"]:
         console.print(f"never called in a forward pass, left as they are: {escape(_few(data['never_called']))}")

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from cswap.data.text import trimmed
-from cswap.data.truth import Truth, collated, inputs_of, members_of, part, sample_of, stacked, target_at
+from cswap.data.truth import Truth, collated, inputs_of, kind_of, members_of, part, sample_of, stacked, target_at
 from cswap.errors import CswapWarning, DataError
 from cswap.types import BoolArray, IntArray
 
@@ -136,9 +136,7 @@ class CalibrationSet:
     @property
     def kind(self) -> str:
         """What samples are labelled with: "class numbers", "masks" or "boxes"."""
-        if self.members is None:
-            return "class numbers"
-        return "masks" if isinstance(self.truth(slice(0, 1)), torch.Tensor) else "boxes"
+        return "class numbers" if self.members is None else kind_of(target_at(self.dataset, 0))
 
     def truth(self, numbers: IntArray | slice) -> Truth:
         """What a task is given of these samples: class numbers (n,), masks (n, H, W), or a list of boxes."""

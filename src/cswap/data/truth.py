@@ -30,6 +30,11 @@ def is_dense(target: Any) -> bool:
     return isinstance(target, dict) or (isinstance(target, torch.Tensor | np.ndarray) and target.ndim == 2)
 
 
+def kind_of(target: Any) -> str:
+    """What a sample is labelled with: "class numbers", "masks" or "boxes", as tasks name it."""
+    return "boxes" if isinstance(target, dict) else "masks" if is_dense(target) else "class numbers"
+
+
 def collated(targets: Sequence[Any]) -> Truth:
     """Targets of samples as one batch. Raises DataError for masks of different sizes."""
     if not is_dense(targets[0]):

@@ -12,6 +12,7 @@ from cswap.artifacts.folder import Artifact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.models import ModelSpec
 from cswap.data.sources import DataPair, in_memory
+from cswap.data.truth import kind_of, target_at
 from cswap.errors import DataError, InputError, pass_on_out_of_memory
 from cswap.evaluate.certificate import refuse_seen
 from cswap.pipeline.jobs import DataChoice, Wish
@@ -24,6 +25,7 @@ def task_named(name: str, pair: DataPair | None = None) -> Task:
         raise InputError(f"task: expected one of {', '.join(TASKS)}, got {name!r}")
     if pair is not None and pair.outputs is not None:
         if not issubclass(TASKS[name], Classification | Detection):
+            _check_kind(getattr(TASKS[name], "targets", None), kind_of(target_at(pair.train, 0)), name)
             raise InputError(f"labels: expected a class for every output of the model with --task {name}")
         chosen: Task = TASKS[name](outputs=pair.outputs)
         return chosen
@@ -31,11 +33,14 @@ def task_named(name: str, pair: DataPair | None = None) -> Task:
     return task
 
 
+def _check_kind(wanted: str | None, came: str, task: str) -> None:
+    if wanted not in (None, came):
+        raise DataError(f"task {task}: expected data with {wanted}, got {came}")
+
+
 def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> None:
     """The task must know the data's targets, the model take its inputs and have an output for every class. Raises DataError."""
-    wanted, came = getattr(task, "targets", None), calibration.kind
-    if wanted not in (None, came):
-        raise DataError(f"task {task.name}: expected data with {wanted}, got {came}")
+    _check_kind(getattr(task, "targets", None), calibration.kind, task.name)
     sample = calibration.inputs(0, 1)
     if sample.is_floating_point() and not torch.isfinite(sample).all():
         raise DataError("the data: expected finite inputs, the first calibration sample holds NaN or Inf")

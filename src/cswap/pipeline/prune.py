@@ -13,12 +13,12 @@ from torch import nn
 
 from cswap import distributed
 from cswap.artifacts.aside import replacing
-from cswap.artifacts.files import MANIFEST, RUN
 from cswap.artifacts.journal import (
     PINNED,
     Journal,
+    claim,
     forget_if_empty,
-    open_folder,
+    look_into,
     packed,
     read_journal,
     rewrite_journal,
@@ -108,13 +108,11 @@ class _Analysis:
             "threads": torch.get_num_threads(), "processes": distributed.world(), "memory": self.job.machine.memory,
             "batch_bytes": WORKING_SET, "batch_rows": MOST_ROWS, "device": self.device.partition(":")[0],
         }  # fmt: skip
-        whole = (out / MANIFEST).exists() and not (out / RUN).exists()
         try:
-            going_on = open_folder(out, run, resume=self.job.resume, force=self.job.force)
+            going_on = look_into(out, run, resume=self.job.resume, force=self.job.force)
             start = self._start(out) if going_on else Start()
+            claim(out, run)
         except CswapError as error:
-            if whole:
-                (out / RUN).unlink(missing_ok=True)  # a finished artifact that cannot be gone on with stays as it is
             distributed.from_first(f"!{error}".encode())
             raise
         distributed.from_first(json.dumps(run[PINNED]).encode())

@@ -51,7 +51,7 @@ def facts_of(artifact: Artifact) -> dict[str, Any]:
         "walk": [_line(d) for d in path],
         "steps": steps,
         "cliffs": [str(c) for c in path.cliffs],
-        "left_out": [{"name": x.name, "size": x.size, "reason": x.reason} for x in path.structure.left_out],
+        "left_out": [x.as_dict() for x in path.structure.left_out],
         "uncalled": list(path.structure.uncalled),
         "recovery": manifest.get("recovery"),
         "certificate": manifest.get("certificate"),

@@ -77,7 +77,7 @@ def support_report(
             }
             for g in structure
         ],
-        "left_out": [{"name": x.name, "size": x.size, "reason": x.reason} for x in structure.left_out],
+        "left_out": [x.as_dict() for x in structure.left_out],
         "never_called": list(structure.uncalled),
     }  # fmt: skip
 

@@ -135,7 +135,7 @@ def _disjoint(groups: list[Group], left_out: list[LeftOut]) -> list[Group]:
     for group in groups:
         clash = next((s for s in group.slots if owned.get((s.module, s.side), set()) & set(s.positions.tolist())), None)
         if clash is not None:
-            left_out.append(LeftOut(group.name, group.size, f"channels of {clash.module} belong to another group too"))
+            left_out.append(LeftOut.group(group, f"channels of {clash.module} belong to another group too"))
             continue
         for s in group.slots:
             owned.setdefault((s.module, s.side), set()).update(s.positions.tolist())
@@ -179,8 +179,10 @@ def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, see
         groups.sort(key=lambda g: _place(g, order), reverse=True)
         groups = _disjoint(groups, left_out) + head_groups(work, heads)  # a head owns its dimensions' positions too
         groups.sort(key=lambda g: _place(g, order), reverse=True)
+        left_out += unlike
+        left_out += _unaccounted(work, groups, left_out, order)
         structure = Structure(
-            tuple(groups), (*left_out, *unlike), _uncalled(work, order), _layer_costs(work, groups, macs),
+            tuple(groups), tuple(left_out), _uncalled(work, order), _layer_costs(work, groups, macs),
             count_params(work), total_macs, tuple(inputs.shape[1:]), replaced,
         )  # fmt: skip
         return verified(work, structure, inputs, seed) if verify and groups else structure
@@ -229,7 +231,8 @@ def _collect(
         try:
             groups.append(_group_of(dimension, model, order))
         except Refused as reason:
-            left_out.append(LeftOut(dimension.root, dimension.size, str(reason)))
+            others = tuple(w for w in dimension.writers if w != dimension.root)
+            left_out.append(LeftOut(dimension.root, dimension.size, str(reason), others))
     return groups, left_out
 
 
@@ -250,6 +253,29 @@ def _unseen(model: nn.Module, dimensions: list[Dimension], order: dict[str, int]
         if name not in seen and isinstance(module, ROOTS) and (rule := rule_of(module)) is not None and rule.mixes:
             tensor, dim = rule.out[0]
             yield name, int(getattr(module, tensor).shape[dim])
+
+
+def _unaccounted(
+    model: nn.Module, groups: list[Group], left_out: list[LeftOut], order: dict[str, int]
+) -> list[LeftOut]:
+    """Layers that run, write channels, and are neither in a group nor left out with a reason: nothing is dropped in silence."""
+    told = {s.module for g in groups for s in g.slots if s.side == "out"}
+    told |= {n for x in left_out for n in (x.name, *x.layers)}
+    found = []
+    for name in order:
+        module = model.get_submodule(name)
+        rule = rule_of(module)
+        owners = {
+            name.rsplit(".", i)[0] for i in range(name.count(".") + 1)
+        }  # an attention's own layers go by its name
+        if rule is None or not rule.mixes or owners & told:
+            continue
+        why = f"{LIBRARY} does not show what becomes of its channels"
+        if is_grouped(module):
+            why = "a grouped convolution goes with the channels it reads, and those are left out"
+        tensor, dim = rule.out[0]
+        found.append(LeftOut(name, int(getattr(module, tensor).shape[dim]), why))
+    return found
 
 
 def _place(group: Group, order: dict[str, int]) -> tuple[int, int]:

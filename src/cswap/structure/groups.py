@@ -109,11 +109,28 @@ class Group:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A dimension that is not pruned, and the reason."""
+    """A dimension that is not pruned, and the reason. `layers`: the others that write the same channels."""
 
     name: str
     size: int
     reason: str
+    layers: tuple[str, ...] = ()
+
+    @classmethod
+    def group(cls, group: Group, reason: str) -> LeftOut:
+        """A whole group that is left out."""
+        layers = tuple(s.module for s in group.producers if s.module != group.name)
+        return cls(group.name, group.size, reason, layers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"name": self.name, "size": self.size, "reason": self.reason, "layers": list(self.layers)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LeftOut:
+        """The inverse of `as_dict`; older artifacts name no layers."""
+        layers = tuple(str(n) for n in data.get("layers", ()))
+        return cls(str(data["name"]), int(data["size"]), str(data["reason"]), layers)
 
 
 @dataclass(frozen=True)
@@ -207,7 +224,7 @@ class Structure:
             (kept if wanted else dropped).append(group)
         if not kept:
             raise InputError("--only and --exclude together leave no group to prune")
-        reasons = tuple(LeftOut(g.name, g.size, "excluded by --only or --exclude") for g in dropped)
+        reasons = tuple(LeftOut.group(g, "excluded by --only or --exclude") for g in dropped)
         return Structure(
             tuple(kept), self.left_out + reasons, self.uncalled, self.layers, self.total_params, self.total_macs,
             self.input_shape, self.replaced,
@@ -217,7 +234,7 @@ class Structure:
         """Plain JSON values, enough to shrink and to count without analysing the network again."""
         return {
             "groups": [g.as_dict() for g in self.groups],
-            "left_out": [{"name": x.name, "size": x.size, "reason": x.reason} for x in self.left_out],
+            "left_out": [x.as_dict() for x in self.left_out],
             "uncalled": list(self.uncalled),
             "layers": {n: c.as_dict() for n, c in self.layers.items()},
             "total_params": self.total_params,
@@ -231,7 +248,7 @@ class Structure:
         """The inverse of `as_dict`."""
         return cls(
             groups=tuple(Group.from_dict(g) for g in data["groups"]),
-            left_out=tuple(LeftOut(str(x["name"]), int(x["size"]), str(x["reason"])) for x in data["left_out"]),
+            left_out=tuple(LeftOut.from_dict(x) for x in data["left_out"]),
             uncalled=tuple(str(n) for n in data["uncalled"]),
             layers={str(n): LayerCost.from_dict(c) for n, c in data["layers"].items()},
             total_params=int(data["total_params"]),

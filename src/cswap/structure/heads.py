@@ -149,15 +149,19 @@ class StandIn(nn.Module):
         super().__init__()
         out = host.out if isinstance(host.out, nn.Linear) else host.v
         self.whole, self.alone = Whole(host.q.in_features, out.out_features), host.alone
-        self.whole.read = out is host.v
+        self.memory = Whole(host.k.in_features, out.out_features)
+        self.whole.read = self.memory.read = out is host.v
         # an encoder layer of PyTorch's own asks for these
         for name in ("batch_first", "num_heads", "in_proj_bias", "_qkv_same_embed_dim"):
             if hasattr(host, name):
                 setattr(self, name, getattr(host, name))
 
-    def forward(self, x: torch.Tensor, *_others: Any, **_named: Any) -> Any:
-        """x (…, E) → (…, E'), or a pair with None."""
+    def forward(self, x: torch.Tensor, *others: Any, **named: Any) -> Any:
+        """x (…, E) → (…, E'), or a pair with None. What it attends to besides x is behind it too: an encoder is, say."""
         out = self.whole(x)
+        for other in (*others, *named.values()):
+            if isinstance(other, torch.Tensor) and other is not x and other.shape[-1:] == (self.memory.in_features,):
+                out = out + self.memory(other).mean(tuple(range(other.dim() - 1)))
         return out if self.alone else (out, None)
 
 
@@ -189,4 +193,4 @@ def with_whole_heads(model: nn.Module, names: Iterable[str]) -> nn.Module:
 
 def names_in(traced: nn.Module) -> dict[nn.Module, str]:
     """Names of the modules of a copy that was made for tracing; an attention's one layer has the attention's."""
-    return {m: n.removesuffix(".whole") if isinstance(m, Whole) else n for n, m in traced.named_modules()}
+    return {m: n.rpartition(".")[0] if isinstance(m, Whole) else n for n, m in traced.named_modules()}

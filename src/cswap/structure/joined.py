@@ -20,7 +20,8 @@ from cswap.types import IntArray
 class Dimension:
     """One dimension as the dependency graph shows it: `size` channels written by `root`, its slots, or why it is refused.
 
-    `blocks`: (grouped convolution, whether its outputs, positions, owners), which are no slots yet.
+    `blocks`: (grouped convolution, whether its outputs, positions, owners), which are no slots yet. `writers`: every layer
+    that writes these channels, which a refused dimension has no slots to tell.
     """
 
     root: str
@@ -28,6 +29,7 @@ class Dimension:
     slots: tuple[Slot, ...]
     blocks: tuple[tuple[str, bool, IntArray, IntArray], ...] = ()
     refused: str = ""
+    writers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def _one(cluster: list[Dimension], convs: dict[str, Grouped]) -> Dimension:
     size = int(start[-1])
     root = cluster[0].root
     reason = next((d.refused for d in cluster if d.refused), "")
+    writers = tuple(dict.fromkeys(w for d in cluster for w in d.writers))
     inputs: dict[str, list[IntArray]] = {}
     block_of: dict[tuple[str, int], list[int]] = {}
     for d, offset in zip(cluster, start, strict=False):
@@ -92,7 +95,7 @@ def _one(cluster: list[Dimension], convs: dict[str, Grouped]) -> Dimension:
             if len(np.unique(found)) != width or len(found) != width:
                 reason = reason or f"not all channels of the grouped convolution {name} can be pruned"
     if reason:
-        return Dimension(root, size, (), (), reason)
+        return Dimension(root, size, (), (), reason, writers)
     atoms = _Sets(size)
     for members in block_of.values():
         atoms.union(members)
@@ -104,7 +107,8 @@ def _one(cluster: list[Dimension], convs: dict[str, Grouped]) -> Dimension:
             other = slots.get((s.module, s.side))
             if other is not None:  # two of the joined dimensions lie side by side in one layer, behind a concat
                 if np.intersect1d(other.positions, mine.positions).size:
-                    return Dimension(root, size, (), (), f"{s.module} meets these channels twice, in different places")
+                    why = f"{s.module} meets these channels twice, in different places"
+                    return Dimension(root, size, (), (), why, writers)
                 mine = Slot(
                     s.module, s.side, s.role,
                     np.concatenate([other.positions, mine.positions]), np.concatenate([other.owner, mine.owner]),
@@ -114,4 +118,4 @@ def _one(cluster: list[Dimension], convs: dict[str, Grouped]) -> Dimension:
         conv = convs[name]
         owner = np.repeat([unit_of[block_of[name, b][0]] for b in range(conv.groups)], conv.out).astype(np.int64)
         slots[name, "out"] = Slot(name, "out", "channelwise", np.arange(len(owner), dtype=np.int64), owner)
-    return Dimension(root, int(unit_of.max()) + 1, tuple(slots.values()))
+    return Dimension(root, int(unit_of.max()) + 1, tuple(slots.values()), writers=writers)

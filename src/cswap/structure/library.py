@@ -173,9 +173,7 @@ def dependency_groups(graph: Any, names: dict[nn.Module, str]) -> Iterator[Any]:
             why = f"{LIBRARY} fails on it ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]})"
             yield LeftOut(names[module], size, why)
             continue
-        seen.update(
-            item.dep.target.module for item in raw if _writes(raw, item) and isinstance(item.dep.target.module, ROOTS)
-        )
+        seen.update(_writers(raw))
         yield raw
 
 
@@ -187,18 +185,26 @@ def dimension_of(raw: Any, names: dict[nn.Module, str], shared: dict[str, str]) 
         for item in raw
         if is_grouped(item.dep.target.module)
     )
+    writers = tuple(dict.fromkeys(names[m] for m in _writers(raw) if m in names))
     try:
         slots = _slots(raw, names, shared, size)
         part = _gated_part(raw, slots)
         if part:
             slots, size = [replace(s, owner=s.owner % part) for s in slots], part
-        return Dimension(root, size, tuple(slots), blocks)
+        return Dimension(root, size, tuple(slots), blocks, writers=writers)
     except Refused as reason:
-        return Dimension(root, size, (), blocks, str(reason))
+        return Dimension(root, size, (), blocks, str(reason), writers)
 
 
 def _indices(values: Any) -> IntArray:
     return np.asarray(values, dtype=np.int64)
+
+
+def _writers(raw: Any) -> Iterator[nn.Module]:
+    """The layers whose outputs a dependency group is about."""
+    for item in raw:
+        if _writes(raw, item) and isinstance(item.dep.target.module, ROOTS):
+            yield item.dep.target.module
 
 
 def _writes(raw: Any, item: Any) -> bool:

@@ -21,7 +21,7 @@ def verified(work: nn.Module, structure: Structure, inputs: torch.Tensor, seed: 
     randomise_(work, seed, inputs).requires_grad_(False)
     bad = _bad(work, structure, inputs, seed, [], [g.name for g in structure])
     kept = tuple(g for g in structure if g.name not in bad)
-    left = structure.left_out + tuple(LeftOut(n, structure[n].size, why) for n, why in bad.items())
+    left = structure.left_out + tuple(LeftOut.group(structure[n], why) for n, why in bad.items())
     return replace(structure, groups=kept, left_out=left)
 
 
