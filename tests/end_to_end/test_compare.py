@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -120,6 +125,59 @@ def _told(capsys, arguments: list[str], status: int, *words: str) -> None:
     assert all(w in err for w in words), err
 
 
+def _apart_from_time(result: dict) -> dict:
+    """A comparison without what differs from run to run."""
+    timed = {"seconds", "latency_ms", "ms_1", "ms_64", "jobs"}
+
+    def kept(value):
+        if isinstance(value, dict):
+            return {k: kept(v) for k, v in value.items() if k not in timed}
+        return [kept(v) for v in value] if isinstance(value, list) else value
+
+    return kept(result)
+
+
+def test_processes_find_what_one_process_finds(place, capsys):
+    asked = ["--methods", "cswap,cbp,magnitude", "--ratios", "0,0.2,0.5", "--recover", "bn", "--json"]
+    assert main(_arguments(place, *asked)) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert main(_arguments(place, *asked, "--jobs", "2", "--force")) == 0
+    shared = json.loads(capsys.readouterr().out)
+    assert shared["jobs"] == 2
+    assert _apart_from_time(shared) == _apart_from_time(alone)
+    assert all(p["latency_ms"]["1"] > 0 for p in shared["methods"]["cbp"]["by_seed"]["0"]["points"])
+    _told(capsys, _arguments(place, *asked[:-1], "--jobs", "0", "--force"), 2, "jobs", "at least 1")
+
+
+def _worker_of(pid: int) -> int:
+    """The first process that measures for this one."""
+    while True:
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+        time.sleep(0.05)
+
+
+def test_a_process_that_dies_is_one_line_and_nothing_is_lost(place, capsys):
+    asked = _arguments(place, "--methods", "cswap,greedy", "--ratios", "0,0.5", "--no-latency", "--jobs", "2")
+    run = subprocess.Popen([sys.executable, "-m", "cswap", *asked], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    os.kill(_worker_of(run.pid), signal.SIGKILL)
+    said = run.communicate()[1].decode().strip().splitlines()
+    assert run.returncode == 1, said
+    assert "died" in said[-1]
+    assert "--resume" in said[-1]
+    assert not any("Traceback" in line for line in said)
+    run = subprocess.Popen([sys.executable, "-m", "cswap", *asked, "--resume"])
+    worker = _worker_of(run.pid)
+    run.kill()  # its processes must not go on writing beside a resumed run
+    run.wait()
+    until = time.monotonic() + 30
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < until, "a process outlived the first one"
+        time.sleep(0.05)
+    _told(capsys, [*asked, "--resume"], 0)
+
+
 def test_force_keeps_the_old_comparison_until_the_new_is_whole(place, capsys, monkeypatch):
     out, aside = place.root / "c", place.root / "c.before-force"
     _told(capsys, _arguments(place, *FEW), 0)
@@ -131,11 +189,11 @@ def test_force_keeps_the_old_comparison_until_the_new_is_whole(place, capsys, mo
     assert _held(out) == before
     place.weights.write_bytes(good)
     with monkeypatch.context() as m:
-        m.setattr("cswap.compare.measure_differences", lambda *_, **__: Path("/nowhere/at all").stat())
+        m.setattr("cswap.compare.measure.measure_differences", lambda *_, **__: Path("/nowhere/at all").stat())
         _told(capsys, _arguments(place, *FEW, "--force"), 1, "/nowhere/at all: No such file")
     assert _held(out) == before
     with monkeypatch.context() as m:  # with something done, both stay, and the same command goes on
-        m.setattr("cswap.compare._points", lambda *_: Path("/nowhere").stat())
+        m.setattr("cswap.compare.measure.points_of", lambda *_: Path("/nowhere").stat())
         _told(capsys, _arguments(place, *FEW, "--force"), 1, "/nowhere")
     assert _held(aside) == before
     done = (out / "paths" / "cbp.0" / "path.jsonl").read_bytes()

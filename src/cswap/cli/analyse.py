@@ -132,6 +132,7 @@ def compare(
     ] = None,
     eval_amp: Annotated[bool, typer.Option("--eval-amp", help="measure quality in bfloat16: faster")] = False,
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="time every point")] = True,
+    jobs: Annotated[int, typer.Option("--jobs", help="methods measured at a time; they share the threads")] = 1,
     as_json: JsonFlag = False,
     quiet: Quiet = False,
 ) -> None:
@@ -148,7 +149,7 @@ def compare(
         source=net.source, data=given.choice, out=out, methods=_names(methods), task=analysis.task,
         ratios=tuple(sorted(set(numbers("ratios", ratios)))), kinds=_names(ratio_in), seeds=drawn,
         options=analysis.options(drawn[0]), recover=_names(recover), recover_per_class=recover_per_class,
-        eval_amp=eval_amp, latency=latency, machine=run.machine, resume=run.resume, force=run.force, **analysis.groups,
+        eval_amp=eval_amp, latency=latency, jobs=jobs, machine=run.machine, resume=run.resume, force=run.force, **analysis.groups,
     )  # fmt: skip
     with ProgressLine(quiet) as watcher:
         try:

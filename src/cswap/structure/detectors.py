@@ -19,12 +19,12 @@ _GRID = 4  # fixed boxes along a side
 
 
 def is_detector(model: nn.Module) -> bool:
-    """A torchvision detector, one-stage (`head`) or two-stage (`rpn` and `roi_heads`)."""
+    """A torchvision detector, one-stage (`head`) or two-stage (`rpn` and `roi_heads`); a subclass with the same pass is one too."""
     held = {n for n, _ in model.named_children()}
     return (
         held >= PARTS
         and ("head" in held or {"rpn", "roi_heads"} <= held)
-        and type(model).__module__.startswith("torchvision.")
+        and type(model).forward.__module__.startswith("torchvision.")
     )
 
 

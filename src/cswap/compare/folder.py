@@ -1,0 +1,82 @@
+"""The folder of a comparison: whose it is, and what is written there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from cswap.artifacts.aside import Kind
+from cswap.artifacts.files import PATH, RUN, has_decisions, hidden, read_json, write_json
+from cswap.compare.job import CompareJob
+from cswap.errors import ArtifactError, InputError, RunError
+
+RESULT = "compare.json"
+
+
+def claim(job: CompareJob, fingerprint: dict[str, Any]) -> None:
+    """Make the folder ours; raises InputError when it holds something else, or another comparison."""
+    out = job.out
+    try:
+        if out.exists() and not out.is_dir():
+            raise InputError(f"out: expected a folder, {out} is a file")
+        held = sorted(p.name for p in out.iterdir()) if out.exists() else []
+        mine = _is_comparison(out)
+        others = [n for n in held if n != f"{RUN}.tmp" and not hidden(out / n)]
+        others = [n for n in others if not _owns(n)] or others  # what is named is none of ours, if there is one
+        if others and not mine:
+            raise InputError(f"out: {out} holds other files (first {others[0]}); name a new folder")
+        if mine and not (job.resume or job.force):
+            raise InputError(f"out: {out} holds a comparison; --resume goes on with it, --force replaces it")
+        if not mine:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / RUN, fingerprint)
+    except OSError as error:
+        raise InputError(f"out: {out} cannot be written ({error.strerror})") from None
+    if mine:
+        old = read_json(out / RUN)
+        for key, value in fingerprint.items():
+            if old.get(key) != value:
+                was, now = (json.dumps(v)[:80] for v in (old.get(key), value))
+                raise InputError(f"resume: {key} was {was} and is {now} now; nothing was changed")
+
+
+def write(job: CompareJob, file: Path, data: dict[str, Any]) -> None:
+    """Raises RunError for a disk that takes no more."""
+    try:
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, data)
+    except OSError as error:
+        raise RunError(
+            f"{file} cannot be written ({error.strerror}); what was done is kept in {job.out}: the same command with --resume goes on"
+        ) from None
+
+
+def _owns(name: str) -> bool:
+    plain = name.removesuffix(".tmp")
+    return (
+        plain in (RUN, RESULT, "precision.json", "compare.html", "paths", "points")
+        or re.fullmatch(r"[\w-]+\.\d+(\.latency)?\.json|differences\.\d+\.safetensors(\.\d+\.part)?", plain) is not None
+        or re.fullmatch(r"\.tmp\w{6}", name) is not None
+    )
+
+
+def _is_comparison(folder: Path) -> bool:
+    try:
+        return "compare" in read_json(folder / RUN)
+    except ArtifactError:
+        return False
+
+
+def _is_decided(folder: Path) -> bool:
+    return (folder / RESULT).exists() or any(has_decisions(path) for path in folder.glob(f"paths/*/{PATH}"))
+
+
+COMPARISON = Kind(
+    ours=_is_comparison,
+    begun=lambda folder: _is_decided(folder) or any(folder.glob("differences.*")),
+    decided=_is_decided,
+    done=lambda folder: (folder / RESULT).exists(),
+    owns=_owns,
+)

@@ -1,0 +1,261 @@
+"""One method with one seed: its complete path, and quality, cost and latency along it. What is known is kept in the folder."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cswap.artifacts.files import read_json
+from cswap.artifacts.journal import Journal, open_folder, read_journal, rewrite_journal
+from cswap.artifacts.state import read_state
+from cswap.causal.engine import emulated_bfloat16, refuse_near_chance
+from cswap.causal.replay import engine_for
+from cswap.causal.store import DifferenceStore, measure_differences
+from cswap.compare.folder import write
+from cswap.compare.job import CompareJob
+from cswap.compare.summary import area
+from cswap.data.calibration import CalibrationSet, calibration_set, labels_of
+from cswap.data.sources import in_memory, limited
+from cswap.data.truth import members_of
+from cswap.errors import StructureError, TargetError
+from cswap.evaluate.cost import latency_ms
+from cswap.evaluate.quality import measure_quality
+from cswap.evaluate.significance import mcnemar
+from cswap.methods import registry
+from cswap.methods.path import PruningPath, Start
+from cswap.pipeline import Both, Watcher, check_fits, state_hash, task_named
+from cswap.recovery import recovered
+from cswap.structure.discover import discover
+from cswap.structure.groups import Structure
+from cswap.structure.surgery import count_params
+from cswap.tasks import Task
+from cswap.types import BoolArray, Ratio, Target
+
+
+@dataclass(eq=False)
+class Run:
+    """What all methods share: one network, its data and structure."""
+
+    job: CompareJob
+    model: nn.Module
+    task: Task
+    train: Any
+    held_out: Any
+    classes: tuple[str, ...]
+    structure: Structure
+    watcher: Watcher
+    device: str
+    stores: dict[int, DifferenceStore] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def calibration(self, seed: int, per_class: int | None = None) -> CalibrationSet:
+        """The samples of one seed; those of a larger draw hold those of a smaller one."""
+        return calibration_set(
+            self.train, per_class or self.job.data.per_class, seed, classes=self.classes,
+            allow_imbalance=self.job.data.allow_imbalance,
+        )  # fmt: skip
+
+    def store(self, seed: int, calibration: CalibrationSet) -> DifferenceStore:
+        """Differences of one seed's samples, measured once and kept in the folder."""
+        if seed not in self.stores:
+            start = time.perf_counter()
+            self.stores[seed] = measure_differences(
+                self.model, self.structure, calibration, self.task, file=self.job.out / f"differences.{seed}.safetensors",
+                device=self.device, memory=self.job.machine.memory, tell=self.watcher.note,
+            )  # fmt: skip
+            self.seconds[f"differences.{seed}"] = time.perf_counter() - start
+        return self.stores[seed]
+
+
+def opened(job: CompareJob, watcher: Watcher) -> tuple[Run, dict[str, Any]]:
+    """All that is needed, and what must be the same for a resumed run; nothing is written."""
+    watcher.phase("load")
+    task_named(job.task)  # a wrong name is said before anything is loaded
+    device = job.machine.torch_device
+    model = job.source.build()
+    pair = job.data.open(job.source.spec)
+    task = task_named(job.task, pair)
+    watcher.phase("structure")
+    first = calibration_set(
+        pair.train, job.data.per_class, job.seeds[0], classes=pair.classes, allow_imbalance=job.data.allow_imbalance
+    )
+    check_fits(model, first, task)
+    structure = discover(model, first.inputs(0, 2))
+    if not structure.groups:
+        raise StructureError("nothing can be pruned in this model; `cswap support` says why")
+    structure = structure.select(job.only, job.exclude)
+    watcher.structure(structure, Target("complete"))
+    if job.force and any(n.partition(":")[0] != "cbp" for n in job.methods):  # said before an old one is set aside
+        engine = engine_for(model, structure, first, task, device=device, memory=job.machine.memory)
+        refuse_near_chance(engine.scores(), first, task)
+    held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
+    fingerprint = {
+        "compare": job.source.spec.text, "weights": state_hash(model), "data": first.fingerprint(), "task": job.task,
+        "options": job.options.as_dict(), "per_class": job.data.per_class, "eval_samples": job.data.eval_samples,
+        "held_out": _fingerprint_of(held_out), "recover_per_class": job.recover_per_class, "eval_amp": job.eval_amp, "only": list(job.only), "exclude": list(job.exclude),
+    }  # fmt: skip
+    if job.eval_amp and (slow := emulated_bfloat16(device)):
+        watcher.note(f"eval-amp: {slow}")
+    run = Run(job, model, task, pair.train, in_memory(held_out), pair.classes, structure, watcher, device)
+    return run, fingerprint
+
+
+def _fingerprint_of(dataset: Any) -> str:
+    """Hash of the labels, the first and the last input."""
+    members = members_of(dataset)
+    digest = hashlib.sha256((labels_of(dataset) if members is None else members).tobytes())
+    for i in (0, len(dataset) - 1):
+        digest.update(np.ascontiguousarray(torch.as_tensor(dataset[i][0]).numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def measured(run: Run, name: str, seed: int) -> dict[str, Any]:
+    """One method with one seed: what the folder has, and the rest now."""
+    run.watcher.note(f"{name}, seed {seed}")
+    tag = f"{name.replace(':', '-')}.{seed}"
+    calibration = run.calibration(seed)
+    file = run.job.out / f"{tag}.json"
+    if not file.exists():
+        path, seconds = _path(run, name, seed, calibration)
+        write(run.job, file, {"seconds": seconds, "engine": path.engine, "notes": path.notes, "verdicts": path.verdicts(),
+                          "steps": len(path)})  # fmt: skip
+    method, options = run.job.settings(name, seed)
+    decisions = read_journal(
+        run.job.out / "paths" / tag, run.structure, calibration.classes, options.rule, options.block
+    )
+    path = PruningPath(run.structure, method, options.as_dict(), calibration.classes, decisions)
+    points = points_of(run, path, tag, seed)
+    areas = {how: area(points, run.task.headline, how) for how in run.job.ways}
+    return {**read_json(file), "points": points, "sauce": areas}
+
+
+def _path(run: Run, name: str, seed: int, calibration: CalibrationSet) -> tuple[PruningPath, float]:
+    """The complete path, journaled: seconds include the pass that made the differences, where the method uses them."""
+    method, options = run.job.settings(name, seed)
+    folder = run.job.out / "paths" / f"{name.replace(':', '-')}.{seed}"
+    fingerprint = {"method": method, "options": options.as_dict(), "data": calibration.fingerprint()}
+    begin, more = time.perf_counter(), {}
+    stored = (options.vote_score, options.amp, options.cut) == ("class", False, "plain") and calibration.members is None
+    if method == "cbp" and stored:
+        more["store"] = run.store(seed, calibration)
+    going_on = open_folder(folder, fingerprint, resume=True, force=False)
+    start = Start()
+    if going_on:
+        decisions = read_journal(folder, run.structure, calibration.classes, options.rule, options.block)
+        start = Start(tuple(decisions), read_state(folder, len(decisions)))
+        rewrite_journal(folder, decisions)
+    with _journal(folder, calibration.classes) as journal:
+        path = registry.call(
+            method, run.model, run.structure, calibration, run.task, target=Target("complete"), options=options, start=start,
+            sink=Both(journal, run.watcher), device=run.device, memory=run.job.machine.memory, **more,
+        )  # fmt: skip
+    passed = run.seconds.get(f"differences.{seed}", 0.0) if "store" in more else 0.0
+    return path, round(max(time.perf_counter() - begin, passed), 3)
+
+
+@contextlib.contextmanager
+def _journal(folder: Path, classes: tuple[str, ...]) -> Iterator[Journal]:
+    journal = Journal(folder, classes)
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def _prefixes(path: PruningPath, job: CompareJob) -> list[dict[str, Any]]:
+    """Which prefixes are evaluated: each ratio in each kind, as far as the path goes; the same prefix once."""
+    # the unpruned network is always the first point
+    found: dict[int, dict[str, Any]] = {
+        0: {"steps": 0, "ratio": Ratio().as_dict(), "asked": {}, "target": Target("units", 0.0)}
+    }
+    for kind, ratios in job.counted.items():
+        for ratio in ratios:
+            with contextlib.suppress(TargetError):
+                target = Target.parse(f"{kind}={ratio:g}")
+                _, steps, reached = path.prefix(target)
+                point = found.setdefault(
+                    steps, {"steps": steps, "ratio": reached.as_dict(), "asked": {}, "target": target}
+                )
+                point["asked"][kind] = ratio
+    return [found[s] for s in sorted(found)]
+
+
+def points_of(run: Run, path: PruningPath, tag: str, seed: int) -> list[dict[str, Any]]:
+    """Quality, cost and latency of every prefix on held-out data, plain and recovered, point by point."""
+    points, nets = _prefixes(path, run.job), {}
+    for p in points:
+        small = path.apply(run.model, p.pop("target"))
+        nets[str(p["steps"])] = small
+        p |= {
+            "params": count_params(small),
+            "macs": round(run.structure.total_macs * (1 - p["ratio"]["macs"])),
+            "recovered": {},
+        }
+        plain = _point(run, small, tag, p["steps"], "none", seed)
+        p["quality"] = plain["quality"]
+        for how, ratios in run.job.ways.items():
+            if how == "none" or (ratios is not None and not set(ratios) & set(p["asked"].values())):
+                continue
+            raw = _point(run, small, tag, p["steps"], how, seed)
+            # what a user gets is the plain network where the recovery is declined
+            found: dict[str, Any] = {
+                **raw,
+                **({k: plain[k] for k in ("quality", "hits") if k in plain} if raw["declined"] else {}),
+            }
+            p["recovered"][how] = {k: v for k, v in found.items() if k != "hits"} | {"raw_quality": raw["quality"]}
+            if "hits" in plain and "hits" in found:
+                p["recovered"][how]["p_worse"] = mcnemar(_bits(plain["hits"]), _bits(found["hits"]))
+    if run.job.latency:
+        _timed(run, nets, points, tag)
+    return points
+
+
+def _point(run: Run, small: nn.Module, tag: str, steps: int, how: str, seed: int) -> dict[str, Any]:
+    """One network, recovered one way and measured; kept in the folder as soon as it is known."""
+    file = run.job.out / "points" / f"{tag}.{steps}.{how}.json"
+    if file.exists():
+        return read_json(file)
+    facts: dict[str, Any] = {}
+    if how != "none":
+        calibration = run.calibration(seed, run.job.recover_per_class)
+        found = recovered(
+            small, run.model, calibration, how, task=run.task, device=run.device, memory=run.job.machine.memory
+        )
+        small, facts = found.raw, {"seconds": found.seconds, "declined": found.declined, "notes": found.notes}
+    samples: dict[str, list[float]] = {}
+    quality = measure_quality(
+        {how: small}, run.held_out, run.task, len(run.classes), device=run.device, amp=run.job.eval_amp, samples=samples
+    )[how]
+    right = np.asarray(samples[how])
+    if np.isin(right, (0.0, 1.0)).all():
+        facts["hits"] = base64.b64encode(np.packbits(right.astype(bool)).tobytes()).decode()
+    write(run.job, file, {"quality": quality, "samples": len(right), **facts})
+    return read_json(file)
+
+
+def _bits(packed: str) -> BoolArray:
+    """Whether each sample is right; the padding bits are wrong in both networks that are compared."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(packed), dtype=np.uint8)).astype(np.bool_)
+
+
+def _timed(run: Run, nets: dict[str, nn.Module], points: list[dict[str, Any]], tag: str) -> None:
+    """Median latency of every point at batch 1 and 64, all in turns."""
+    file = run.job.out / f"{tag}.latency.json"
+    held = read_json(file) if file.exists() else {}
+    if any(n not in held for n in nets):
+        sample = run.calibration(run.job.seeds[0]).inputs(0, 1)
+        timed = {str(b): latency_ms(nets, sample, b, budget_s=0.1 * len(nets)) for b in (1, 64)}
+        held = {n: {b: t[n] for b, t in timed.items()} for n in nets}
+        write(run.job, file, held)
+    for p in points:
+        p["latency_ms"] = held[str(p["steps"])]
