@@ -2,10 +2,10 @@
 
     python benchmarks/bounds_of_dependencies.py [--only lower] [--keep-installed torch,torchvision] [--tests FILE ...]
 
-Each end is a virtual environment of its own, made of this Python with the site packages of this environment under it, so that
-what --keep-installed names is not fetched again; the rest is installed by pip, at its lower bound (name==bound) or at its
-newest. torch's lower bound has no wheel for every Python: --keep-installed "" asks for it as well. What was installed and how
-the tests ended goes to benchmarks/results/dependency_bounds.json.
+Each end is a virtual environment of its own, made of this Python with the site packages of this environment under it (pytest
+and the like); what is always installed and what the extras bring is installed by pip, at its lower bound (name==bound) or at
+its newest. torch's lower bound has no wheel for every Python: what --keep-installed names stays as it is here. What was
+installed and how the tests ended goes to benchmarks/results/dependency_bounds.json.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from typing import Any
 
 from _machine import ROOT, machine, write_result
 
-TESTS = ("tests/test_structure.py", "tests/test_effects.py", "tests/end_to_end/test_report.py")
+TESTS = (
+    "tests/test_structure.py", "tests/test_effects.py", "tests/test_attention.py", "tests/test_hf.py", "tests/test_text.py",
+    "tests/test_recurrent.py", "tests/test_relevance.py", "tests/test_detection.py", "tests/end_to_end/test_commands.py",
+    "tests/end_to_end/test_report.py",
+)  # fmt: skip
+EXTRAS = ("demo", "timm", "hf", "frame", "deeplift", "lrp", "dense")  # what the product imports; ONNX goes with torch
 
 
 def bounds() -> dict[str, str]:
-    """Lower bound by name of everything that is always installed."""
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    """Lower bound by name of everything that is always installed, and of what the extras bring."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = {}
-    for line in told:
+    for line in [*project["dependencies"], *(x for e in EXTRAS for x in project["optional-dependencies"][e])]:
         name, bound = re.match(r"([\w-]+)\s*>=\s*([\d.]+)", line).groups()  # type: ignore[union-attr]
         found[name] = bound
     return found
@@ -66,10 +71,12 @@ def one_end(end: str, kept: set[str], tests: list[str], folder: Path) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=["lower", "upper"])
-    parser.add_argument("--keep-installed", default="torch,torchvision")
+    parser.add_argument("--keep-installed", default="")
     parser.add_argument("--tests", nargs="+", default=list(TESTS))
     asked = parser.parse_args()
     kept = {n for n in asked.keep_installed.split(",") if n}
+    told = f" --only {asked.only}" if asked.only else ""
+    told += f" --keep-installed {asked.keep_installed}" if kept else ""
     ends = {}
     for end in [asked.only] if asked.only else ["lower", "upper"]:
         with tempfile.TemporaryDirectory() as scratch:
@@ -78,7 +85,7 @@ def main() -> None:
     write_result(
         "dependency_bounds",
         {
-            "command": "python benchmarks/bounds_of_dependencies.py" + (f" --only {asked.only}" if asked.only else ""), "seed": 0,
+            "command": "python benchmarks/bounds_of_dependencies.py" + told, "seed": 0,
             **machine(), "kept_as_installed": sorted(kept), "tests": asked.tests, "ends": ends,
         },
     )  # fmt: skip

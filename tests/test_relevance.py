@@ -466,3 +466,10 @@ def test_a_missing_library_is_named_with_what_installs_it(monkeypatch, method, l
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingPartError, match=rf"needs {library}: pip install 'cswap\[{method}\]'"):
         _scores(method, ResidualNet().eval(), _calibration(_images()))
+
+
+def test_a_library_that_is_there_and_does_not_import_says_so():
+    absent = MissingPartError.of(ModuleNotFoundError("No module named 'x'", name="x"), "hf: models need x", "hf")
+    assert str(absent) == "hf: models need x: pip install 'cswap[hf]'"
+    broken = MissingPartError.of(ImportError("x>=2 is required"), "hf: models need x", "hf")
+    assert "does not import: x>=2 is required" in str(broken)

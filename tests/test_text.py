@@ -74,8 +74,23 @@ def test_masked_equals_pruned_in_a_text_encoder(kind):
     assert not _crossed(model, structure, removed, tokens) <= result.allowed
 
 
-def test_both_engines_agree_on_text():
-    model, tokens = _bert().double(), _tokens(24)
+class _Placed(nn.Module):
+    """What many write themselves: positions are made in the pass, as long as the sentence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word, self.place = nn.Embedding(64, 16), nn.Embedding(32, 16)
+        self.hidden, self.head = nn.Linear(16, 24), nn.Linear(24, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens, at = x[:, 0], torch.arange(x.shape[2], device=x.device)
+        seen = torch.ones((x.shape[0], x.shape[2], 1), dtype=self.word.weight.dtype, device=x.device)
+        return self.head((self.hidden(self.word(tokens) + self.place(at)).relu() * seen).mean(1))
+
+
+@pytest.mark.parametrize("make", [_bert, _Placed])
+def test_both_engines_agree_on_text(make):
+    model, tokens = make().double(), _tokens(24)
     calibration = cswap.calibration_set(TensorDataset(tokens, torch.arange(24) % 2), 12)
     structure = discover(model, tokens)
     fast = ReplayEngine(model, structure, calibration, Text())

@@ -82,8 +82,8 @@ def digits(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
     """scikit-learn's 1,797 digits, 8×8, scaled to [-1, 1]: two thirds to train and calibrate, a third held out."""
     try:
         from sklearn.datasets import load_digits
-    except ImportError:
-        raise MissingPartError("the demo needs scikit-learn's digits: pip install 'cswap[demo]'") from None
+    except ImportError as error:
+        raise MissingPartError.of(error, "the demo needs scikit-learn's digits", "demo") from None
     data = load_digits()
     order = np.random.default_rng(seed).permutation(len(data.target))
     images = torch.from_numpy(data.images[order]).float().unsqueeze(1) / 8.0 - 1.0

@@ -12,6 +12,8 @@ CswapError                  base class; `exit_status` is what the command ends w
     └── MismatchError       masked and pruned network disagree; nothing was written
 """
 
+from typing import Self
+
 
 class CswapWarning(UserWarning):
     """Something the user should know, and that stops nothing."""
@@ -46,7 +48,14 @@ class ArtifactError(InputError):
 
 
 class MissingPartError(InputError):
-    """An optional library is needed and absent."""
+    """An optional library is needed, and absent or broken."""
+
+    @classmethod
+    def of(cls, error: ImportError, need: str, extra: str) -> Self:
+        """What needs it, which install brings it, and what it says itself where it is there and does not import."""
+        line = (str(error).splitlines() or [""])[0][:160]
+        broken = "" if isinstance(error, ModuleNotFoundError) else f" (it is installed, and does not import: {line})"
+        return cls(f"{need}: pip install 'cswap[{extra}]'{broken}")
 
 
 class RunError(CswapError):

@@ -145,7 +145,7 @@ def test_what_was_wished_is_said_again(artifact):
 def test_a_class_called_script_stays_text(artifact):
     facts = facts_of(artifact)
     facts["classes"][0] = facts["by_class"][0]["name"] = facts["name"] = HOSTILE
-    facts["left_out"] = [{"name": HOSTILE, "size": 3, "reason": f'{HOSTILE}" onload="alert(1)'}]
+    facts["left_out"] = [{"name": HOSTILE, "size": 3, "reason": f'{HOSTILE}" onload="alert(1)', "layers": [HOSTILE]}]
     html = page_of(facts)
     assert "<script>alert" not in html
     assert html.count("<script") == html.count("</script>") == 2

@@ -61,8 +61,8 @@ def hugging_face(name: str) -> Any:
     """The factory of `hf:NAME`; raises MissingPartError without transformers. What it raises, the caller words."""
     try:
         import transformers
-    except ImportError:
-        raise MissingPartError("hf: models need transformers: pip install 'cswap[hf]'") from None
+    except ImportError as error:
+        raise MissingPartError.of(error, "hf: models need transformers", "hf") from None
 
     def build(**arguments: Any) -> nn.Module:
         unsafe = sorted(a for a in arguments if a in _UNSAFE)

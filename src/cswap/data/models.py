@@ -126,8 +126,8 @@ def _torchvision(name: str) -> Callable[..., nn.Module]:
 def _timm(name: str) -> Callable[..., nn.Module]:
     try:
         import timm
-    except ImportError:
-        raise MissingPartError("timm: models need timm: pip install 'cswap[timm]'") from None
+    except ImportError as error:
+        raise MissingPartError.of(error, "timm: models need timm", "timm") from None
     if not timm.is_model(name):
         raise ModelError(f"model 'timm:{name}': timm has no model of that name")
 

@@ -86,8 +86,8 @@ def _encoder(where: Path | None, max_length: int) -> Any:
         raise DataError(f"tokenizer: expected a tokenizer.json at {file}, found none")
     try:
         from tokenizers import Tokenizer
-    except ImportError:
-        raise MissingPartError("text needs tokenizers: pip install 'cswap[hf]'") from None
+    except ImportError as error:
+        raise MissingPartError.of(error, "text needs tokenizers", "hf") from None
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # noqa: BLE001 — the library raises bare Exceptions

@@ -51,8 +51,8 @@ def _explainer_class() -> Any:
     """captum's DeepLift for all our activations, and for max pooling with windows that overlap."""
     try:
         from captum.attr._core.deep_lift import DeepLift, nonlinear
-    except ImportError:
-        raise MissingPartError("method deeplift needs captum: pip install 'cswap[deeplift]'") from None
+    except ImportError as error:
+        raise MissingPartError.of(error, "method deeplift needs captum", "deeplift") from None
 
     class Rescale(DeepLift):  # type: ignore[misc, unused-ignore]
         def _is_non_linear(self, module: nn.Module) -> bool:

@@ -66,8 +66,8 @@ def _composite() -> Any:
     try:
         from zennit.composites import EpsilonPlusFlat
         from zennit.rules import Epsilon, Norm, Pass
-    except ImportError:
-        raise MissingPartError("method lrp needs zennit: pip install 'cswap[lrp]'") from None
+    except ImportError as error:
+        raise MissingPartError.of(error, "method lrp needs zennit", "lrp") from None
     return EpsilonPlusFlat(
         layer_map=[((*ACTIVATIONS, Activation), Pass()), ((Mean,), Norm()), ((_BatchNorm,), Epsilon())]
     )

@@ -215,10 +215,10 @@ class PruningPath:
         """A pandas DataFrame, one row a decision, `p:CLASS` and `mean:CLASS` columns; needs pandas."""
         try:
             import pandas as pd  # type: ignore[import-untyped,import-not-found,unused-ignore]
-        except ImportError:
+        except ImportError as error:
             from cswap.errors import MissingPartError
 
-            raise MissingPartError("to_frame needs pandas: pip install 'cswap[frame]'") from None
+            raise MissingPartError.of(error, "to_frame needs pandas", "frame") from None
         rows = []
         for d in self.decisions:
             row = {k: v for k, v in d.as_dict(telling=0).items() if k not in ("ratio", "classes")}

@@ -7,6 +7,7 @@ the dimension is nobody else's. Whatever meets an add, a concatenation or a resh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.activation import Softmax, Softmax2d, Softmin
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from cswap.errors import pass_on_out_of_memory
 from cswap.structure.groups import Slot
@@ -25,6 +27,7 @@ _ALIKE = {
     "relu", "relu6", "silu", "gelu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "leaky_relu", "elu", "mish", "dropout",
     "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate", "mean", "contiguous",
 }  # fmt: skip
+_MAKERS = ("arange", "zeros", "ones", "full", "empty", "linspace")
 _MIXING = (
     Softmax,
     Softmax2d,
@@ -40,6 +43,25 @@ _MIXING = (
 
 class WholeLayers(fx.Tracer):
     """Layers that have a shape rule, and modules that contain none (an activation, the embedding of tokens), stay whole."""
+
+    def trace(self, *args: Any, **named: Any) -> fx.Graph:
+        """The graph of a model. What it makes anew (`torch.arange(x.shape[1], device=x.device)`) is a node like any other."""
+        plain = {name: getattr(torch, name) for name in _MAKERS}
+        try:
+            for name, make in plain.items():
+                setattr(torch, name, self._noted(make))
+            return super().trace(*args, **named)
+        finally:
+            for name, make in plain.items():
+                setattr(torch, name, make)
+
+    def _noted(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **named: Any) -> Any:
+            if any(isinstance(x, fx.Proxy) for x in tree_leaves((args, named))):
+                return self.create_proxy("call_function", make, args, named)
+            return make(*args, **named)
+
+        return noted
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         own = isinstance(m, Recurrent)  # loops over steps

@@ -118,8 +118,8 @@ class DetectionMeter:
             from torchmetrics.detection import MeanAveragePrecision
 
             self.metric = MeanAveragePrecision(class_metrics=True)
-        except ImportError:
-            raise MissingPartError("detection needs torchmetrics and pycocotools: pip install 'cswap[dense]'") from None
+        except ImportError as error:
+            raise MissingPartError.of(error, "detection needs torchmetrics and pycocotools", "dense") from None
         self.classes, self.class_of = classes, class_of
         self.metric.warn_on_many_detections = False
 

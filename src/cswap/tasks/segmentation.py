@@ -111,8 +111,8 @@ class SegmentationMeter:
     def __init__(self, classes: int) -> None:
         try:
             from torchmetrics.classification import MulticlassJaccardIndex
-        except ImportError:
-            raise MissingPartError("segmentation needs torchmetrics: pip install 'cswap[dense]'") from None
+        except ImportError as error:
+            raise MissingPartError.of(error, "segmentation needs torchmetrics", "dense") from None
         self.index = MulticlassJaccardIndex(classes, average="none", ignore_index=VOID, zero_division=float("nan"))
 
     def update(self, outputs: Any, targets: torch.Tensor) -> None:
