@@ -1,0 +1,292 @@
+"""The sections of RESULTS.md on methods and recoveries of ResNet-18: curves, goals, what was tried where one is missed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from results_common import bold_best, hours, origin, point_at, table
+
+HERE = Path(__file__).resolve().parent
+
+_WAYS = {"none": "plain", "bn": "BN again", "lstsq": "refitted"}
+
+
+def methods(data: dict[str, Any]) -> list[str]:
+    base, m = data["unpruned"]["quality"]["accuracy"], data["measured_in"]
+    lines = [
+        f"## Every method and recovery: {data['network']} on CIFAR-10 (JPEG), one shot, no fine-tuning", "", origin(data),
+        f"{data['held_out_samples']:,} test images in {m['precision']} (unpruned {100 * base:.2f} %; "
+        + ", ".join(f"{100 * v:.2f} % in {k}" for k, v in m.get("unpruned", {}).items())
+        + f"). Effects and scores from {data['per_class']} images a class, recoveries from {data['recover_per_class']}, the same for all. "
+        "Accuracy in %, the best of a column bold; ° declined, so that the network stays as it was; analysis seconds of the complete "
+        "path on one core, while other work ran on the machine.", "",
+    ]  # fmt: skip
+    for kind in data["kinds"]:
+        asked = {p["asked"][kind] for x in data["methods"].values() for p in x["points"] if kind in p["asked"]}
+        ratios = sorted(asked - {0.0})
+        for how in data["recover"]:
+            rows, shown = [], {}
+            for name, x in data["methods"].items():
+                at = {r: p for r in ratios if (p := point_at(x["points"], kind, r)) and how in p["accuracy"]}
+                # batch norms again are the control, so they are shown also where cswap declines them
+                shown[name] = {r: p["raw_accuracy"][how] if how == "bn" else p["accuracy"][how] for r, p in at.items()}
+                marks = {r: "°" if how != "bn" and how in p["declined"] else "" for r, p in at.items()}
+                shown[name] = {r: (v, marks[r]) for r, v in shown[name].items()}
+            best = {r: max((v[r][0] for v in shown.values() if r in v), default=1.0) for r in ratios}
+            for name, x in data["methods"].items():
+                cells = [
+                    bold_best(shown[name][r][0], best[r]) + shown[name][r][1] if r in shown[name] else "–"
+                    for r in ratios
+                ]
+                area = x["sauce"].get(how) if how != "bn" else None
+                extra = [f"{area:.3f}" if area is not None else "–"] if kind == "params" and how == "none" else []
+                rows.append([name, *cells, *extra, f"{x['seconds']:.0f}"])
+            lines += [f"### By {kind} removed, {_WAYS.get(how, how)}", ""]
+            head = [
+                "method",
+                *(f"{r:g}" for r in ratios),
+                *(["SAUCE"] if kind == "params" and how == "none" else []),
+                "analysis, s",
+            ]
+            lines += table(head, rows)
+    return lines + _goals(data, base) + _why(data) + _losses(data)
+
+
+def recoveries(data: dict[str, Any]) -> list[str]:
+    """Every recovery on a few methods."""
+    base = data["unpruned"]["quality"]["accuracy"]
+    lines = [
+        "## Every recovery on a few methods: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
+        f"{data['held_out_samples']:,} test images in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %), recovered with "
+        f"{data['recover_per_class']} images a class. Accuracy in % of the recovered network, ° where cswap declines the recovery; in "
+        "brackets its seconds on one core, while other work ran.", "",
+    ]  # fmt: skip
+    ways = data["recover"]
+    rows = []
+    for name, x in data["methods"].items():
+        for p in x["points"]:
+            for kind, asked in p["asked"].items():
+                if not any(how in p["raw_accuracy"] for how in ways):
+                    continue
+                cells = [f"{100 * p['accuracy']['none']:.2f}"]
+                for how in ways[1:]:
+                    found = p["raw_accuracy"].get(how)
+                    mark = "°" if how in p["declined"] else ""
+                    cells.append("–" if found is None else f"{100 * found:.2f}{mark} ({p['recover_seconds'][how]:.0f})")
+                rows.append([name, f"{kind} = {asked:g}", *cells])
+    return [*lines, *table(["method", "removed", "plain", *ways[1:]], rows)]
+
+
+def _why(data: dict[str, Any]) -> list[str]:
+    """Where C-SWAP loses to a cheaper method, and why, in two sentences."""
+    mine, other = data["methods"].get("cswap"), data["methods"].get("taylor:global:params")
+    a, b = (point_at(x["points"], "params", 0.5) if x else None for x in (mine, other))
+    if not (mine and other and a and b) or a["accuracy"]["none"] >= b["accuracy"]["none"]:
+        return []
+    v = mine["verdicts"]
+    return [
+        f"C-SWAP loses: with half of the parameters gone it has {100 * a['accuracy']['none']:.1f} % where Taylor per parameter has "
+        f"{100 * b['accuracy']['none']:.1f} %, for {mine['seconds']:.0f} against {other['seconds']:.0f} seconds of analysis. "
+        f"{v['critical']:,} of {sum(v.values()):,} units are critical by their class vote, so nearly the whole path is the buffer, ordered by "
+        f"ξ, which divides by σ and so is owned by samples the network has wrong ({mine['critical_with_gain']:,} units that a class needs have a "
+        "positive ξ), and which knows neither what a unit costs nor what many small effects add up to: it thins out early layers "
+        f"(MACs −{100 * a['ratio']['macs']:.0f} %) where Taylor per parameter empties the last stage (MACs −{100 * b['ratio']['macs']:.0f} %).", "",
+    ]  # fmt: skip
+
+
+_GOALS = (("params", 0.5, 0.2), ("params", 0.7, 0.5), ("macs", 0.5, 0.5), ("macs", 0.7, 3.0))
+
+
+def _goals(data: dict[str, Any], base: float) -> list[str]:
+    """How far the best combination is from the unpruned network at the points that were set as goals."""
+    rows = []
+    for kind, ratio, most in _GOALS:
+        found = [
+            (v, name, how)
+            for name, x in data["methods"].items()
+            if (p := point_at(x["points"], kind, ratio))
+            for how, v in p["accuracy"].items()
+        ]
+        if found:
+            best, name, how = max(found)
+            lost = 100 * (base - best)
+            rows.append(
+                [
+                    f"{kind} = {ratio:g}",
+                    f"{name}, {_WAYS.get(how, how)}",
+                    f"{100 * best:.2f}",
+                    f"{lost:+.2f}",
+                    f"{most:g}",
+                    "yes" if lost <= most else "no",
+                ]
+            )
+    return [
+        "### Points lost by the best combination",
+        "",
+        *table(["target", "method, recovery", "accuracy, %", "points lost", "goal: at most", "reached"], rows),
+    ]
+
+
+def _losses(data: dict[str, Any]) -> list[str]:
+    """Where a recovery loses against the plain network."""
+    worse, declined, count = [], [], 0
+    for name, x in data["methods"].items():
+        for p in x["points"]:
+            for how, value in p["p_worse"].items():
+                count += value is not None
+                if value is not None and value < 0.01:
+                    worse.append(f"{name} at params {p['ratio']['params']:.2f} with {how} (p = {value:.1g})")
+                if how in p["declined"]:
+                    declined.append(f"{name} at params {p['ratio']['params']:.2f} with {how}")
+    text = (
+        f"Of {count} recovered networks, {len(worse)} are worse than the plain one (paired one-sided McNemar, p < 0.01)"
+    )
+    lines = [text + (": " + "; ".join(worse[:12]) + ("; …" if len(worse) > 12 else "") if worse else "") + "."]
+    lines += [
+        f"Declined, so that the network stays as it was: {len(declined)}"
+        + (": " + "; ".join(declined[:8]) if declined else "")
+        + ".",
+        "",
+    ]
+    return lines
+
+
+def peers(data: dict[str, Any]) -> list[str]:
+    ratios = sorted({p["asked"] for x in data["peers"].values() for p in x.get("points", [])})
+    ways = [w for w in ("plain", "bn", "lstsq") if w in data["unpruned"]]
+    lines = [
+        "## Torch-Pruning's own importances, pruned by Torch-Pruning", "", origin(data),
+        f"{data['held_out_samples']:,} test images in bfloat16 (unpruned {100 * data['unpruned']['plain']['accuracy']:.2f} %), "
+        f"{data['calibration_samples']} calibration images, parameters removed; `lstsq` is cswap's refit of the network that Torch-Pruning made.", "",
+    ]  # fmt: skip
+    for way in ways:
+        rows = []
+        for peer, x in data["peers"].items():
+            if "error" in x:
+                rows.append([peer, *[x["error"][:90] if i == 0 else "" for i in range(len(ratios))], ""])
+                continue
+            by = {p["asked"]: p for p in x["points"]}
+            cells = [f"{100 * by[r][way]['accuracy']:.2f}" if way in by.get(r, {}) else "–" for r in ratios]
+            rows.append([peer, *cells, f"{x['seconds']['importance'] or 0:.0f}"])
+        lines += [
+            f"### {_WAYS.get(way, way)}",
+            "",
+            *table(["importance", *(f"{r:g}" for r in ratios), "importance, s"], rows),
+        ]
+    return lines
+
+
+def joint(data: dict[str, Any]) -> list[str]:
+    """`joint` beside the best ranking, which has the same samples, recovery and test images (methods_resnet18.json)."""
+    beside = json.loads((HERE / "results" / "methods_resnet18.json").read_text())["methods"]
+    rows = []
+    for name, x in [
+        *data["methods"].items(),
+        *((n, beside[n]) for n in ("obs:global:macs", "obs:global:params") if n in beside),
+    ]:
+        cells = []
+        for kind, asked in (("params", 0.5), ("params", 0.7), ("macs", 0.5), ("macs", 0.7)):
+            p = point_at(x["points"], kind, asked)
+            cells.append(
+                "–" if p is None else f"{100 * p['accuracy']['none']:.2f} → {100 * p['raw_accuracy']['lstsq']:.2f}"
+            )
+        rows.append([name, *cells, f"{x['seconds']:.0f}"])
+    base = data["unpruned"]["quality"]["accuracy"]
+    lost = {
+        r: 100 * (base - p["raw_accuracy"]["lstsq"])
+        for r in (0.5, 0.7)
+        for x in data["methods"].values()
+        if (p := point_at(x["points"], "macs", r))
+    }
+    return [
+        "## Joint, verified pruning beside the best ranking: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
+        f"{data['held_out_samples']:,} test images in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %); {data['per_class']} images a class to choose, "
+        f"{data['recover_per_class']} to refit. Accuracy in %, plain → refitted; the other rows are those of the table of methods.", "",
+        *table(["method", "params = 0.5", "params = 0.7", "macs = 0.5", "macs = 0.7", "analysis, s"], rows),
+        "Points lost at " + " and ".join(f"macs = {r:g}: {v:.2f}" for r, v in lost.items()) + ".", "",
+    ]  # fmt: skip
+
+
+def joint_cost(data: dict[str, Any]) -> list[str]:
+    """Seconds and joint cuts of `joint`, beside brute force."""
+    brute = data["brute"]["seconds"]
+    rows = [["brute force, every unit", hours(brute), "1×", f"{data['units']:,}"]]
+    for said, key in (("joint, one target", "one"), (f"joint, a sweep of {len(data['targets'])}", "ten")):
+        run = data[key]
+        rows.append(
+            [said, f"{run['seconds']:.0f} s", f"{brute / run['seconds']:.0f}×", f"{sum(run['interventions'].values())}"]
+        )
+    widths = [
+        [f"{w['width']:,}", str(w["one"]["interventions"]), str(w["ten"]["interventions"])] for w in data["widths"]
+    ]
+    return [
+        "## What joint testing costs: ResNet-18, and by width", "", origin(data),
+        f"{data['per_class']} images a class; brute force projected from {data['brute']['units_timed']} units.", "",
+        *table(["analysis", "time", "against brute force", "interventions"], rows),
+        "A perceptron on the digits by the width of its hidden layer:", "",
+        *table(["width", "joint cuts, one margin", "ten margins"], widths),
+    ]  # fmt: skip
+
+
+def more_samples(data: dict[str, Any]) -> list[str]:
+    """What more calibration images change where a goal was missed."""
+    base, ways = data["unpruned"]["quality"]["accuracy"], data["recover"]
+    rows = [
+        [name, f"{kind} = {r:g}", *(f"{100 * p['raw_accuracy'][h]:.2f}" if h in p["raw_accuracy"] else f"{100 * p['accuracy'][h]:.2f}" for h in ways),
+         f"{100 * (base - max(p['accuracy'].values())):+.2f}"]
+        for name, x in data["methods"].items()
+        for kind, r, _ in _GOALS
+        if (p := point_at(x["points"], kind, r))
+    ]  # fmt: skip
+    which = "choose by" if data["per_class"] >= data["recover_per_class"] else "refit on"
+    return [
+        f"## More images to {which}: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
+        f"As in the table of methods, but with {data['per_class']} images a class for the choice and {data['recover_per_class']} for the refit. Accuracy in %.", "",
+        *table(["method", "removed", *(_WAYS.get(w, w) for w in ways), "points lost"], rows),
+        *(_missed() if which == "refit on" else []),
+    ]  # fmt: skip
+
+
+_TRIED = {
+    "methods_resnet18": "every ranking", "recoveries_resnet18": "every recovery", "joint_resnet18": "joint cuts in the place of a ranking",
+    "obs128_resnet18": "four times the images to choose by", "refit512_resnet18": "four times the images to refit on",
+}  # fmt: skip
+
+
+def _missed() -> list[str]:
+    """For each goal that the common calibration set misses: how far, what was tried, and what that says of the cause."""
+    found: dict[str, dict[tuple[str, float], tuple[float, str, str]]] = {}
+    for file in _TRIED:
+        path = HERE / "results" / f"{file}.json"
+        data = json.loads(path.read_text()) if path.exists() else {"methods": {}}
+        for (kind, ratio, _), (name, x) in itertools.product(_GOALS, data["methods"].items()):
+            if p := point_at(x["points"], kind, ratio):
+                base = data["unpruned"]["quality"]["accuracy"]
+                best = min((100 * (base - v), name, how) for how, v in p["accuracy"].items())
+                held = found.setdefault(file, {}).get((kind, ratio))
+                found[file][kind, ratio] = min(best, held) if held else best
+    lines = []
+    for kind, ratio, most in _GOALS:
+        by = {f: v[kind, ratio] for f, v in found.items() if (kind, ratio) in v}
+        lost, name, how = by["methods_resnet18"]
+        if lost <= most:
+            continue
+        tried = "; ".join(
+            f"{_TRIED[f]} {v[0]:+.2f} ({v[1]}, {_WAYS.get(v[2], v[2])})"
+            for f, v in by.items()
+            if f != "methods_resnet18"
+        )
+        more = by.get("refit512_resnet18", (lost, "", ""))[0]
+        cause = (
+            "what the refit cannot tell from few images"
+            if more <= most
+            else "not the number of images: that part of the loss stays"
+        )
+        lines.append(
+            f"The goal at {kind} = {ratio:g} ({most:g} points) is missed by {lost - most:.2f} ({lost:+.2f}: {name}, {_WAYS.get(how, how)}). Tried besides: {tried}. "
+            f"The cause, by these figures: {cause}."
+        )
+    return [*lines, ""] if lines else []
