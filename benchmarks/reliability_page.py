@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from results_common import origin, table
+
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "reliability.md"
 
@@ -35,18 +37,6 @@ def _read(name: str) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def _origin(data: dict[str, Any]) -> str:
-    m, v = data["machine"], data["versions"]
-    return (
-        f"`{data['command']}`: seed {data['seed']}; {m['cores']} cores ({m['arch']}), torch {v['torch']}, commit "
-        f"`{data['commit'][:12]}{'+dirty' if data['commit'].endswith('dirty') else ''}`."
-    )
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
-    return [f"| {' | '.join(str(c) for c in row)} |" for row in (head, ["---"] * len(head), *rows)] + [""]
-
-
 def _faults(data: dict[str, Any]) -> list[str]:
     whole = data["seconds_of_the_whole_run_by_processes"]
     took = ", ".join(f"{s} s by {n} process{'es' if n != '1' else ''}" for n, s in whole.items())
@@ -55,10 +45,10 @@ def _faults(data: dict[str, Any]) -> list[str]:
         for k in data["kinds"].values()
     ]
     return [
-        "## Faults at random moments", "", _origin(data), "",
+        "## Faults at random moments", "", origin(data), "",
         f"A job that takes {took} was struck at a moment drawn from all of its time, and the same command given again. "
         "`identical`: path and weights byte for byte, effects number for number, and what the manifest says was kept.", "",
-        *_table(["fault", "struck", "with a journal open", "resumed identical", "refused wrongly", "different", "tracebacks"], rows),
+        *table(["fault", "struck", "with a journal open", "resumed identical", "refused wrongly", "different", "tracebacks"], rows),
     ]  # fmt: skip
 
 
@@ -71,7 +61,7 @@ def _bad_input() -> list[str]:
             tables[node.target.id.lower().replace("_", " ")] = len(node.value.keys)
     return [
         "## Bad input", "", "`python -m pytest tests/end_to_end/test_bad_input.py`: it passes or fails, and has no figures but the number of its cases.", "",
-        *_table(["table", "cases"], [*tables.items(), ["all", sum(tables.values())]]),
+        *table(["table", "cases"], [*tables.items(), ["all", sum(tables.values())]]),
         "Besides them: flipped bits in every file of an artifact, disks that are full, folders that cannot be written, options that contradict "
         "each other, commands on what is no artifact.", "",
     ]  # fmt: skip
@@ -87,18 +77,18 @@ def _fuzz(data: dict[str, Any]) -> list[str]:
         rows.append([f"`{shown}`", found.get("refused", 0), found.get("fine", 0), wrong])
     kept = json.loads((HERE.parent / "tests" / "corpus" / "fuzz.json").read_text(encoding="utf-8"))
     return [
-        "## Spoiled files", "", _origin(data), "",
+        "## Spoiled files", "", origin(data), "",
         f"{data['minutes']:g} minutes, {data['spoiled']:,} files of artifacts and journals spoiled by hypothesis: "
         f"{data['kinds_of_answers']} kinds of answers. {len(kept)} recipes, among them those that found faults since mended, are "
         "kept in `tests/corpus/fuzz.json` and replayed by every test run.", "",
-        *_table(["reads it", "refused in one line", "of no consequence", "anything else"], rows),
+        *table(["reads it", "refused in one line", "of no consequence", "anything else"], rows),
     ]  # fmt: skip
 
 
 def _soak(data: dict[str, Any]) -> list[str]:
     return [
-        "## A long run on many units", "", _origin(data), "",
-        *_table(
+        "## A long run on many units", "", origin(data), "",
+        *table(
             ["figure", "value"],
             [
                 ["units of the network", f"{data['units']:,}"],
@@ -122,9 +112,9 @@ def _ends(data: dict[str, Any]) -> list[str]:
         rows.append([end, told or found.get("why", ""), found.get("summary", "not installed")])
     kept = ", ".join(data["kept_as_installed"]) or "nothing"
     return [
-        "## Dependencies at both ends of their bounds", "", _origin(data), "",
+        "## Dependencies at both ends of their bounds", "", origin(data), "",
         f"Tests: {', '.join(f'`{t}`' for t in data['tests'])}. Left as installed: {kept}.", "",
-        *_table(["end", "versions", "tests"], rows),
+        *table(["end", "versions", "tests"], rows),
     ]  # fmt: skip
 
 

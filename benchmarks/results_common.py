@@ -14,8 +14,9 @@ def origin(data: dict[str, Any]) -> str:
     )
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)] + [""]
+def table(head: list[str], rows: list[list[Any]]) -> list[str]:
+    """A table in Markdown, and an empty line."""
+    return [f"| {' | '.join(str(c) for c in row)} |" for row in (head, ["---"] * len(head), *rows)] + [""]
 
 
 def hours(seconds: float) -> str:
