@@ -19,7 +19,7 @@ def test_every_extra_that_an_error_names_exists():
     import re
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    said = r"""cswap\[([a-z]+)\]|MissingPartError\.of\(error, f?"[^"]*", "([a-z]+)"\)"""
+    said = r"""cswap\[([a-z]+)\]|MissingPartError\.of\(\s*error,\s*"[^"]*",\s*"([a-z]+)",\s"""
     named = {a or b for f in (ROOT / "src").rglob("*.py") for a, b in re.findall(said, f.read_text())}
     assert {"export", "frame", "demo", "timm"} <= named
     assert named <= set(extras), f"errors name extras that do not exist: {named - set(extras)}"

@@ -257,6 +257,41 @@ def test_an_encoder_that_a_decoder_attends_to_is_seen():
     assert {f"transformer.encoder.layers.{i}.self_attn.q#heads" for i in (0, 1)} <= names
 
 
+class _Masked(nn.Module):
+    """As many tokens as the attention is wide, and a mask of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 20), nn.Linear(20, 16)
+        self.attention, self.head = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.second(self.first(x) + self.first(x.flip(2)))
+        return self.head(self.attention(tokens, tokens, tokens, key_padding_mask=x[..., 0] > 9)[0].mean(1))
+
+
+def test_a_mask_as_wide_as_the_attention_is_no_input_of_it():
+    for tokens in (15, 16):
+        groups = {g.name: g.size for g in discover(_Masked(), torch.randn(2, tokens, 6))}
+        assert groups["attention.q#heads"] == 2, tokens
+        assert groups["first"] == 20, tokens
+
+
+def test_a_narrow_gate_does_not_write_what_it_gates():
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.wide, self.gate = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.hidden(x).relu()
+            return self.wide(x) * self.gate(x).sigmoid()
+
+    out = {o.name: o for o in discover(Gated(), torch.randn(2, 6)).left_out}
+    assert out["wide"].layers == ()
+    assert out["gate"].reason
+
+
 @pytest.mark.parametrize(
     ("name", "inputs"),
     [

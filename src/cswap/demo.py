@@ -83,7 +83,7 @@ def digits(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingPartError.of(error, "the demo needs scikit-learn's digits", "demo") from None
+        raise MissingPartError.of(error, "the demo needs scikit-learn's digits", "demo", "sklearn") from None
     data = load_digits()
     order = np.random.default_rng(seed).permutation(len(data.target))
     images = torch.from_numpy(data.images[order]).float().unsqueeze(1) / 8.0 - 1.0

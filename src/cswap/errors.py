@@ -51,11 +51,11 @@ class MissingPartError(InputError):
     """An optional library is needed, and absent or broken."""
 
     @classmethod
-    def of(cls, error: ImportError, need: str, extra: str) -> Self:
-        """What needs it, which install brings it, and what it says itself where it is there and does not import."""
+    def of(cls, error: ImportError, need: str, extra: str, library: str) -> Self:
+        """What needs the library, and which install brings it; what the import said, where it was not of the library's absence."""
         line = (str(error).splitlines() or [""])[0][:160]
-        broken = "" if isinstance(error, ModuleNotFoundError) else f" (it is installed, and does not import: {line})"
-        return cls(f"{need}: pip install 'cswap[{extra}]'{broken}")
+        other = "" if isinstance(error, ModuleNotFoundError) and error.name == library else f" (importing it: {line})"
+        return cls(f"{need}: pip install 'cswap[{extra}]'{other}")
 
 
 class RunError(CswapError):

@@ -173,7 +173,9 @@ def _onnx(model: nn.Module, example: torch.Tensor, file: Path, told: str) -> Run
         import onnxruntime
         import onnxscript  # noqa: F401 — torch.onnx needs it
     except ImportError as error:
-        raise MissingPartError.of(error, f"export to onnx needs {error.name}", "export") from None
+        raise MissingPartError.of(
+            error, "export to onnx needs onnx, onnxruntime and onnxscript", "export", str(error.name)
+        ) from None
     program = _program(model, example)
     try:
         made = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False)

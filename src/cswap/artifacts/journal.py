@@ -155,8 +155,8 @@ def look_into(folder: Path, run: dict[str, Any], *, resume: bool, force: bool) -
     """Whether there is a journal to resume; nothing is written, but what a killed run left half moved is put in its place.
 
     `run`: what must be the same for a resumed run, but for `pinned`, which a resumed run takes over from the journal.
-    Raises InputError when the folder holds something and neither
-    `resume` nor `force` was asked for, or when the run differs: the first difference is named.
+    Raises InputError when the folder holds something and neither `resume` nor `force` was asked for, or when the run differs:
+    the first difference is named.
     """
     with _writable(folder):
         if folder.exists() and not folder.is_dir():
@@ -191,7 +191,8 @@ def look_into(folder: Path, run: dict[str, Any], *, resume: bool, force: bool) -
 
 def claim(folder: Path, run: dict[str, Any]) -> None:
     """Say in the folder whose run it holds from now on, and take away what an earlier one left. Raises InputError."""
-    with _writable(folder):
+    new = not folder.exists()
+    with _writable(folder, new):
         folder.mkdir(parents=True, exist_ok=True)
         for name in sorted(p.name for p in folder.iterdir()):
             if name not in OURS and left_over(name):
@@ -200,12 +201,14 @@ def claim(folder: Path, run: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def _writable(folder: Path, new: bool = False) -> Iterator[None]:
+    """`new`: the folder goes again if it cannot be written; one that was there is the user's, empty or not."""
     try:
         yield
     except OSError as error:
-        with suppress(OSError):
-            folder.rmdir()  # made just now, if it is empty
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
         raise InputError(f"out: {folder} cannot be written ({error.strerror})") from None
 
 

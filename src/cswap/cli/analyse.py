@@ -132,7 +132,7 @@ def compare(
     ] = None,
     eval_amp: Annotated[bool, typer.Option("--eval-amp", help="measure quality in bfloat16: faster")] = False,
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="time every point")] = True,
-    jobs: Annotated[int, typer.Option("--jobs", help="methods measured at a time; they share the threads")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", help="methods measured at a time; they share threads and memory")] = 1,
     as_json: JsonFlag = False,
     quiet: Quiet = False,
 ) -> None:

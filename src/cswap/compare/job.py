@@ -24,7 +24,7 @@ class CompareJob:
     parameter or MAC. kinds: what ratios count, `KIND@RATIO/RATIO` for ratios of its own. recover: what is given back, each
     beside the plain network, `NAME@RATIO/RATIO` at some ratios alone. recover_per_class: calibration samples a class for that
     (None: those of the analysis). eval_amp: quality in bfloat16. jobs: methods measured at a time, each in a process with
-    its share of the threads. latency: time every point. Raises InputError.
+    its share of threads and memory (a script then needs a main guard). latency: time every point. Raises InputError.
     """
 
     source: Source

@@ -10,7 +10,7 @@ from cswap.compare.folder import COMPARISON, RESULT, claim, write
 from cswap.compare.job import CompareJob
 from cswap.compare.measure import Run, measured, opened
 from cswap.compare.summary import spread
-from cswap.compare.workers import measure_in_processes
+from cswap.compare.workers import measure_in_processes, refuse_a_child
 from cswap.evaluate.quality import measure_quality
 from cswap.pipeline import Watcher
 
@@ -21,17 +21,18 @@ def compare(job: CompareJob, watcher: Watcher | None = None) -> dict[str, Any]:
     With `resume`, what an interrupted run finished is not done again; methods, ratios, seeds and recoveries may be added.
     Raises InputError and what a method raises.
     """
+    refuse_a_child()
     run, fingerprint = opened(job, watcher or Watcher())
     with replacing(job.out, job.force, resume=job.resume, kind=COMPARISON):
         claim(job, fingerprint)
+        if job.jobs > 1:
+            measure_in_processes(run, fingerprint)
         return _compared(run)
 
 
 def _compared(run: Run) -> dict[str, Any]:
     job = run.job
     found: dict[str, Any] = {}
-    if job.jobs > 1:
-        measure_in_processes(run, [(name, seed) for name in job.methods for seed in job.seeds])
     for name in job.methods:
         for seed in job.seeds:
             found.setdefault(name, {})[str(seed)] = measured(run, name, seed)

@@ -62,7 +62,7 @@ def hugging_face(name: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise MissingPartError.of(error, "hf: models need transformers", "hf") from None
+        raise MissingPartError.of(error, "hf: models need transformers", "hf", "transformers") from None
 
     def build(**arguments: Any) -> nn.Module:
         unsafe = sorted(a for a in arguments if a in _UNSAFE)

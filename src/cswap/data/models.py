@@ -127,7 +127,7 @@ def _timm(name: str) -> Callable[..., nn.Module]:
     try:
         import timm
     except ImportError as error:
-        raise MissingPartError.of(error, "timm: models need timm", "timm") from None
+        raise MissingPartError.of(error, "timm: models need timm", "timm", "timm") from None
     if not timm.is_model(name):
         raise ModelError(f"model 'timm:{name}': timm has no model of that name")
 

@@ -87,7 +87,7 @@ def _encoder(where: Path | None, max_length: int) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise MissingPartError.of(error, "text needs tokenizers", "hf") from None
+        raise MissingPartError.of(error, "text needs tokenizers", "hf", "tokenizers") from None
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # noqa: BLE001 — the library raises bare Exceptions

@@ -52,7 +52,7 @@ def _explainer_class() -> Any:
     try:
         from captum.attr._core.deep_lift import DeepLift, nonlinear
     except ImportError as error:
-        raise MissingPartError.of(error, "method deeplift needs captum", "deeplift") from None
+        raise MissingPartError.of(error, "method deeplift needs captum", "deeplift", "captum") from None
 
     class Rescale(DeepLift):  # type: ignore[misc, unused-ignore]
         def _is_non_linear(self, module: nn.Module) -> bool:

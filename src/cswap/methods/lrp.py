@@ -67,7 +67,7 @@ def _composite() -> Any:
         from zennit.composites import EpsilonPlusFlat
         from zennit.rules import Epsilon, Norm, Pass
     except ImportError as error:
-        raise MissingPartError.of(error, "method lrp needs zennit", "lrp") from None
+        raise MissingPartError.of(error, "method lrp needs zennit", "lrp", "zennit") from None
     return EpsilonPlusFlat(
         layer_map=[((*ACTIVATIONS, Activation), Pass()), ((Mean,), Norm()), ((_BatchNorm,), Epsilon())]
     )

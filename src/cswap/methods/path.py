@@ -218,7 +218,7 @@ class PruningPath:
         except ImportError as error:
             from cswap.errors import MissingPartError
 
-            raise MissingPartError.of(error, "to_frame needs pandas", "frame") from None
+            raise MissingPartError.of(error, "to_frame needs pandas", "frame", "pandas") from None
         rows = []
         for d in self.decisions:
             row = {k: v for k, v in d.as_dict(telling=0).items() if k not in ("ratio", "classes")}

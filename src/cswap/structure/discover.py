@@ -23,7 +23,7 @@ from cswap.structure.groups import Group, LayerCost, LeftOut, Structure
 from cswap.structure.heads import Whole, attention_of, head_groups, names_in, with_whole_heads
 from cswap.structure.joined import Dimension, Grouped, joined
 from cswap.structure.layers import is_grouped, rule_of
-from cswap.structure.library import LIBRARY, ROOTS, Refused, dependency_groups, dimension_of, traced
+from cswap.structure.library import LIBRARY, ROOTS, Refused, dependency_groups, dimension_of, traced, width_of
 from cswap.structure.recurrent import replace_recurrent_, step_by_step, why_not
 from cswap.structure.replaced import replace_
 from cswap.structure.standins import recurrent_of, with_recurrence, with_stand_ins
@@ -251,8 +251,7 @@ def _unseen(model: nn.Module, dimensions: list[Dimension], order: dict[str, int]
     for name in order:
         module = model.get_submodule(name)
         if name not in seen and isinstance(module, ROOTS) and (rule := rule_of(module)) is not None and rule.mixes:
-            tensor, dim = rule.out[0]
-            yield name, int(getattr(module, tensor).shape[dim])
+            yield name, width_of(module)
 
 
 def _unaccounted(
@@ -265,16 +264,14 @@ def _unaccounted(
     for name in order:
         module = model.get_submodule(name)
         rule = rule_of(module)
-        owners = {
-            name.rsplit(".", i)[0] for i in range(name.count(".") + 1)
-        }  # an attention's own layers go by its name
+        # an attention's own layers go by its name
+        owners = {name.rsplit(".", i)[0] for i in range(name.count(".") + 1)}
         if rule is None or not rule.mixes or owners & told:
             continue
         why = f"{LIBRARY} does not show what becomes of its channels"
         if is_grouped(module):
             why = "a grouped convolution goes with the channels it reads, and those are left out"
-        tensor, dim = rule.out[0]
-        found.append(LeftOut(name, int(getattr(module, tensor).shape[dim]), why))
+        found.append(LeftOut(name, width_of(module), why))
     return found
 
 

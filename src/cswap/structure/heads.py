@@ -160,7 +160,12 @@ class StandIn(nn.Module):
         """x (…, E) → (…, E'), or a pair with None. What it attends to besides x is behind it too: an encoder is, say."""
         out = self.whole(x)
         for other in (*others, *named.values()):
-            if isinstance(other, torch.Tensor) and other is not x and other.shape[-1:] == (self.memory.in_features,):
+            if (
+                isinstance(other, torch.Tensor)
+                and other is not x
+                and other.requires_grad  # a mask has no layer behind it
+                and other.shape[-1:] == (self.memory.in_features,)
+            ):
                 out = out + self.memory(other).mean(tuple(range(other.dim() - 1)))
         return out if self.alone else (out, None)
 

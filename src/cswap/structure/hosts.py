@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -221,10 +220,7 @@ _HEADS = ("num_attention_heads", "num_heads", "n_heads")
 
 
 class SplitAttention(HeadAttention):
-    """Self-attention of a Hugging Face encoder: `hidden_states` and a mask in, a tuple out, or as `alone` says.
-
-    Releases before 4.54 give more by position: a mask of heads, other states, whether to return the weights.
-    """
+    """Self-attention of a Hugging Face encoder: `hidden_states` and a mask in, a tuple out, or as `alone` says."""
 
     kind = "split"
 
@@ -247,14 +243,9 @@ class SplitAttention(HeadAttention):
         if out is None:
             self.reader = "../output.dense"
         self.alone = type(host).__name__ in _ALONE
-        self.masked = "head_mask" not in list(inspect.signature(host.forward).parameters)[1:2]
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *more: Any, **others: Any
-    ) -> Any:
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **others: Any) -> Any:
         """hidden_states (N, L, E) → (N, L, E), or a pair with None; attention_mask to be broadcast to (N, heads, L, L)."""
-        if any(x is not None and x is not False for x in more) or not (self.masked or attention_mask is None):
-            raise NotImplementedError("attention: expected no mask of heads, no other states, no weights asked for")
         q, k, v = self.q(hidden_states), self.k(hidden_states), self.v(hidden_states)
         out = self.out(self.core(q, k, v, attention_mask))
         return out if self.alone else (out, None)

@@ -201,10 +201,19 @@ def _indices(values: Any) -> IntArray:
 
 
 def _writers(raw: Any) -> Iterator[nn.Module]:
-    """The layers whose outputs a dependency group is about."""
+    """The layers whose outputs a dependency group is about; not one that is narrower, and gates all of them."""
     for item in raw:
-        if _writes(raw, item) and isinstance(item.dep.target.module, ROOTS):
-            yield item.dep.target.module
+        module = item.dep.target.module
+        if _writes(raw, item) and isinstance(module, ROOTS) and max(item.idxs, default=0) < width_of(module):
+            yield module
+
+
+def width_of(module: nn.Module) -> int:
+    """Output channels of a layer of a kind in ROOTS."""
+    rule = rule_of(module)
+    assert rule is not None
+    tensor, dim = rule.out[0]
+    return int(getattr(module, tensor).shape[dim])
 
 
 def _writes(raw: Any, item: Any) -> bool:

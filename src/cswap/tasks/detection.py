@@ -119,7 +119,9 @@ class DetectionMeter:
 
             self.metric = MeanAveragePrecision(class_metrics=True)
         except ImportError as error:
-            raise MissingPartError.of(error, "detection needs torchmetrics and pycocotools", "dense") from None
+            raise MissingPartError.of(
+                error, "detection needs torchmetrics and pycocotools", "dense", "torchmetrics"
+            ) from None
         self.classes, self.class_of = classes, class_of
         self.metric.warn_on_many_detections = False
 

@@ -112,7 +112,7 @@ class SegmentationMeter:
         try:
             from torchmetrics.classification import MulticlassJaccardIndex
         except ImportError as error:
-            raise MissingPartError.of(error, "segmentation needs torchmetrics", "dense") from None
+            raise MissingPartError.of(error, "segmentation needs torchmetrics", "dense", "torchmetrics") from None
         self.index = MulticlassJaccardIndex(classes, average="none", ignore_index=VOID, zero_division=float("nan"))
 
     def update(self, outputs: Any, targets: torch.Tensor) -> None:
