@@ -11,7 +11,7 @@ from typing import Any
 from results_common import origin, table
 from results_dense import dense
 from results_effects import growth, path, peak, prune, speed
-from results_methods import joint, joint_cost, methods, more_samples, peers, recoveries
+from results_methods import joint, joint_cost, methods, more_samples, peers, recoveries, recovery_seconds
 from results_product import certificates, export, support
 from results_text import text
 
@@ -27,6 +27,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "effects_growth": growth,
     "methods_resnet18": methods,
     "recoveries_resnet18": recoveries,
+    "recovery_seconds": recovery_seconds,
     "joint_resnet18": joint,
     "joint_cost": joint_cost,
     "obs128_resnet18": more_samples,

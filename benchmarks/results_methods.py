@@ -290,3 +290,13 @@ def _missed() -> list[str]:
             f"The cause, by these figures: {cause}."
         )
     return [*lines, ""] if lines else []
+
+
+def recovery_seconds(data: dict[str, Any]) -> list[str]:
+    """What every recovery takes."""
+    rows = [[f"`{how}`", f"{s:g}"] for how, s in data["seconds"].items()]
+    return [
+        f"## What recovery takes: ResNet-18 at {data['target']}", "", origin(data),
+        f"{data['samples']:,} calibration images, {data['machine']['threads']} threads; whether it helps is looked at within these seconds.", "",
+        *table(["recovery", "seconds"], rows),
+    ]  # fmt: skip
