@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -52,6 +53,11 @@ def commands(block: Block) -> list[list[str]]:
 def test_there_is_something_to_test():
     assert sum(b.kind == "python" and b.runs for p in PAGES for b in blocks(p)) > 10
     assert len(EXAMPLES) == 6
+
+
+def test_the_page_of_options_is_what_the_command_says():
+    made = runpy.run_path(str(ROOT / "docs" / "options.py"))["page"]()
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == made, "run python docs/options.py"
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda p: p.stem)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from cswap.artifacts.files import hidden, write_json
+from cswap.artifacts.files import MARKS, hidden, write_json
 from cswap.artifacts.folder import save
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import ModelSpec, one_line
@@ -132,10 +132,16 @@ def run_demo(
 ) -> DemoResult:
     """Train, prune by each method, evaluate on held-out digits, write curve, artifact and report into `out`."""
     begin = time.perf_counter()
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed: expected a number of at least 0 and below 2⁶³, got {seed}")
     try:
         if out.exists() and not out.is_dir():
             raise InputError(f"out: expected a folder, {out} is a file")
         held = sorted(p.name for p in out.iterdir() if not hidden(p)) if out.exists() else []
+        if any((out / mark).exists() for mark in MARKS):
+            raise InputError(
+                f"out: {out} holds an artifact or a journal, which the demo does not replace; name a new folder"
+            )
         if held and "curve.html" not in held and not force:
             raise InputError(f"out: {out} holds other files (first {held[0]}); name a new folder")
         out.mkdir(parents=True, exist_ok=True)

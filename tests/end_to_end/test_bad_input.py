@@ -101,6 +101,16 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "min-effect-nan": (["--min-effect", "nan"], ("min-effect", "nan")),
     "xi-floor-zero": (["--xi-floor", "0"], ("xi-floor", "0")),
     "xi-floor-negative": (["--xi-floor", "-1"], ("xi-floor", "-1")),
+    "min-effect-inf": (["--min-effect", "1e999"], ("min-effect", "inf")),
+    "xi-floor-inf": (["--xi-floor", "inf"], ("xi-floor", "inf")),
+    "model-arg-nan": (["--model-arg", "x=NaN"], ("model-arg x", "NaN")),
+    "model-arg-too-large": (["--model-arg", 'x={"a": 1e999}'], ("model-arg x", "finite")),
+    "model-arg-digits": (["--model-arg", f"x={'9' * 5000}"], ("model-arg x", "finite")),
+    "cut-of-a-ranking": (["--method", "magnitude", "--cut", "compensated"], ("cut", "magnitude")),
+    "effects-of-a-ranking": (["--method", "taylor", "--effects", "verdict"], ("effects", "taylor")),
+    "correction-of-a-ranking": (["--method", "random", "--correction", "holm"], ("correction", "random")),
+    "buffer-order-of-a-ranking": (["--method", "lamp", "--buffer-order", "abs"], ("buffer-order", "lamp")),
+    "scope-of-a-test": (["--scope", "global"], ("scope", "cswap")),
     "xi-floor-nan": (["--xi-floor", "nan"], ("xi-floor", "nan")),
     "effects": (["--effects", "some"], ("effects", "some")),
     "effects-pooled": (["--effects", "verdict", "--vote", "pooled"], ("verdict", "pooled")),
@@ -313,6 +323,7 @@ MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "syntax": ("{root}/syntax.py:net", ("syntax.py",)),
     "import-fails": ("{root}/imports.py:net", ("imports.py",)),
     "exits": ("{root}/exits.py:net", ("exits.py",)),
+    "module-exits": ("builtins:exit", ("raised SystemExit",)),
     "binary": ("{root}/binary.py:net", ("binary.py",)),
     "a-class-that-needs-arguments": ("torch.nn:Linear", ("Linear",)),
 }
@@ -413,6 +424,23 @@ DATA: dict[str, tuple[Callable[[Place], Any], tuple[str, ...]]] = {
     "labels-out-of-range": (_file("../labels.json", b'{"red": 0, "green": 1, "blue": 99}'), ("labels",)),
     "labels-negative": (_file("../labels.json", b'{"red": 0, "green": 1, "blue": -1}'), ("labels",)),
     "labels-twice": (_file("../labels.json", b'{"red": 0, "green": 1, "blue": 1}'), ("labels",)),
+    "labels-a-name-twice": (
+        _file("../labels.json", b'{"red": 0, "green": 1, "blue": 2, "red": 3}'),
+        ("labels", "'red' comes twice"),
+    ),
+    "labels-line-twice": (_file("../labels.json", b"red\ngreen\nblue\nred\n"), ("labels", "'red' comes twice")),
+    "labels-fractions": (
+        _file("../labels.json", b'{"red": 0.9, "green": 1.2, "blue": 2.7}'),
+        ("labels", "whole numbers"),
+    ),
+    "labels-truth": (_file("../labels.json", b'{"red": false, "green": true, "blue": 2}'), ("labels", "whole numbers")),
+    "labels-inf": (_file("../labels.json", b'{"red": Infinity, "green": 1, "blue": 2}'), ("labels", "whole numbers")),
+    "labels-comma": (_file("../labels.json", b'{"red": 0, "green": 1, "blue": 2,}'), ("labels", "JSON")),
+    "labels-deep": (_file("../labels.json", b"[" * 100_000), ("labels", "JSON")),
+    "folder-in-latin-1": (
+        lambda p: (p.data / "train/red").rename(os.fsdecode(os.fsencode(p.data / "train") + b"/r\xf6d")),
+        ("UTF-8",),
+    ),
     "labels-words": (_file("../labels.json", b'{"red": "x", "green": 1, "blue": 2}'), ("labels",)),
 }
 
@@ -500,6 +528,16 @@ FACTORY_DATA: dict[str, tuple[str, tuple[str, ...]]] = {
         "class D:\n    targets = [i % 3 for i in range(30)]\n    def __len__(self):\n        return 30\n    def __getitem__(self, i):\n        raise ValueError('sample is broken')\n"
         "def data():\n    return D(), good()\n",
         ("sample is broken",),
+    ),
+    "exits": ("def data():\n    raise SystemExit(0)\n", ("SystemExit",)),
+    "exits-later": (
+        "class D:\n    targets = [i % 3 for i in range(30)]\n    def __len__(self):\n        return 30\n    def __getitem__(self, i):\n        raise SystemExit(0)\n"
+        "def data():\n    return D(), good()\n",
+        ("ended the program",),
+    ),
+    "length-below-zero": (
+        "class D:\n    def __len__(self):\n        return -1\n    def __getitem__(self, i):\n        return good()[i]\ndef data():\n    return D(), good()\n",
+        ("length",),
     ),
 }  # fmt: skip
 
@@ -692,6 +730,67 @@ def test_a_file_that_is_there_is_not_written_over(place, capsys):
     )
     assert main(["report", str(art), "--out", str(file), "--force"]) == 0
     assert b"<html" in file.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "path.jsonl", "effects.safetensors", "model.safetensors"])
+def test_a_part_of_an_artifact_is_not_written_over_even_with_force(place, capsys, name):
+    art = place.root / "art"
+    for asked in (
+        ["report", str(art), "--out", str(art / name), "--force"],
+        ["explain", str(art), "--group", "a", "--unit", "0", "--images", str(art / name), "--force", "--trust"],
+        ["export", str(art), "--format", "pt2", "--out", str(art / name), "--force", "--trust"],
+    ):
+        refused(capsys, place, asked, "is a part of an artifact")
+    refused(capsys, place, ["demo", "--out", str(art), "--force"], "holds an artifact")
+
+
+def test_an_original_that_its_factory_draws_anew_is_no_baseline(place, capsys):
+    """Without a weights file the factory's own weights must be those that were pruned."""
+    _set("source", "weights", to=None)(place.root / "art")
+    refused(capsys, place, ["eval", str(place.root / "art"), "--trust", "--quiet"], "its weights differ", "--weights")
+
+
+def test_what_a_factory_prints_is_no_json(place, capsys):
+    place.factory.write_text(place.factory.read_text() + "\n\nprint('hello')\n")
+    assert main(["support", "--model", f"{place.factory}:colours", "--image-size", "8", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["groups"]
+    assert "hello" in err
+
+
+@pytest.mark.parametrize("content", ["<html>", "safetensors"])
+def test_torch_s_advice_to_load_unsafely_is_not_passed_on(place, capsys, content):
+    file = place.weights.with_suffix(".pt")
+    file.write_bytes(place.weights.read_bytes() if content == "safetensors" else content.encode())
+    arguments = place.prune("out")
+    arguments[arguments.index(str(place.weights))] = str(file)
+    refused(capsys, place, arguments, "weights", "expected a PyTorch checkpoint", content)
+
+
+def test_an_artifact_without_its_manifest_is_told_what_it_lacks(place, capsys):
+    (place.root / "art" / "manifest.json").unlink()
+    refused(capsys, place, ["report", str(place.root / "art")], "has lost its manifest.json")
+
+
+def test_labels_in_the_ways_people_write_them(place, capsys):
+    file = place.root / "labels.json"
+    for text in (
+        b"\xef\xbb\xbfblue\r\ngreen\r\nred\r\n",
+        b'["blue", "green", "red"]',
+        b'\xef\xbb\xbf{"blue": 0, "green": 1, "red": 2}',
+    ):
+        file.write_bytes(text)
+        assert main(place.prune("out", "--labels", str(file), "--force")) == 0, capsys.readouterr().err
+
+
+def test_quality_on_the_samples_that_units_are_judged_by_is_said(place, capsys):
+    assert main(place.prune("out", "--eval-split", "train")) == 0
+    assert "judged by" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("channels", "-3"), ("channels", "9999999999")])
+def test_inputs_that_cannot_be(place, capsys, option, value):
+    refused(capsys, place, ["support", "--model", f"{place.factory}:colours", f"--{option}", value], option)
 
 
 def test_a_link_in_an_artifact_is_not_written_through(place, capsys):
@@ -907,10 +1006,47 @@ def test_a_place_to_write(place, capsys, case):
     refused(capsys, place, place.prune(name, *more), "out" if case in ("a-file", "below-a-file") else "")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_that_cannot_be_written(place, capsys):
-    (place.root / "locked").mkdir(mode=0o500)
-    refused(capsys, place, place.prune("locked/out"), "out")
+NOBODY = 65534
+
+
+@pytest.fixture
+def locked(template):
+    """A copy that belongs to a user who is not root, whose folders `art` and `locked` cannot be written; the test is that user."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch) / "place"
+        shutil.copytree(template, root)
+        (root / "locked").mkdir()
+        as_root = os.geteuid() == 0
+        for path in (Path(scratch), root, *root.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+            if as_root:
+                os.chown(path, NOBODY, NOBODY)
+        for name in ("art", "locked"):
+            (root / name).chmod(0o555)
+        before = os.geteuid()
+        try:
+            if as_root:
+                os.seteuid(NOBODY)
+            yield place_at(root)
+        finally:
+            os.seteuid(before)
+            for name in ("art", "locked"):
+                (root / name).chmod(0o755)
+
+
+def test_folders_that_cannot_be_written(locked, capsys):
+    art, trust = str(locked.root / "art"), "--trust"
+    for asked in (
+        locked.prune("locked/out"),
+        locked.prune("locked", "--force"),
+        locked.prune("art", "--resume", target="params=0.4"),
+        ["apply", art, "--target", "params=0.1", "--out", str(locked.root / "locked" / "out"), trust, "--quiet"],
+        ["report", art],
+        ["export", art, "--format", "pt2", trust],
+        ["explain", art, "--group", "a", "--unit", "0", "--images", f"{art}/x.jpg", trust],
+        ["demo", "--out", str(locked.root / "locked" / "demo"), "--quiet"],
+    ):
+        refused(capsys, locked, asked, "cannot be written")
 
 
 @pytest.mark.parametrize("most", [100, 400, 1000, 3000, 5000, 7000, 9000])

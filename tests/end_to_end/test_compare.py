@@ -152,7 +152,7 @@ def one_thread():
 def test_processes_find_what_one_process_finds(place, capsys):
     asked = [
         "--methods",
-        "cswap,cbp,cbp:layer,cbp:global,magnitude",
+        "cswap,cbp,cbp:global:macs,magnitude",
         "--ratios",
         "0,0.2,0.5",
         "--recover",

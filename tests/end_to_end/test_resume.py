@@ -104,6 +104,21 @@ def test_kill_9_at_random_moments_and_resume_to_the_same_bytes(job, mode, memory
     assert interrupted >= 5  # runs that were killed with a journal open
 
 
+def test_a_finished_artifact_that_is_resumed_keeps_its_cliffs(job):
+    """It keeps no state: what the run told of is in the manifest alone, and goes on from there."""
+    root, arguments = job
+    out, further = (
+        root / "cliffs",
+        [*arguments[: arguments.index("params=0.55")], "params=0.6", *arguments[arguments.index("params=0.55") + 1 :]],
+    )
+    assert _run(arguments, out) == 0
+    cliffs = json.loads((out / "manifest.json").read_text())["cliffs"]
+    assert cliffs, "without a cliff nothing is shown"
+    for asked in (arguments, further):
+        assert _run([*asked, "--resume"], out) == 0
+        assert json.loads((out / "manifest.json").read_text())["cliffs"] == cliffs
+
+
 def test_the_state_follows_the_journal(job):
     root, arguments = job
     out = root / "stopped"

@@ -119,6 +119,9 @@ def new_file(option: str, path: Path, force: bool) -> None:
     """A file the user names must not be there yet, or be one that `force` replaces. Raises InputError."""
     if not path.name or path.is_dir():
         raise InputError(f"{option}: expected a file to write, {path} is a folder")
+    held = path.resolve().parent
+    if path.resolve().name in set(OURS) - {REPORT, *EXPORTS} and any((held / mark).exists() for mark in MARKS):
+        raise InputError(f"{option}: {path} is a part of an artifact; name another file")
     if path.exists() and not force:
         raise InputError(f"{option}: {path} is there already; --force replaces it")
 

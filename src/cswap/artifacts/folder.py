@@ -25,6 +25,7 @@ from cswap.artifacts.files import (
     OURS,
     PATH,
     READY,
+    RUN,
     SUMMARY,
     WEIGHTS,
     WRITING,
@@ -178,8 +179,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ArtifactError(f"{folder}: a save was struck in it, which cannot be ended ({error.strerror})") from None
     if not (folder / MANIFEST).exists() and (folder / PATH).exists():
+        if (folder / RUN).exists():
+            raise ArtifactError(
+                f"{folder} carries only the journal of an unfinished run; `cswap prune … --resume` finishes it"
+            )
         raise ArtifactError(
-            f"{folder} carries only the journal of an unfinished run; `cswap prune … --resume` finishes it"
+            f"{folder} has lost its {MANIFEST}: expected the whole folder; copy it again, or prune anew"
         )
     own_files(folder)
     manifest = read_json(folder / MANIFEST)
@@ -229,7 +234,9 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
             f"{folder}: the manifest's weights are malformed ({type(error).__name__}: {one_line(error)})"
         ) from None
     kept = kept_of(folder, manifest)
-    if not weights.is_file() or sha256_of(weights) != expected_hash:
+    if not weights.is_file():
+        raise ArtifactError(f"expected {weights}, found none")
+    if sha256_of(weights) != expected_hash:
         raise ArtifactError(f"{weights} is not the file that was saved: its hash differs")
     build = factory or spec_of(folder, manifest, trust).build
     with torch.random.fork_rng(devices=[]):
@@ -287,6 +294,14 @@ def _surgery(folder: Path, manifest: dict[str, Any], kept: KeptIndices) -> Surge
         return Surgery(target, ratio, int(manifest["steps"]), removed_by(structure, kept), kept, structure)
 
 
+def cliffs_of(manifest: dict[str, Any]) -> tuple[Cliff, ...]:
+    """The cliffs a finished run told of. Raises ArtifactError."""
+    try:
+        return tuple(Cliff(**{**c, "classes": tuple(c["classes"])}) for c in manifest.get("cliffs") or [])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"the manifest's cliffs are malformed ({one_line(error)})") from None
+
+
 def open_artifact(folder: str | Path) -> Artifact:
     """Manifest, structure and path of a whole artifact. Raises ArtifactError."""
     folder = Path(folder)
@@ -296,7 +311,8 @@ def open_artifact(folder: str | Path) -> Artifact:
             if not isinstance(manifest.get(name), kind):
                 raise ValueError(f"{name} is of type {type(manifest.get(name)).__name__}")
         Target.parse(manifest["target"])
-        if {k: float(v) for k, v in manifest["ratio"].items()}.keys() != set(RATIO_KINDS):
+        ratio = {k: float(v) for k, v in manifest["ratio"].items()}
+        if ratio.keys() != set(RATIO_KINDS) or not all(0 <= v <= 1 for v in ratio.values()):
             raise ValueError("ratio is not that of " + ", ".join(RATIO_KINDS))
     if not (folder / EFFECTS).is_file():
         raise ArtifactError(f"expected {EFFECTS} in {folder}, found none")
@@ -305,7 +321,7 @@ def open_artifact(folder: str | Path) -> Artifact:
         options = Options(**manifest["options"])
         classes = tuple(str(c) for c in manifest["classes"])
         decisions = read_journal(folder, structure, classes, options.rule, options.block)
-        cliffs = [Cliff(**{**c, "classes": tuple(c["classes"])}) for c in manifest.get("cliffs") or []]
+        cliffs = list(cliffs_of(manifest))
     except CswapError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, IndexError, OSError) as error:

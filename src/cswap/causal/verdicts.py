@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +36,8 @@ class VoteRule:
             raise InputError(f"vote: expected one of {', '.join(VOTES)}, got {self.vote!r}")
         if self.correction not in CORRECTIONS:
             raise InputError(f"correction: expected one of {', '.join(CORRECTIONS)}, got {self.correction!r}")
-        if not self.min_effect >= 0.0:
-            raise InputError(f"min-effect: expected a number of at least 0, got {self.min_effect}")
+        if not 0.0 <= self.min_effect < math.inf:
+            raise InputError(f"min-effect: expected a finite number of at least 0, got {self.min_effect}")
 
 
 def holm(p: FloatArray) -> FloatArray:

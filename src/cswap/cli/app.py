@@ -20,6 +20,7 @@ import typer
 
 from cswap._version import __version__
 from cswap.cli import analyse, look
+from cswap.cli.console import STDOUT
 from cswap.cli.options import flattened
 from cswap.cli.progress import STOP, Interrupted, say_error
 from cswap.errors import CswapError, CswapWarning
@@ -132,7 +133,11 @@ def _came(error: Any, arguments: list[str] | None) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
     try:
-        with _stops_told(), _own_warnings():
+        with (
+            _stops_told(),
+            _own_warnings(),
+            STDOUT.kept_free("--json" in (sys.argv[1:] if arguments is None else arguments)),
+        ):
             status = app(args=arguments, standalone_mode=False, prog_name="cswap")
         if status == INTERRUPTED:  # caught by typer, outside of a run
             say_error("interrupted")
@@ -145,6 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say_error("interrupted")
         return INTERRUPTED
+    except SystemExit as error:  # the parser raises none: a model or a dataset ended the program
+        say_error(f"the run failed: code of the model or the data ended the program (SystemExit {error.code!r})")
+        return 1
     except BrokenPipeError:
         return 1
     except Exception as error:  # noqa: BLE001 — the last line of defence: never a traceback

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from typing import Any
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 import rich.console
 from rich.text import Text
@@ -21,3 +24,27 @@ class Console(rich.console.Console):
 
     def render_str(self, text: str, **how: Any) -> Text:
         return super().render_str(shown(text), **how)
+
+
+class _Stdout:
+    """Where JSON goes: the standard output as it was before it was kept free of everything else."""
+
+    held: TextIO | None = None
+
+    @property
+    def stream(self) -> TextIO:
+        """The stream."""
+        return self.held or sys.stdout
+
+    @contextlib.contextmanager
+    def kept_free(self, asked: bool) -> Iterator[None]:
+        """What models and data print goes to standard error, where `asked`."""
+        self.held = sys.stdout if asked else None
+        try:
+            with contextlib.redirect_stdout(sys.stderr if asked else sys.stdout):
+                yield
+        finally:
+            self.held = None
+
+
+STDOUT = _Stdout()

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cswap.cli.console import STDOUT
 from cswap.data.models import ModelSpec, parse_arguments
 from cswap.errors import InputError
 from cswap.methods.options import Options
@@ -280,7 +281,7 @@ def source_of(model: str | None, arguments: list[str] | None, weights: Path | No
 
 def show_or_print(as_json: bool, data: Any, show: Any) -> None:
     if as_json:
-        print(json.dumps(data, indent=1, allow_nan=False))
+        print(json.dumps(data, indent=1, allow_nan=False), file=STDOUT.stream)
     else:
         show(data)
 

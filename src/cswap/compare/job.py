@@ -13,6 +13,7 @@ from cswap.pipeline import DataChoice, Machine, Source
 from cswap.recovery.base import steps_of
 from cswap.types import RATIO_KINDS
 
+UNSCOPED = ("cswap", "cbp", "greedy")
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -87,6 +88,10 @@ class CompareJob:
         if len(more) > 2 or scope not in ("", "layer", "global") or per not in ("", "params", "macs"):
             raise InputError(
                 f"methods: expected NAME, NAME:layer, NAME:global or NAME:global:params (or :macs), got {name!r}"
+            )
+        if scope and not per and method in UNSCOPED:
+            raise InputError(
+                f"methods: {method} ranks nothing by scope, got {name!r}; expected {method}, or {method}:global:params (or :macs)"
             )
         chosen: dict[str, Any] = {"scope": scope or self.options.scope, "per": per or self.options.per}
         return method, replace(self.options, seed=seed, **chosen)

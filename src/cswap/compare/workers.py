@@ -155,7 +155,7 @@ class _Heard(Watcher):
         self.pipe, self.name, self.decisions, self.last = pipe, "", 0, time.monotonic()
 
     def note(self, text: str) -> None:
-        self.pipe.send(f"{self.name}: {text}" if self.name else text)
+        self.pipe.send(text if text.startswith(self.name) else f"{self.name}: {text}")
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
         self.decisions += 1

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def _timm(name: str) -> Callable[..., nn.Module]:
 def module_named(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 — importing runs the user's code
+    except (Exception, SystemExit) as error:  # noqa: BLE001 — importing runs the user's code
         raise ModelError(f"model: cannot import {name!r} ({one_line(error)}); {EXPECTED}") from None
 
 
@@ -174,8 +175,16 @@ def parse_arguments(pairs: list[str]) -> dict[str, Any]:
             raise ModelError(f"model-arg: expected NAME=VALUE, got {pair!r}")
         try:
             arguments[key] = json.loads(value)
+            json.dumps(arguments[key], allow_nan=False)
         except json.JSONDecodeError:
             arguments[key] = value
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # NaN, 1e999, thousands of digits or brackets: no manifest could keep it
+            raise ModelError(
+                f"model-arg {key}: expected text or JSON with finite numbers, got {value[:60]!r} ({one_line(error)})"
+            ) from None
     return arguments
 
 
@@ -200,8 +209,9 @@ def _unwrapped(state: Any, path: Path) -> dict[str, torch.Tensor]:
     if odd is not None:
         raise ModelError(f"weights {path}: {odd}: expected a dense tensor, got a sparse or quantized one")
     names = list(state)
-    if names and all(n.startswith("module.") for n in names):
-        state = {n.removeprefix("module."): v for n, v in state.items()}
+    for prefix in ("module.", "_orig_mod."):  # of DataParallel, of torch.compile
+        if names and all(n.startswith(prefix) for n in state):
+            state = {n.removeprefix(prefix): v for n, v in state.items()}
     return dict(state)
 
 
@@ -220,8 +230,25 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 — whatever the reader makes of a file that is none
         pass_on_out_of_memory(error)
-        raise ModelError(f"weights {path}: cannot be read without running code in it ({one_line(error)})") from None
+        raise ModelError(f"weights {path}: {_unread(path, error)}") from None
     return _unwrapped(state, path)
+
+
+def _unread(path: Path, error: Exception) -> str:
+    """Why a checkpoint is not read, in our words: torch's advice is to run the code in it."""
+    with path.open("rb") as stream:
+        start = stream.read(16)
+    if start[8:9] == b"{":
+        return "expected a PyTorch checkpoint, this is a safetensors file; name it .safetensors"
+    if start[:2] not in (b"PK", b"\x80\x02", b"\x80\x04") and not start.startswith(b"\x80"):
+        return f"expected a PyTorch checkpoint, this file begins with {start[:8]!r}"
+    if "Weights only load failed" in str(error) and (
+        found := re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
+    ):
+        return f"it holds more than tensors ({found[1]}), which would run code to be read; save the state_dict alone"
+    if "Weights only load failed" in str(error):
+        return "it holds more than tensors, which would run code to be read; save the state_dict alone"
+    return f"cannot be read without running code in it ({one_line(error)})"
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from cswap.data.masks import is_masks, open_masks
 from cswap.data.models import ModelSpec, module_from_file, module_named, one_line
 from cswap.data.text import is_text, open_text
 from cswap.data.truth import first_target, inputs_of, is_dense, members_of, relabelled, sample_of, stacked, target_at
-from cswap.errors import DataError, ModelError, pass_on_out_of_memory
+from cswap.errors import CswapWarning, DataError, ModelError, pass_on_out_of_memory
 
 EXPECTED = (
     "expected a folder with train/ and val/ or test/ (text: train.tsv; masks: images/ and masks/ in each; boxes: Pascal VOC or "
@@ -182,11 +183,18 @@ def open_data(
     else:
         train, evaluation = _folders(Path(text), form, calibration_split, eval_split)
     for split, part in (("calibration", train), ("evaluation", evaluation)):
-        if not len(part):
+        if not _length(part, f"data {text!r}: the {split} data"):
             raise DataError(f"data {text!r}: the {split} data is empty")
+    if train is evaluation or (calibration_split or "train") == eval_split:
+        warnings.warn(
+            f"data {text!r}: quality is measured on the samples that units are judged by", CswapWarning, stacklevel=2
+        )
     known = getattr(train, "classes", None)
     classes = class_names(train, classes_held(train))
     other = class_names(evaluation, len(classes))
+    odd = next((c for c in classes if c != c.encode("utf-8", "replace").decode()), None)
+    if odd is not None:
+        raise DataError(f"data {text!r}: expected class names in UTF-8, got {odd!a}; rename its folder")
     counted = len(getattr(evaluation, "classes", classes))
     if known is not None and (counted != len(classes) or other != classes):
         raise DataError(
@@ -209,6 +217,15 @@ def open_data(
             None if outputs == tuple(range(len(outputs))) else outputs,
         )  # fmt: skip
     return DataPair(train, evaluation, classes, getattr(train, "numbers", None))
+
+
+def _length(dataset: Any, what: str) -> int:
+    """Number of samples. Raises DataError."""
+    try:
+        return len(dataset)
+    except Exception as error:  # noqa: BLE001 — a dataset's own code
+        pass_on_out_of_memory(error)
+        raise DataError(f"{what} has no length ({type(error).__name__}: {one_line(error)})") from None
 
 
 def _few(names: Any, most: int = 6) -> str:
@@ -265,7 +282,7 @@ def _from_factory(text: str) -> tuple[Any, Any]:
         raise DataError(f"data {text!r}: {file} has no factory {name!r}")
     try:
         pair = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         pass_on_out_of_memory(error)
         raise DataError(f"data {text!r}: its factory raised {type(error).__name__}: {one_line(error)}") from error
     if not (
@@ -278,17 +295,20 @@ def _from_factory(text: str) -> tuple[Any, Any]:
 
 
 def _label_order(path: Path, classes: tuple[str, ...]) -> dict[str, int]:
-    """Class name -> model output, from JSON `{name: number}` or one name a line in output order."""
+    """Class name -> model output, from JSON `{name: number}` or `[name, …]`, or one name a line in output order."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise DataError(f"labels: expected a text file at {path}") from None
-    try:
-        order = {str(k): int(v) for k, v in json.loads(text).items()}
-    except (json.JSONDecodeError, AttributeError):
-        order = {line.strip(): k for k, line in enumerate(text.splitlines()) if line.strip()}
-    except (TypeError, ValueError):
-        raise DataError(f"labels {path}: expected whole numbers as the values") from None
+    pairs = _pairs_of(text, path)
+    order = dict(pairs)
+    twice = (
+        next((n for n, _ in pairs if sum(n == other for other, _ in pairs) > 1), None)
+        if len(order) < len(pairs)
+        else None
+    )
+    if twice is not None:
+        raise DataError(f"labels {path}: expected each class once, {twice!r} comes twice")
     missing = [c for c in classes if c not in order]
     if missing or len(set(order.values())) != len(order) or min(order.values(), default=0) < 0:
         raise DataError(
@@ -296,6 +316,22 @@ def _label_order(path: Path, classes: tuple[str, ...]) -> dict[str, int]:
             + (f"; {missing[0]!r} has none" if missing else "")
         )
     return order
+
+
+def _pairs_of(text: str, path: Path) -> list[tuple[str, int]]:
+    """(class name, model output) as they are written. Raises DataError."""
+    if text.lstrip()[:1] not in ("{", "["):
+        lines = [(line.strip(), k) for k, line in enumerate(text.splitlines())]
+        return [(name, k) for name, k in lines if name]
+    try:
+        told = json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"labels {path}: no readable JSON ({one_line(error)})") from None
+    if told and all(isinstance(n, str) for n in told):
+        return [(n, k) for k, n in enumerate(told)]
+    if not all(isinstance(x, tuple) and type(x[1]) is int for x in told):
+        raise DataError(f"labels {path}: expected whole numbers as the values")
+    return [(str(n), k) for n, k in told]
 
 
 class _Relabelled(Dataset[Any]):

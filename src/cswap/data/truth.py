@@ -100,7 +100,7 @@ def inputs_of(dataset: Any, index: int) -> torch.Tensor:
     """The inputs of one sample as a tensor. Raises DataError."""
     given = sample_of(dataset, index)[0]
     try:
-        return torch.as_tensor(given)
+        return torch.as_tensor(given).detach()
     except (TypeError, ValueError, RuntimeError):
         raise DataError(
             f"sample {index} of the data: expected inputs as a tensor, got {type(given).__name__}"
@@ -162,7 +162,7 @@ def relabelled(target: Any, numbers: Sequence[int]) -> Any:
 
 def stacked(inputs: Sequence[Any]) -> torch.Tensor:
     """Inputs of samples as one batch (N, …). Raises DataError when their shapes differ."""
-    tensors = [torch.as_tensor(x) for x in inputs]
+    tensors = [torch.as_tensor(x).detach() for x in inputs]
     if len({t.shape for t in tensors}) > 1:
         shapes = sorted({tuple(t.shape) for t in tensors})
         raise DataError(f"data: expected inputs of one shape, got {shapes[0]} and {shapes[1]}; give --image-size")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -64,8 +65,8 @@ class Options:
                 raise InputError(f"{shown}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed: expected a number of at least 0 and below 2⁶³, got {self.seed}")
-        if not self.xi_floor > 0:
-            raise InputError(f"xi-floor: expected a number above 0, got {self.xi_floor}")
+        if not 0 < self.xi_floor < math.inf:
+            raise InputError(f"xi-floor: expected a finite number above 0, got {self.xi_floor}")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise InputError(f"max-drop: expected a fraction in [0, 1), got {self.max_drop}")
         _ = self.rule, self.block, margins_of(self.margins)  # validate the rest

@@ -61,10 +61,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class Start:
-    """What an interrupted run left: its decisions, and the state after the last one that changed the scores."""
+    """What an earlier run left: its decisions, the state after the last one that changed the scores, and if it is finished
+    (then it keeps no state) the cliffs it told of.
+    """
 
     decisions: tuple[Decision, ...] = ()
     kept: Kept | None = None
+    cliffs: tuple[Cliff, ...] = ()
 
 
 class Silence:

@@ -99,7 +99,7 @@ class _Walk:
         self.watch = QualityWatch(self.original, calibration.targets, calibration.classes, units.units, sink)
 
     def run(self, start: Start) -> PruningPath:
-        self.start = start
+        self.start, self.watch.cliffs = start, list(start.cliffs)
         try:
             if not start.decisions:
                 self._check_target()

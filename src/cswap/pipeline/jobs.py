@@ -145,8 +145,14 @@ class Wish:
             raise InputError(f"latency-batch: goes with --target latency=F, got --target {target}")
 
 
-_OF_ONE_METHOD = {"granularity": "cswap", "norm": "magnitude", "margins": "joint", "swaps": "obs"}
-"""Options that only one of our methods reads: given with another they would be forgotten."""
+_TESTING = ("cswap", "cbp", "greedy", "joint")
+_RANKINGS = ("magnitude", "random", "taylor", "taylor2", "deeplift", "lrp", "lamp", "obs")
+_OF_SOME_METHODS = {
+    "granularity": ("cswap",), "norm": ("magnitude",), "margins": ("joint",), "swaps": ("obs", "joint"), "order": ("cswap",),
+    "reference": ("cswap",), "effects": ("cswap",), "buffer_order": ("cswap", "cbp"), "vote": _TESTING, "correction": _TESTING,
+    "min_effect": _TESTING, "vote_score": _TESTING, "xi_floor": _TESTING, "cut": ("cswap", "cbp", "greedy"), "scope": (*_RANKINGS, "joint"),
+}  # fmt: skip
+"""Options that only some of our methods read: given with another they would be forgotten."""
 
 PLAIN = Wish()
 """The network as it was cut."""
@@ -173,11 +179,14 @@ class PruneJob:
     def __post_init__(self) -> None:
         self.wish.check_target(self.target)
         usual = Options()
-        for option, method in _OF_ONE_METHOD.items():
+        ours = registry.find(self.method).__module__.startswith(
+            "cswap."
+        )  # what a user's own method reads, it knows itself
+        for option, methods in _OF_SOME_METHODS.items():
             given = getattr(self.options, option)
-            built_in = self.method != method and registry.find(self.method).__module__.startswith("cswap.")
-            if built_in and given != getattr(usual, option):
-                raise InputError(f"{option}: {given} is for --method {method}, got --method {self.method}")
+            if ours and self.method not in methods and given != getattr(usual, option):
+                shown, of = option.replace("_", "-"), " or ".join(methods)
+                raise InputError(f"{shown}: {given} is for --method {of}, got --method {self.method}")
 
     @property
     def analysed_to(self) -> Target:

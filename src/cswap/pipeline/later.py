@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,12 @@ from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import sha256_of
 from cswap.data.sources import DataPair, limited, names_code
 from cswap.data.truth import stacked
-from cswap.errors import InputError
+from cswap.errors import CswapWarning, InputError
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
 from cswap.pipeline.checks import same_classes, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
-from cswap.pipeline.jobs import HERE, PLAIN, DataChoice, Machine, Source, Wish
+from cswap.pipeline.jobs import HERE, PLAIN, DataChoice, Machine, Source, Wish, state_hash
 from cswap.pipeline.watch import Clock, Watcher
 from cswap.tasks import Task
 from cswap.types import Target
@@ -51,7 +52,12 @@ def original_of(
             f"weights: {weights} is gone or is not the file that the artifact was made from; --weights F says where that is"
         )
     found = Source(spec, weights)
-    return found.build(), found
+    model, pinned = found.build(), (artifact.manifest.get("run") or {}).get("weights")
+    if weights is None and pinned is not None and state_hash(model) != pinned:
+        raise InputError(
+            "model: the network that the factory builds is not the one that was pruned, its weights differ; give --model and --weights"
+        )
+    return model, found
 
 
 def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
@@ -60,7 +66,7 @@ def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
     A FILE.py that only the manifest names runs with `trust` alone. Raises InputError.
     """
     if data is not None and "data" not in artifact.manifest:
-        return DataChoice(data)  # saved from Python: the model's own image format
+        return _saved_from_python(artifact, data)
     try:
         recorded = dict(artifact.manifest["data"])
         for file in ("labels", "tokenizer"):
@@ -78,6 +84,20 @@ def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
             f"the artifact names {choice.text!r} as its data, code that would run: pass --data, or --trust it"
         )
     return choice
+
+
+def _saved_from_python(artifact: Artifact, data: str) -> DataChoice:
+    """Data for an artifact that records none: images of the size the network was analysed at, the rest as its library has it."""
+    shape = artifact.structure.input_shape
+    images = len(shape) == 3 and shape[1] == shape[2] and not names_code(data)
+    if images:
+        warnings.warn(
+            f"the artifact was saved from Python and does not say how its images were made: read at {shape[1]} px, with the mean and std "
+            "of the model's library",
+            CswapWarning,
+            stacklevel=2,
+        )
+    return DataChoice(data, image_size=shape[1] if images else None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,8 @@ from torch import nn
 
 from cswap import distributed
 from cswap.artifacts.aside import replacing
+from cswap.artifacts.files import MANIFEST
+from cswap.artifacts.folder import cliffs_of, read_manifest
 from cswap.artifacts.journal import (
     PINNED,
     Journal,
@@ -146,7 +148,8 @@ class _Analysis:
         options = self.job.options
         decisions = read_journal(folder, self.structure, self.calibration.classes, options.rule, options.block)
         self._check_goes_on(decisions)
-        return Start(tuple(decisions), read_state(folder, len(decisions)))
+        told = cliffs_of(read_manifest(folder)) if (folder / MANIFEST).exists() else ()
+        return Start(tuple(decisions), read_state(folder, len(decisions)), told)
 
     def _check_goes_on(self, decisions: list[Decision]) -> None:
         """A resumed run may go further than the one before it; to end sooner would lose what that found. Raises InputError."""

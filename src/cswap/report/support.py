@@ -22,7 +22,14 @@ def _example(model: nn.Module, size: int, channels: int, tokens: int | None) -> 
     """(2, channels, size, size) normal values, or (2, tokens) numbers of the model's first embedding table."""
     generator = torch.Generator().manual_seed(0)
     if tokens is None:
-        return torch.randn(2, channels, size, size, generator=generator)
+        if channels < 1:
+            raise ModelError(f"channels: expected at least 1, got {channels}")
+        try:
+            return torch.randn(2, channels, size, size, generator=generator)
+        except (RuntimeError, MemoryError):
+            raise ModelError(
+                f"channels, image-size: inputs of {channels} × {size} × {size} do not fit into memory"
+            ) from None
     table = next((m for m in model.modules() if isinstance(m, nn.Embedding)), None)
     if table is None or tokens < 1:
         raise ModelError(f"tokens: expected at least 1 and a model with an embedding table, got {tokens}")
