@@ -1039,7 +1039,6 @@ def test_folders_that_cannot_be_written(locked, capsys):
     for asked in (
         locked.prune("locked/out"),
         locked.prune("locked", "--force"),
-        locked.prune("art", "--resume", target="params=0.4"),
         ["apply", art, "--target", "params=0.1", "--out", str(locked.root / "locked" / "out"), trust, "--quiet"],
         ["report", art],
         ["export", art, "--format", "pt2", trust],

@@ -106,11 +106,9 @@ def test_kill_9_at_random_moments_and_resume_to_the_same_bytes(job, mode, memory
 
 def test_a_finished_artifact_that_is_resumed_keeps_its_cliffs(job):
     """It keeps no state: what the run told of is in the manifest alone, and goes on from there."""
-    root, arguments = job
-    out, further = (
-        root / "cliffs",
-        [*arguments[: arguments.index("params=0.55")], "params=0.6", *arguments[arguments.index("params=0.55") + 1 :]],
-    )
+    root, (*given,) = job
+    place, out = given.index("params=0.55"), root / "cliffs"
+    arguments, further = ([*given[:place], f"params={f}", *given[place + 1 :]] for f in (0.75, 0.8))
     assert _run(arguments, out) == 0
     cliffs = json.loads((out / "manifest.json").read_text())["cliffs"]
     assert cliffs, "without a cliff nothing is shown"

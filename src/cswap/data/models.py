@@ -239,15 +239,15 @@ def _unread(path: Path, error: Exception) -> str:
     with path.open("rb") as stream:
         start = stream.read(16)
     if start[8:9] == b"{":
-        return "expected a PyTorch checkpoint, this is a safetensors file; name it .safetensors"
+        return "cannot be read; expected a PyTorch checkpoint, this is a safetensors file: name it .safetensors"
     if start[:2] not in (b"PK", b"\x80\x02", b"\x80\x04") and not start.startswith(b"\x80"):
-        return f"expected a PyTorch checkpoint, this file begins with {start[:8]!r}"
+        return f"cannot be read; expected a PyTorch checkpoint, this file begins with {start[:8]!r}"
     if "Weights only load failed" in str(error) and (
         found := re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
     ):
-        return f"it holds more than tensors ({found[1]}), which would run code to be read; save the state_dict alone"
+        return f"cannot be read without running code in it ({found[1]}); save the state_dict alone"
     if "Weights only load failed" in str(error):
-        return "it holds more than tensors, which would run code to be read; save the state_dict alone"
+        return "cannot be read without running code in it; save the state_dict alone"
     return f"cannot be read without running code in it ({one_line(error)})"
 
 
