@@ -296,6 +296,7 @@ def summed(trials: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "says": SAYS[kind], "struck": len(struck), "with_a_journal": sum(t["journal"] for t in struck),
             "identical": count("identical"), "refused": count("refused"), "differs": count("differs"),
             "tracebacks": sum(t["traceback"] for t in struck), "left_over": sum(bool(t.get("left_over")) for t in struck),
+            "commits": sorted({t["commit"] for t in struck if "commit" in t}),  # none: that of the whole result
             "statuses": dict(sorted(Counter(str(t["status"]) for t in struck).items())),
         }  # fmt: skip
     return found
@@ -314,12 +315,12 @@ def main() -> None:
     if not origin.exists():  # what these trials ran with, also when they go on later
         origin.write_text(json.dumps(machine()))
     done = [json.loads(x) for x in log.read_text().splitlines() if x.endswith("}")] if log.exists() else []
-    kinds = asked.kinds.split(",")
+    kinds, here = asked.kinds.split(","), machine()["commit"]
     for number in range(asked.count):
         for kind in kinds:
             if any(t["kind"] == kind and t["number"] == number for t in done):
                 continue
-            done.append(trial(job, kind, number, asked.seed))
+            done.append(trial(job, kind, number, asked.seed) | {"commit": here})
             with log.open("a") as stream:
                 stream.write(json.dumps(done[-1]) + "\n")
             print(json.dumps(done[-1]), flush=True)

@@ -37,11 +37,25 @@ def _read(name: str) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
+def _later(kind: dict[str, Any], commit: str) -> str:
+    """The commits of a kind's trials, where they are not the result's own."""
+    others = [c for c in kind.get("commits", []) if c != commit]
+    return f" (commit {', '.join(f'`{c[:12]}`' for c in others)})" if others else ""
+
+
 def _faults(data: dict[str, Any]) -> list[str]:
     whole = data["seconds_of_the_whole_run_by_processes"]
     took = ", ".join(f"{s} s by {n} process{'es' if n != '1' else ''}" for n, s in whole.items())
     rows = [
-        [k["says"], k["struck"], k["with_a_journal"], k["identical"], k["refused"], k["differs"], k["tracebacks"]]
+        [
+            k["says"] + _later(k, data["commit"]),
+            k["struck"],
+            k["with_a_journal"],
+            k["identical"],
+            k["refused"],
+            k["differs"],
+            k["tracebacks"],
+        ]
         for k in data["kinds"].values()
     ]
     return [
