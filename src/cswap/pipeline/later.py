@@ -54,9 +54,10 @@ def original_of(
     found = Source(spec, weights)
     model, pinned = found.build(), (artifact.manifest.get("run") or {}).get("weights")
     if weights is None and pinned is not None and state_hash(model) != pinned:
-        raise InputError(
-            "model: the network that the factory builds is not the one that was pruned, its weights differ; give --model and --weights"
-        )
+        said = "the network that the factory builds is not the one that was pruned: its weights, or its modules, are others"
+        if artifact.manifest.get("torch_version") == torch.__version__:
+            raise InputError(f"model: {said}; give --model and --weights")
+        warnings.warn(f"{said} (or another PyTorch describes it otherwise)", CswapWarning, stacklevel=2)
     return model, found
 
 
