@@ -1,6 +1,6 @@
 """The lower bounds that pyproject.toml gives of the dependencies, and the newest versions they allow: does a quick part of the tests pass at both ends?
 
-    python benchmarks/bounds_of_dependencies.py [--only lower] [--keep-installed torch,torchvision] [--tests FILE ...]
+    python benchmarks/bounds_of_dependencies.py [--only lower] [--keep-installed torch,torchvision] [--work DIR] [--tests FILE ...]
 
 Each end is a virtual environment of its own, made of this Python with the site packages of this environment under it (pytest
 and the like); what is always installed and what the extras bring is installed by pip, at its lower bound (name==bound) or at
@@ -44,7 +44,8 @@ def bounds() -> dict[str, str]:
 
 def one_end(end: str, kept: set[str], tests: list[str], folder: Path) -> dict[str, Any]:
     """Install, run, and say what came of it."""
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    if not folder.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
     inherited = sysconfig.get_paths()["purelib"]
     site = next((folder / "lib").glob("python*/site-packages"))
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["lower", "upper"])
     parser.add_argument("--keep-installed", default="")
     parser.add_argument("--tests", nargs="+", default=list(TESTS))
+    parser.add_argument("--work", type=Path, help="where the environments are kept for another time")
     asked = parser.parse_args()
     kept = {n for n in asked.keep_installed.split(",") if n}
     told = f" --only {asked.only}" if asked.only else ""
@@ -80,7 +82,7 @@ def main() -> None:
     ends = {}
     for end in [asked.only] if asked.only else ["lower", "upper"]:
         with tempfile.TemporaryDirectory() as scratch:
-            ends[end] = one_end(end, kept, asked.tests, Path(scratch) / "env")
+            ends[end] = one_end(end, kept, asked.tests, (asked.work or Path(scratch)) / end)
         print(json.dumps({end: ends[end]}, indent=1), flush=True)
     write_result(
         "dependency_bounds",
