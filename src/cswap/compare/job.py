@@ -10,10 +10,10 @@ from cswap.errors import InputError
 from cswap.methods import registry
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, Source
+from cswap.pipeline.jobs import reads
 from cswap.recovery.base import steps_of
 from cswap.types import RATIO_KINDS
 
-UNSCOPED = ("cswap", "cbp", "greedy")
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -89,7 +89,7 @@ class CompareJob:
             raise InputError(
                 f"methods: expected NAME, NAME:layer, NAME:global or NAME:global:params (or :macs), got {name!r}"
             )
-        if scope and not per and method in UNSCOPED:
+        if scope and not per and not reads(method, "scope"):
             raise InputError(
                 f"methods: {method} ranks nothing by scope, got {name!r}; expected {method}, or {method}:global:params (or :macs)"
             )

@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -24,6 +24,7 @@ import torch
 from cswap.causal.stats import EffectStats
 from cswap.compare.job import CompareJob
 from cswap.compare.measure import Run, measured, opened
+from cswap.data.models import one_line
 from cswap.errors import InputError, RunError
 from cswap.pipeline import Watcher
 from cswap.types import Decision
@@ -38,7 +39,7 @@ Work = tuple[Task, ...]
 class _Worker:
     process: SpawnProcess
     doing: Work = ()
-    ready: bool = field(default=False)
+    ready: bool = False
 
 
 def refuse_a_child() -> None:
@@ -219,8 +220,7 @@ def _that_travels(error: BaseException) -> BaseException:
         ForkingPickler.dumps(error)
         copy.copy(error)  # made again from its arguments, as on the other side
     except Exception:  # noqa: BLE001 — an exception's class may do anything here
-        line = (str(error).splitlines() or [""])[0][:160]
-        said = RunError(f"{type(error).__name__}: {line}")
+        said = RunError(f"{type(error).__name__}: {one_line(error)}")
         for note in getattr(error, "__notes__", ()):
             said.add_note(note)
         return said

@@ -240,14 +240,14 @@ def _unread(path: Path, error: Exception) -> str:
         start = stream.read(16)
     if start[8:9] == b"{":
         return "cannot be read; expected a PyTorch checkpoint, this is a safetensors file: name it .safetensors"
-    if start[:2] not in (b"PK", b"\x80\x02", b"\x80\x04") and not start.startswith(b"\x80"):
+    if not start.startswith((b"PK", b"\x80")):
         return f"cannot be read; expected a PyTorch checkpoint, this file begins with {start[:8]!r}"
-    if "Weights only load failed" in str(error) and (
-        found := re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
-    ):
-        return f"cannot be read without running code in it ({found[1]}); save the state_dict alone"
-    if "Weights only load failed" in str(error):
-        return "cannot be read without running code in it; save the state_dict alone"
+    said = str(error)
+    if "Weights only load failed" in said:
+        found = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", said)
+        return (
+            f"cannot be read without running code in it{f' ({found[1]})' if found else ''}; save the state_dict alone"
+        )
     return f"cannot be read without running code in it ({one_line(error)})"
 
 

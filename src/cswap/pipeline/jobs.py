@@ -154,6 +154,12 @@ _OF_SOME_METHODS = {
 }  # fmt: skip
 """Options that only some of our methods read: given with another they would be forgotten."""
 
+
+def reads(method: str, option: str) -> bool:
+    """Whether a method reads an option that some of ours read alone; a user's own method knows for itself what it reads."""
+    return method in _OF_SOME_METHODS[option] or not registry.find(method).__module__.startswith("cswap.")
+
+
 PLAIN = Wish()
 """The network as it was cut."""
 
@@ -179,12 +185,9 @@ class PruneJob:
     def __post_init__(self) -> None:
         self.wish.check_target(self.target)
         usual = Options()
-        ours = registry.find(self.method).__module__.startswith(
-            "cswap."
-        )  # what a user's own method reads, it knows itself
         for option, methods in _OF_SOME_METHODS.items():
             given = getattr(self.options, option)
-            if ours and self.method not in methods and given != getattr(usual, option):
+            if given != getattr(usual, option) and not reads(self.method, option):
                 shown, of = option.replace("_", "-"), " or ".join(methods)
                 raise InputError(f"{shown}: {given} is for --method {of}, got --method {self.method}")
 
