@@ -37,7 +37,7 @@ DataOption = Annotated[
     str,
     typer.Option(
         "--data",
-        help="folder with train/ and val/ or test/, torchvision:NAME@ROOT, FILE.py:FACTORY, package.module:FACTORY",
+        help="folder with train/ and val/ or test/, torchvision:NAME@ROOT, hf:NAME_OR_DIR, FILE.py:FACTORY, package.module:FACTORY",
     ),
 ]
 MaybeData = Annotated[str | None, typer.Option("--data", help="other data than the artifact was made with")]

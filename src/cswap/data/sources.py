@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from cswap.data.boxes import is_boxes, open_boxes
 from cswap.data.calibration import class_names, classes_held, labels_of
+from cswap.data.hub import open_hub
 from cswap.data.masks import is_masks, open_masks
 from cswap.data.models import ModelSpec, module_from_file, module_named, one_line
 from cswap.data.text import is_text, open_text
@@ -25,7 +26,7 @@ from cswap.errors import CswapWarning, DataError, ModelError, pass_on_out_of_mem
 
 EXPECTED = (
     "expected a folder with train/ and val/ or test/ (text: train.tsv; masks: images/ and masks/ in each; boxes: Pascal VOC or "
-    "COCO), torchvision:NAME@ROOT, FILE.py:FACTORY or package.module:FACTORY"
+    "COCO), torchvision:NAME@ROOT, hf:NAME_OR_DIR, FILE.py:FACTORY or package.module:FACTORY"
 )
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -158,24 +159,33 @@ def names_code(text: str) -> bool:
 def open_data(
     text: str, form: ImageFormat, *, calibration_split: str | None = None, eval_split: str | None = None,
     labels: Path | None = None, tokenizer: Path | None = None, max_length: int | None = None, ignore_index: int | None = None,
+    model_folder: Path | None = None,
 ) -> DataPair:  # fmt: skip
-    """Open a data spec; `form` is for images, `tokenizer` and `max_length` for text, `ignore_index` for masks. Raises DataError."""
+    """Open a data spec; `form` is for images, `tokenizer` and `max_length` for text, `ignore_index` for masks.
+
+    model_folder: where the tokenizer of a text model lies unless `tokenizer` says. Raises DataError, MissingPartError.
+    """
+    of_hub = text.startswith("hf:")
     if (tokenizer is not None or max_length is not None) and not (
-        Path(text).is_dir() and is_text(Path(text), calibration_split or "train")
+        of_hub or (Path(text).is_dir() and is_text(Path(text), calibration_split or "train"))
     ):
         raise DataError(f"tokenizer and max-length go with text data (train.tsv); {text!r} is none")
     if ignore_index is not None and not is_masks(Path(text)):
         raise DataError(f"ignore-index goes with masks (images/ and masks/); {text!r} has none")
-    if text.startswith("hf:"):
-        raise DataError(f"data {text!r}: Hugging Face datasets are not supported in this version; {EXPECTED}")
-    if text.startswith("torchvision:"):
+    if of_hub:
+        train, evaluation = open_hub(
+            text, form.transform, calibration_split=calibration_split, eval_split=eval_split, tokenizer=tokenizer,
+            model_folder=model_folder, max_length=max_length,
+        )  # fmt: skip
+    elif text.startswith("torchvision:"):
         train, evaluation = _torchvision(text, form)
     elif names_code(text):
         train, evaluation = _from_factory(text)
     elif is_text(Path(text), calibration_split or "train"):
         train, evaluation = open_text(
-            Path(text), tokenizer, calibration_split=calibration_split, eval_split=eval_split, max_length=max_length
-        )
+            Path(text), tokenizer or model_folder, calibration_split=calibration_split, eval_split=eval_split,
+            max_length=max_length,
+        )  # fmt: skip
     elif is_masks(Path(text)):
         train, evaluation = open_masks(Path(text), form, calibration_split, eval_split, ignore_index)
     elif is_boxes(Path(text)):

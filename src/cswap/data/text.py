@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def open_text(
     for name in names:
         if not is_text(folder, name):
             raise DataError(f"data {str(folder)!r}: {EXPECTED}; there is no {name}.tsv")
-    encode = _encoder(tokenizer, MAX_LENGTH if max_length is None else max_length)
+    encode = encoder(tokenizer, max_length)
     lines = [_lines(folder / f"{name}.tsv") for name in names]
     labels = {label for part in lines for _, label in part}
     classes = sorted(labels, key=lambda v: (0, int(v), v) if v.isdecimal() else (1, 0, v))
@@ -73,8 +74,9 @@ def _lines(file: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _encoder(where: Path | None, max_length: int) -> Any:
-    """Sentences → (N, 2, L) int64."""
+def encoder(where: Path | None, max_length: int | None = None) -> Callable[[list[str]], torch.Tensor]:
+    """Sentences → (N, 2, L) int64, by a tokenizer.json or the folder that holds one. Raises DataError."""
+    max_length = MAX_LENGTH if max_length is None else max_length
     if where is None:
         raise DataError(
             "data: text needs a tokenizer; expected --tokenizer FILE (a tokenizer.json), or an hf:FOLDER model"

@@ -79,8 +79,8 @@ class DataChoice:
             )
         return open_data(
             self.text, self.form(spec), calibration_split=self.calibration_split, eval_split=self.eval_split,
-            labels=self.labels, tokenizer=self.tokenizer or (spec.folder if spec else None), max_length=self.max_length,
-            ignore_index=self.ignore_index,
+            labels=self.labels, tokenizer=self.tokenizer, max_length=self.max_length, ignore_index=self.ignore_index,
+            model_folder=spec.folder if spec else None,
         )  # fmt: skip
 
 
