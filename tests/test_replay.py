@@ -76,6 +76,28 @@ def test_groups_entered_in_turn_share_one_graph_until_something_goes(small_net, 
     assert not fast.notes
 
 
+def test_a_group_entered_after_another_starts_from_what_that_one_kept(small_net, monkeypatch):
+    net, calibration = small_net.double(), _data()
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    ran = []
+    monkeypatch.setattr(Graph, "run", lambda *a, run=Graph.run, **k: ran.append(len(list(a[1]))) or run(*a, **k))
+
+    def steps(memory: int, in_turn: bool) -> int:
+        """Operations run to enter every group from the input to the output, by one engine or by one each."""
+        plain, count = PlainEngine(net, structure, calibration, Classification()), 0
+        engines = [ReplayEngine(net, structure, calibration, Classification(), memory=memory) for _ in structure]
+        for engine, group in zip(engines, reversed(structure.groups), strict=True):
+            chosen = engines[0] if in_turn else engine
+            ran.clear()
+            chosen.enter(group)
+            count += sum(ran)
+            _agree(chosen, plain, group, [[n] for n in range(group.size)], 1e-12)
+        return count
+
+    assert steps(4 << 30, in_turn=True) < steps(4 << 30, in_turn=False)
+    steps(150_000, in_turn=True)  # where two frontiers do not fit, the same numbers
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [("resnet18", 32), ("mobilenet_v2", 32), ("densenet121", 32), ("googlenet", 32), ("vgg11_bn", 32), ("squeezenet1_1", 48),

@@ -22,7 +22,7 @@ from cswap.causal.behind import norms_behind
 from cswap.causal.cut import PlainEngine, _cut_hook, _RowsDoNotMatch
 from cswap.causal.engine import Engine, Scores
 from cswap.causal.graph import Env, Graph
-from cswap.causal.plan import Consumer, Plan, joined
+from cswap.causal.plan import Consumer, Plan, is_channels_last, joined
 from cswap.causal.replay import ReplayEngine
 from cswap.linear.elimination import Inverse
 from cswap.linear.moments import Moments
@@ -33,6 +33,7 @@ from cswap.structure.layers import channel_dim
 from cswap.structure.surgery import kept_indices
 from cswap.types import IntArray
 
+_WIDTHS = 16
 _CONV: dict[int, Any] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
@@ -47,6 +48,7 @@ class Compensation:
         self.refused: dict[str, str] = {}
         self.gone: dict[str, list[int]] = {}  # columns of each layer that no weight reads any more
         self._solved: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}  # of the latest cut: every batch asks again
+        self._reduced: dict[Any, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def measure(self, net: nn.Module, group: Group, batches: Iterator[torch.Tensor], example: torch.Tensor) -> None:
         """Moments of what the group's consumers read in `net`, once."""
@@ -106,6 +108,7 @@ class Compensation:
     def changed(self) -> None:
         """Inverses are others now."""
         self._solved.clear()
+        self._reduced.clear()
 
     def _filters(
         self, key: Any, inverse: Inverse, columns: torch.Tensor, read: torch.Tensor | None
@@ -149,6 +152,42 @@ class Compensation:
             return guessed
         result: torch.Tensor = _CONV[x.dim()](guessed, taken.reshape(*taken.shape, *([1] * len(kernel))).contiguous())
         return result
+
+    def output(
+        self, group: Group, slot: Slot, cut: Sequence[int], module: Any, x: torch.Tensor, at: torch.Tensor, left: IntArray | None
+    ) -> torch.Tensor | None:  # fmt: skip
+        """What the layer gives under the cut, by a layer of the inputs that stay; arguments as of `change`. None where `change` is
+        as cheap, or the layer is not compensated.
+        """
+        inverse = self.inverses.get((group.name, slot.module))
+        columns = columns_for(module, slot, cut)
+        if inverse is None or len(columns) < module.weight.shape[0]:
+            return None
+        key = (group.name, slot.module, tuple(cut), id(module))
+        filters, constant = self._filters(
+            key, inverse, columns, module.weight.index_select(1, at.to(x.device)).flatten(1)
+        )
+        if key not in self._reduced:
+            shaped = filters.reshape(len(filters), -1, *module.weight.shape[2:])
+            if left is not None:
+                shaped = shaped.index_select(1, torch.from_numpy(left))
+            weight = module.weight.double().cpu() + shaped
+            weight.index_fill_(1, at, 0.0)
+            stays = torch.ones(weight.shape[1], dtype=torch.bool)
+            stays[at] = False
+            stays[at[: -int(stays.sum()) % _WIDTHS]] = True  # a width that kernels like; what is cut weighs nothing
+            kept = stays.nonzero().flatten()
+            last = is_channels_last(module.weight)
+            weight = weight.index_select(1, kept).to(module.weight)
+            weight = weight.contiguous(memory_format=torch.channels_last) if last else weight.contiguous()
+            bias = constant if module.bias is None else constant + module.bias.double().cpu()
+            self._reduced[key] = kept.to(x.device), weight, bias.to(module.weight)
+        kept, weight, bias = self._reduced[key]
+        if isinstance(module, nn.Linear):
+            return F.linear(x.index_select(-1, kept), weight, bias)
+        padded, padding = _padded(module, x.index_select(1, kept))
+        found: torch.Tensor = _CONV[x.dim()](padded, weight, bias, module.stride, padding, module.dilation)
+        return found
 
     def apply_(self, nets: Sequence[nn.Module], group: Group, units: Sequence[int]) -> list[Slot]:
         """Make the cut for good in every one of `nets` (original sizes), as compensated; returns the slots that are not."""
@@ -341,18 +380,28 @@ class CompensatedReplayEngine(ReplayEngine):
             return super()._handler(plan, c, cuts, frontiers, shares)
         source, left = c.node.all_input_nodes[0], self._lacks.get(f"{slot.module}.weight", {}).get(1)
 
+        def whole(x: torch.Tensor, cut: tuple[int, ...]) -> torch.Tensor | None:
+            at = c.of(cut)
+            return self.compensation.output(group, slot, cut, c.module, x, at, left) if len(at) else None
+
         def changed(x: torch.Tensor, cut: tuple[int, ...]) -> torch.Tensor | float:
             at = c.of(cut)
             found = self.compensation.change(group, slot, cut, c.module, x, at, left) if len(at) else None
             return 0.0 if found is None else found
 
+        def without(f: Env, cut: tuple[int, ...]) -> torch.Tensor:
+            out = whole(f[source], cut)
+            return f[c.node] + changed(f[source], cut) if out is None else out
+
         def first(_env: Env) -> torch.Tensor:
             with torch.autocast(self.device.type, enabled=False):
-                parts = [f[c.node] + changed(f[source], cut) for f, cut in zip(frontiers, cuts, strict=True)]
+                parts = [without(f, cut) for f, cut in zip(frontiers, cuts, strict=True)]
                 return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         def replayed(env: Env) -> torch.Tensor:
             x = env[source] if source in env else joined([f[source] for f in frontiers])
+            if len(cuts) == 1 and (found := whole(x, cuts[0])) is not None:
+                return found
             out: torch.Tensor = c.module(x)
             each, start = x.shape[0] // sum(shares), 0
             for cut, share in zip(cuts, shares, strict=True):

@@ -48,6 +48,17 @@ class Plan:
     cached_rows: int = 0
     removed: int = 0
 
+    def leading_from(self, held: Env) -> tuple[list[fx.Node], dict[fx.Node, fx.Node]]:
+        """The nodes that lead to the frontier from the network's input and the values that are held, and who uses a value last."""
+        wanted = set(self.frontier)
+        needed = wanted - set(held)
+        for node in reversed(self.graph.nodes):
+            if node in needed:
+                needed.update(i for i in node.all_input_nodes if i not in held)
+        nodes = [n for n in self.graph.nodes if n in needed and n is not self.graph.input]
+        stays = {*wanted, *held, self.graph.input}
+        return nodes, {i: node for node in nodes for i in node.all_input_nodes if i not in stays}
+
 
 def plan_of(group: Group, graph: Graph, consumers: list[Consumer], changed: set[fx.Node]) -> Plan:
     """The nodes a cut changes (`changed`: the tail), what they read besides (the frontier), and what leads there (the prefix)."""
@@ -60,13 +71,7 @@ def plan_of(group: Group, graph: Graph, consumers: list[Consumer], changed: set[
         if node in calls and calls[node].first:
             wanted[node] = None  # its output without a cut
     plan.frontier = list(wanted)
-    needed = set(plan.frontier)
-    for node in reversed(graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-    plan.prefix = [n for n in graph.nodes if n in needed and n is not graph.input]
-    for node in plan.prefix:
-        plan.prefix_last.update({i: node for i in node.all_input_nodes if i not in wanted and i is not graph.input})
+    plan.prefix, plan.prefix_last = plan.leading_from({})
     for node in plan.tail:
         plan.tail_last.update({i: node for i in node.all_input_nodes if i in changed})
     kinds = [graph.scales[n] for n in (*plan.frontier, graph.output)]

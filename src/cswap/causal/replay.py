@@ -105,13 +105,13 @@ class ReplayEngine(Engine):
             raise NotTraceable(f"the smaller network does not run: {str(error).splitlines()[0][:160]}") from error
 
     def enter(self, group: Group) -> None:
-        self._planned = None
+        before, self._planned = self._planned, None
         if group.name in self._refused:
             return
         plan, reason = None, "another process cannot replay it"
         try:
             with exact(self.device, self.amp):
-                plan = self._make(group)
+                plan = self._make(group, before)
         except (NotTraceable, InputError) as error:  # InputError: a sample of its frontier is over the memory budget
             reason = str(error)
         if not distributed.all_agree(plan is not None):
@@ -120,7 +120,7 @@ class ReplayEngine(Engine):
             return
         self._planned = plan
 
-    def _make(self, group: Group) -> Plan:
+    def _make(self, group: Group, before: Plan | None = None) -> Plan:
         graph = self._drawn = self._drawn or self._graph()
         kept = kept_indices(self.structure, self._gone(taken_out=True))
         gone = self.removed.get(group.name, set())
@@ -141,7 +141,7 @@ class ReplayEngine(Engine):
         plan = plan_of(group, graph, consumers, changed)
         self._rows_of(plan)  # refuses what the budget does not hold
         self._verify(plan)
-        self._fill(plan)
+        self._fill(plan, before)
         return plan
 
     def _positions(self, slot: Slot, kept: Any, gone: set[int]) -> dict[int, IntArray]:
@@ -163,17 +163,27 @@ class ReplayEngine(Engine):
             plan.graph.run(plan.prefix, env, last_use=plan.prefix_last)
         return {n: env[n] for n in plan.frontier}
 
-    def _fill(self, plan: Plan) -> None:
-        """Keep the frontier of as many samples as half the memory holds; the others' is made again every time."""
+    def _fill(self, plan: Plan, before: Plan | None = None) -> None:
+        """Keep the frontier of as many samples as half the memory holds; the others' is made again every time.
+
+        before: the plan entered last. Where nothing was removed since, its frontier is of the same network: what it keeps of
+        all samples need not be run again, as long as both fit that half.
+        """
         graph, m = plan.graph, len(self.local)
         a_row = max(1, sum(graph.row_bytes.get(n, 0) for n in plan.frontier if graph.scales[n]))
         largest, live = live_bytes(graph, plan.prefix, plan.prefix_last)
         size = self._rows_for(max(1, largest), live + a_row)
         sliced = all(graph.scales[n] is False or (graph.scales[n] and n in graph.row_shape) for n in plan.frontier)
         keep = min(m, (self.memory // 2) // a_row) if sliced else 0
+        held = self._still_held(before, graph, self.memory // 2 - keep * a_row) if before is not None else None
+        nodes, last = plan.leading_from({} if held is None else held.cached)
         for start in range(0, keep, size):
             stop = min(start + size, keep)
-            part = self._frontier_of(plan, self._inputs(start, stop))
+            env = {} if held is None else self._frontier(held, start, stop)
+            env[graph.input] = self._inputs(start, stop)
+            with torch.inference_mode():
+                graph.run(nodes, env, last_use=last)
+            part = {n: env[n] for n in plan.frontier}
             for node, value in part.items():
                 if graph.scales[node] is not True or not isinstance(value, torch.Tensor):
                     plan.cached[node] = value
@@ -186,6 +196,11 @@ class ReplayEngine(Engine):
                 share = whole.shape[0] // keep
                 whole[start * share : stop * share] = value
         plan.cached_rows = keep
+
+    def _still_held(self, before: Plan, graph: Graph, room: int) -> Plan | None:
+        """The plan, where its frontier is of this graph, of all samples, and fits the room."""
+        taken = sum(v.numel() * v.element_size() for v in before.cached.values() if isinstance(v, torch.Tensor))
+        return before if before.graph is graph and before.cached_rows == len(self.local) and taken <= room else None
 
     def _frontier(self, plan: Plan, start: int, stop: int) -> Env:
         if stop > plan.cached_rows:

@@ -74,20 +74,28 @@ def grid_for(module: Any, rows: int, enough: int) -> int:
     return min(_WIDEST, max(1, int((rows / enough) ** (1 / len(module.kernel_size)))))
 
 
+def _sizes(conv: Any, x: torch.Tensor) -> list[int]:
+    """A convolution's output along each axis."""
+    nd, padding = len(conv.kernel_size), conv._reversed_padding_repeated_twice
+    return [
+        (s + sum(padding[2 * (nd - 1 - i) : 2 * (nd - i)]) - d * (k - 1) - 1) // st + 1
+        for i, (s, k, d, st) in enumerate(zip(x.shape[2:], conv.kernel_size, conv.dilation, conv.stride, strict=True))
+    ]
+
+
+def places_of(module: Any, x: torch.Tensor) -> int:
+    """Rows a sample of the layer's inputs x (N, …)."""
+    return x[0].numel() // x.shape[-1] if isinstance(module, nn.Linear) else prod(_sizes(module, x))
+
+
 def input_rows(module: Any, x: torch.Tensor, grid: Grid = ALL) -> Iterator[torch.Tensor]:
     """The layer's input (N, …) as blocks (rows, G, D), in the order of `output_rows`; a row a sample and place of the grid."""
     if isinstance(module, nn.Linear):
         yield from torch.split(x.reshape(-1, 1, x.shape[-1]), max(1, CHUNK_BYTES // (x.shape[-1] * x.element_size())))
         return
-    nd = len(module.kernel_size)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padding = module._reversed_padding_repeated_twice
-    out = [
-        (s + sum(padding[2 * (nd - 1 - i) : 2 * (nd - i)]) - d * (k - 1) - 1) // st + 1
-        for i, (s, k, d, st) in enumerate(
-            zip(x.shape[2:], module.kernel_size, module.dilation, module.stride, strict=True)
-        )
-    ]
+    out = _sizes(module, x)
     starts = grid.starts(out)
     out = [-(-(o - start) // grid.step) for o, start in zip(out, starts, strict=True)]
     per_sample = prod(out) * x.shape[1] * prod(module.kernel_size) * x.element_size()

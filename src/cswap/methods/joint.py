@@ -72,9 +72,13 @@ def joint(
     compensation = compensation_of(engine)
     if compensation is not None:
         compensation.known = kept  # the same moments, of the same network
-    refuse_near_chance(engine.scores(), calibration, task)
+    base = engine.scores()
+    refuse_near_chance(base, calibration, task)
     sink.note(engine.name)
-    found = [_measured(engine, group, *orders[group.name], options) for group in units]
+    # from the input to the output: what a group's cuts are replayed from is near what the one before it was
+    measured = [_measured(engine, base, group, *orders[group.name], options) for group in reversed(units.groups)]
+    found = measured[::-1]
+    engine.leave()
     kept.clear()
     plain = engine_for(model, units, calibration, task, device=device, memory=memory, vote_score=options.vote_score)
     path = PruningPath(units, "joint", options.as_dict(), calibration.classes, engine=engine.name)
@@ -83,7 +87,7 @@ def joint(
         "groups": {g.group.name: g.as_dict() for g in found},
     }  # fmt: skip
     order = by_margin(found) if options.per == "unit" else by_price(found, units, options.per)
-    remove_in_order(plain, path, order, target, options, start, sink)
+    remove_in_order(plain, path, order, target, options, start, sink, unpruned=base)
     path.notes = list(dict.fromkeys([*engine.notes, *path.notes]))
     return path
 
@@ -154,11 +158,13 @@ def _looks(engine: Engine) -> list[list[tuple[int, int]]]:
     ]
 
 
-def _measured(engine: Engine, group: Group, order: IntArray, surrogate: FloatArray, options: Options) -> Measured:
-    """Joint cuts of the group alone, on the original network."""
+def _measured(
+    engine: Engine, base: Scores, group: Group, order: IntArray, surrogate: FloatArray, options: Options
+) -> Measured:
+    """Joint cuts of the group alone, on the original network, whose scores are `base`."""
     engine.enter(group)
     judge = Judge(engine.calibration, options.rule, options.xi_floor)
-    base, beyond = engine.scores(group), margins_of(options.margins)[-1]
+    beyond = margins_of(options.margins)[-1]
     looks = _looks(engine)
 
     def measure(k: int) -> Probe:
@@ -179,7 +185,6 @@ def _measured(engine: Engine, group: Group, order: IntArray, surrogate: FloatArr
         sets.append((margin, profile.largest(margin, sets[-1][1] if sets else 0)))
     if options.per != "unit":
         profile.at(group.size - 1)  # the price of the rest
-    engine.leave()
     forget(engine)
     return Measured(group, order, surrogate, profile.sorted(), sets)
 

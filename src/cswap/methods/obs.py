@@ -19,7 +19,17 @@ from cswap.data.calibration import CalibrationSet
 from cswap.errors import InputError
 from cswap.linear.elimination import Inverse
 from cswap.linear.moments import Moments
-from cswap.linear.patches import columns_of, groups_of, input_rows, matrix_of, output_rows, refusal
+from cswap.linear.patches import (
+    Grid,
+    columns_of,
+    grid_for,
+    groups_of,
+    input_rows,
+    matrix_of,
+    output_rows,
+    places_of,
+    refusal,
+)
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath
 from cswap.methods.ranking import ranking_path
@@ -32,6 +42,7 @@ from cswap.tasks.base import Task, smooth
 from cswap.types import FloatArray
 
 _SWAPS = 8  # times that a group's elimination looks for local swaps
+_ENOUGH = 32  # rows a column of second moments: more places of the same images tell little
 _ROUNDS = 96  # of a group's elimination: a round takes the cheapest units out together
 
 
@@ -77,7 +88,7 @@ def obs_scores(
     for place, name in enumerate(called):
         module: Any = walk.net.get_submodule(name)
         reading = [(g, s) for g in units for s in g.consumers if s.module == name]
-        found_here = _inverse(walk, name, module, memory)
+        found_here = _inverse(walk, name, module, len(calibration), memory)
         if inverses is not None and found_here is not None:
             size = sum(i.inverse.numel() for i in (found_here[0], *inverses.values()))
             if 8 * size <= memory // 4:
@@ -136,16 +147,18 @@ def output_importance(
     return {n: v for n, v in found.items() if calls[n] == 1}
 
 
-def _inverse(walk: Walk, name: str, module: Any, memory: int) -> tuple[Inverse, torch.Tensor] | None:
+def _inverse(walk: Walk, name: str, module: Any, samples: int, memory: int) -> tuple[Inverse, torch.Tensor] | None:
     """Of the layer's inputs on the original network, with their damped moments; None where it is no plain matrix, or does
-    not fit the memory.
+    not fit the memory. Where the images have more than `_ENOUGH` rows a column, every n-th place counts.
     """
     columns = columns_of(module) if refusal(module) is None else 0
     if not columns or groups_of(module) > 1 or 4 * 8 * columns**2 > memory:
         return None
-    moments = Moments.empty(1, columns, 0)
-    for x in walk.inputs(name):
-        for rows in input_rows(module, x):
+    moments, step = Moments.empty(1, columns, 0), 0
+    for i, x in enumerate(walk.inputs(name)):
+        if not step:
+            step = grid_for(module, places_of(module, x) * samples, _ENOUGH * columns)
+        for rows in input_rows(module, x, Grid(step, 7 * i)):  # moved from chunk to chunk, so that all places count
             moments.add_rows(rows, rows.new_zeros((len(rows), 1, 0)))
     second = moments.centred()[0][0] / moments.rows
     inverse = Inverse(second, moments.mean()[0])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from cswap.causal.engine import Engine, refuse_near_chance
+from cswap.causal.engine import Engine, Scores, refuse_near_chance
 from cswap.causal.replay import engine_for
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import InputError, TargetError
@@ -131,15 +131,16 @@ def ranking_path(
 
 
 def remove_in_order(
-    engine: Engine, path: PruningPath, order: Sequence[Ranked], target: Target, options: Options, start: Start, sink: Sink
+    engine: Engine, path: PruningPath, order: Sequence[Ranked], target: Target, options: Options, start: Start, sink: Sink,
+    unpruned: Scores | None = None,
 ) -> PruningPath:  # fmt: skip
     """Remove units one after the other, each group keeping one, up to the target; `path` is extended and returned.
 
     Calibration quality is looked at now and then (with `max_drop`, after every unit). Decisions that `start` has are not
-    told to the sink again.
+    told to the sink again. unpruned: scores of the network before anything goes, where they are known.
     """
     units, calibration = engine.structure, engine.calibration
-    first = engine.scores()
+    first = engine.scores() if unpruned is None else unpruned
     refuse_near_chance(first, calibration, engine.task)
     watch = QualityWatch(first, calibration.targets, calibration.classes, units.units, sink)
     ledger, every = Ledger(units), 1 if options.max_drop is not None else max(1, units.units // _CHECKS)
