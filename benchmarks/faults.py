@@ -265,7 +265,8 @@ def trial(job: Job, kind: str, number: int, seed: int) -> dict[str, Any]:
             }
     else:
         return {**about, "outcome": "outran"}
-    said = Path(f"{out}.err").read_text(errors="replace")
+    told = Path(f"{out}.err")  # none where it was struck before it had opened one
+    said = told.read_text(errors="replace") if told.exists() else ""
     found = {**about, "status": status, "journal": (out / "path.jsonl").exists()}
     found["traceback"] = "Traceback" in said and not two  # the launcher prints its own
     found["said"] = said.strip().splitlines()[-1][:300] if said.strip() else ""

@@ -215,7 +215,7 @@ def test_bad_input_is_one_line_and_status_2(place, capsys):
         (["--target", "params=0.99"], ["out of reach"]),
         (["--data", str(root / "nowhere")], ["no such folder"]),
         (["--data", str(root)], ["there is no train/"]),
-        (["--data", "hf:x"], ["not supported"]),
+        (["--data", "hf:/nowhere/x"], ["hf:NAME_OR_DIR", "no such folder"]),
         (["--data", "torchvision:Nosuch@x"], ["torchvision dataset"]),
         (["--per-class", "11"], ["'blue'", "at least 11", "got 10"]),
         (["--per-class", "1"], ["at least 2"]),

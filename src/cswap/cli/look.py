@@ -12,14 +12,18 @@ from cswap.cli.options import (
     ArtifactDir,
     DeviceOption,
     Force,
+    ImageSize,
     JsonFlag,
     MaybeData,
     MaybeModel,
+    Mean,
     ModelArgs,
     ModelFlags,
     OriginalFlags,
     Quiet,
+    Std,
     Trust,
+    other_data,
     show_or_print,
     source_of,
 )
@@ -107,6 +111,9 @@ def export(
     format: Annotated[str, typer.Option("--format", help="onnx or pt2")],
     out: Annotated[Path | None, typer.Option("--out", help="the file to write (model.FORMAT in the artifact)")] = None,
     data: MaybeData = None,
+    image_size: ImageSize = None,
+    mean: Mean = None,
+    std: Std = None,
     model: MaybeModel = None,
     model_arg: ModelArgs = None,
     samples: Annotated[int, typer.Option("--samples", help="held-out inputs to check it on")] = 64,
@@ -118,7 +125,7 @@ def export(
     from cswap import pipeline
 
     told = pipeline.export(
-        folder, format, out, source=source_of(model, model_arg, None), data=data, trust=trust, force=force,
+        folder, format, out, source=source_of(model, model_arg, None), data=other_data(data, image_size, mean, std), trust=trust, force=force,
         samples=samples,
     )  # fmt: skip
     show_or_print(as_json, told, render.exported)
@@ -126,7 +133,7 @@ def export(
 
 def support(
     net: ModelFlags,
-    image_size: Annotated[int | None, typer.Option("--image-size", help="side of the square input")] = None,
+    image_size: ImageSize = None,
     channels: Annotated[int, typer.Option("--channels", help="channels of the input")] = 3,
     tokens: Annotated[int | None, typer.Option("--tokens", help="length of the input, for a model of tokens")] = None,
     as_json: JsonFlag = False,

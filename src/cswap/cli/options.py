@@ -17,7 +17,7 @@ from cswap.cli.console import STDOUT
 from cswap.data.models import ModelSpec, parse_arguments
 from cswap.errors import InputError
 from cswap.methods.options import Options
-from cswap.pipeline import DataChoice, Machine, Source, Wish
+from cswap.pipeline import DataChoice, Machine, OtherData, Source, Wish
 from cswap.tasks import TASKS
 
 ModelOption = Annotated[
@@ -41,6 +41,9 @@ DataOption = Annotated[
     ),
 ]
 MaybeData = Annotated[str | None, typer.Option("--data", help="other data than the artifact was made with")]
+ImageSize = Annotated[int | None, typer.Option("--image-size", help="side of the square input")]
+Mean = Annotated[str | None, typer.Option("--mean", help="by channel, separated by commas")]
+Std = Annotated[str | None, typer.Option("--std", help="by channel, separated by commas")]
 Out = Annotated[Path, typer.Option("--out", help="the artifact folder to write")]
 ArtifactDir = Annotated[Path, typer.Argument(help="an artifact folder")]
 TargetOption = Annotated[
@@ -104,6 +107,9 @@ class OriginalFlags:
     """An artifact's original network and its data, where the artifact's own word is not to be used."""
 
     data: MaybeData = None
+    image_size: ImageSize = None
+    mean: Mean = None
+    std: Std = None
     model: MaybeModel = None
     model_arg: ModelArgs = None
     weights: Weights = None
@@ -114,7 +120,7 @@ class OriginalFlags:
         """The same for the pipeline. Raises InputError."""
         return {
             "source": source_of(self.model, self.model_arg, self.weights), "weights": self.weights,
-            "data": None if self.data is None else resolved(self.data), "trust": self.trust,
+            "data": other_data(self.data, self.image_size, self.mean, self.std), "trust": self.trust,
         }  # fmt: skip
 
 
@@ -124,9 +130,9 @@ class DataFlags:
 
     data: DataOption
     per_class: Annotated[int, _flag("calibration samples a class", "--per-class")] = 128
-    image_size: Annotated[int | None, _flag("side of the square input", "--image-size")] = None
-    mean: Annotated[str | None, _flag("by channel, separated by commas", "--mean")] = None
-    std: Annotated[str | None, _flag("by channel, separated by commas", "--std")] = None
+    image_size: ImageSize = None
+    mean: Mean = None
+    std: Std = None
     labels: Annotated[Path | None, _flag("JSON {class: output}, or class names in output order", "--labels")] = None
     calibration_split: Annotated[str | None, _flag("folder to calibrate from (train)", "--calibration-split")] = None
     eval_split: Annotated[str | None, _flag("folder to measure quality on (test, else val)", "--eval-split")] = None
@@ -291,7 +297,16 @@ def resolved(data: str) -> str:
     file, colon, name = data.rpartition(":")
     if colon and file.endswith(".py"):
         return f"{Path(file).resolve()}:{name}"
+    if data.startswith("hf:"):
+        where, at, config = data.removeprefix("hf:").partition("@")
+        return f"hf:{Path(where).resolve()}{at}{config}" if where and Path(where).is_dir() else data
     return str(Path(data).resolve()) if Path(data).is_dir() else data
+
+
+def other_data(data: str | None, image_size: int | None, mean: str | None, std: str | None) -> OtherData | None:
+    """What a command says of an artifact's data; None where it says nothing."""
+    other = OtherData(None if data is None else resolved(data), image_size, mean, std)
+    return other if other.given else None
 
 
 def numbers(name: str, text: str) -> list[float]:

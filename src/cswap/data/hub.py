@@ -7,6 +7,7 @@ none and reads no pickle.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,16 @@ def _splits(text: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """No bars of the library: progress is shown once, by us."""
+    """No bars and tales of retries from the library: what counts is said once, by us."""
     shown = datasets.utils.logging.is_progress_bar_enabled()
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
     datasets.disable_progress_bars()
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        logger.setLevel(level)
         if shown:
             datasets.enable_progress_bars()
 

@@ -54,7 +54,9 @@ class ModelSpec:
 
     @property
     def absolute(self) -> str:
-        """The spec, a FILE.py by its whole path: what can be given again from any folder."""
+        """The spec, a FILE.py or folder by its whole path: what can be given again from any folder."""
+        if self.folder is not None:
+            return f"hf:{self.folder.resolve()}"
         return f"{Path(self.where).resolve()}:{self.name}" if self.kind == "file" else self.text
 
     @property

@@ -205,10 +205,10 @@ def open_data(
     odd = next((c for c in classes if c != c.encode("utf-8", "replace").decode()), None)
     if odd is not None:
         raise DataError(f"data {text!r}: expected class names in UTF-8, got {odd!a}; rename its folder")
-    counted = len(getattr(evaluation, "classes", classes))
-    if known is not None and (counted != len(classes) or other != classes):
+    held_out = len(getattr(evaluation, "classes", classes))
+    if known is not None and (held_out != len(classes) or other != classes):
         raise DataError(
-            f"data {text!r}: the two splits hold different classes, {_few(classes)} and {_few(getattr(evaluation, 'classes', other))}"
+            f"data {text!r}: the two splits hold different classes, {counted(classes)} and {counted(getattr(evaluation, 'classes', other))}"
         )
     shared = all(members_of(d, len(classes)) is not None for d in (train, evaluation))
     held = np.zeros(1, dtype=np.int64) if shared else labels_of(evaluation)
@@ -238,7 +238,8 @@ def _length(dataset: Any, what: str) -> int:
         raise DataError(f"{what} has no length ({type(error).__name__}: {one_line(error)})") from None
 
 
-def _few(names: Any, most: int = 6) -> str:
+def counted(names: Any, most: int = 6) -> str:
+    """How many there are, and the first of them."""
     return f"{len(names)} ({', '.join(str(n) for n in names[:most])}{', …' if len(names) > most else ''})"
 
 

@@ -2,7 +2,7 @@
 
 from cswap.pipeline.checks import check_fits, task_named
 from cswap.pipeline.finish import Finished, finish, verified_copy
-from cswap.pipeline.jobs import DataChoice, Machine, PruneJob, Source, Wish, state_hash
+from cswap.pipeline.jobs import DataChoice, Machine, OtherData, PruneJob, Source, Wish, state_hash
 from cswap.pipeline.later import apply, evaluate, export, reopened
 from cswap.pipeline.path import prune_path
 from cswap.pipeline.prune import prune
@@ -14,6 +14,7 @@ __all__ = [
     "DataChoice",
     "Finished",
     "Machine",
+    "OtherData",
     "PruneJob",
     "Source",
     "Watcher",

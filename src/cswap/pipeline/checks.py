@@ -11,7 +11,7 @@ from torch import nn
 from cswap.artifacts.folder import Artifact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.models import ModelSpec
-from cswap.data.sources import DataPair, in_memory
+from cswap.data.sources import DataPair, counted, in_memory
 from cswap.data.truth import kind_of, target_at
 from cswap.errors import DataError, InputError, pass_on_out_of_memory
 from cswap.evaluate.certificate import refuse_seen
@@ -84,6 +84,5 @@ def same_classes(pair: DataPair, artifact: Artifact) -> None:
     """Data given later must have the artifact's classes in its order. Raises DataError."""
     if pair.classes != artifact.path.classes:
         raise DataError(
-            f"data: expected the artifact's {len(artifact.path.classes)} classes ({', '.join(artifact.path.classes[:4])}, …), "
-            f"got {len(pair.classes)} ({', '.join(pair.classes[:4])}, …)"
+            f"data: expected the artifact's classes, {counted(artifact.path.classes)}, got {counted(pair.classes)}"
         )

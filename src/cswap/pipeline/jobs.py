@@ -85,6 +85,26 @@ class DataChoice:
 
 
 @dataclass(frozen=True)
+class OtherData:
+    """What takes the place of the data that an artifact records, and of how its images become tensors; None: as recorded."""
+
+    text: str | None = None
+    image_size: int | None = None
+    mean: str | None = None
+    std: str | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is said of it, by the names that `DataChoice` has."""
+        return {n: v for n, v in vars(self).items() if v is not None}
+
+    def over(self, recorded: DataChoice) -> DataChoice:
+        """The recorded choice with this in its place. How files become tensors is no matter for a factory's own tensors."""
+        of_files = dict.fromkeys(_OF_IMAGES) if self.text is not None and names_code(self.text) else {}
+        return DataChoice(**{**vars(recorded), **of_files, **self.given})
+
+
+@dataclass(frozen=True)
 class Machine:
     """Where it runs."""
 

@@ -25,7 +25,7 @@ from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
 from cswap.pipeline.checks import same_classes, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
-from cswap.pipeline.jobs import HERE, PLAIN, DataChoice, Machine, Source, Wish, state_hash
+from cswap.pipeline.jobs import HERE, PLAIN, DataChoice, Machine, OtherData, Source, Wish, state_hash
 from cswap.pipeline.watch import Clock, Watcher
 from cswap.tasks import Task
 from cswap.types import Target
@@ -61,13 +61,14 @@ def original_of(
     return model, found
 
 
-def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
-    """The data the artifact was made with, or `data` in its stead with the same format.
+def choice_of(artifact: Artifact, data: str | OtherData | None, trust: bool) -> DataChoice:
+    """The data the artifact was made with, or `data` in its stead; what that does not say is as recorded.
 
     A FILE.py that only the manifest names runs with `trust` alone. Raises InputError.
     """
-    if data is not None and "data" not in artifact.manifest:
-        return _saved_from_python(artifact, data)
+    other = data if isinstance(data, OtherData) else OtherData(data)
+    if other.text is not None and "data" not in artifact.manifest:
+        return _saved_from_python(artifact, other)
     try:
         recorded = dict(artifact.manifest["data"])
         for file in ("labels", "tokenizer"):
@@ -78,27 +79,25 @@ def choice_of(artifact: Artifact, data: str | None, trust: bool) -> DataChoice:
             raise InputError(f"the artifact's data: {wrong[0]} came as {recorded.get(wrong[0])!r:.60}")
     except (KeyError, TypeError, ValueError):
         raise InputError("the artifact does not say what data it was made with: it was saved from Python") from None
-    if data is not None:
-        return DataChoice(**{**vars(choice), "text": data})
-    if names_code(choice.text) and not trust:
+    if other.text is None and names_code(choice.text) and not trust:
         raise InputError(
             f"the artifact names {choice.text!r} as its data, code that would run: pass --data, or --trust it"
         )
-    return choice
+    return other.over(choice)
 
 
-def _saved_from_python(artifact: Artifact, data: str) -> DataChoice:
+def _saved_from_python(artifact: Artifact, data: OtherData) -> DataChoice:
     """Data for an artifact that records none: images of the size the network was analysed at, the rest as its library has it."""
     shape = artifact.structure.input_shape
-    images = len(shape) == 3 and shape[1] == shape[2] and not names_code(data)
-    if images:
+    images = len(shape) == 3 and shape[1] == shape[2] and not names_code(str(data.text))
+    if images and (data.mean is None or data.std is None):
         warnings.warn(
-            f"the artifact was saved from Python and does not say how its images were made: read at {shape[1]} px, with the mean and std "
-            "of the model's library",
+            f"the artifact was saved from Python and does not say how its images were made: read at {data.image_size or shape[1]} px, with the mean "
+            "and std of the model's library (--mean, --std)",
             CswapWarning,
             stacklevel=2,
         )
-    return DataChoice(data, image_size=shape[1] if images else None)
+    return data.over(DataChoice(str(data.text), image_size=shape[1] if images else None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +132,7 @@ class Reopened:
 
 
 def reopened(
-    artifact: Artifact, source: Source | None, data: str | None, trust: bool, weights: Path | None = None
+    artifact: Artifact, source: Source | None, data: str | OtherData | None, trust: bool, weights: Path | None = None
 ) -> Reopened:
     """The original network and the data, each as recorded or as given. Raises InputError, ArtifactError, ModelError, DataError."""
     model, found = original_of(artifact, source, trust, weights)
@@ -144,7 +143,7 @@ def reopened(
 
 
 def apply(
-    folder: Path, target: Target, out: Path, *, source: Source | None = None, weights: Path | None = None, data: str | None = None, trust: bool = False,
+    folder: Path, target: Target, out: Path, *, source: Source | None = None, weights: Path | None = None, data: str | OtherData | None = None, trust: bool = False,
     force: bool = False, machine: Machine = HERE, watcher: Watcher | None = None, wish: Wish = PLAIN,
 ) -> dict[str, Any]:  # fmt: skip
     """Another target from a stored path, without new analysis; returns the summary."""
@@ -177,7 +176,7 @@ def apply(
 
 
 def evaluate(
-    folder: Path, *, source: Source | None = None, weights: Path | None = None, data: str | None = None, trust: bool = False,
+    folder: Path, *, source: Source | None = None, weights: Path | None = None, data: str | OtherData | None = None, trust: bool = False,
     machine: Machine = HERE, watcher: Watcher | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Quality and cost of original and pruned, side by side."""
@@ -203,7 +202,7 @@ def evaluate(
 
 
 def export(
-    folder: Path, format: str, out: Path | None = None, *, source: Source | None = None, data: str | None = None,
+    folder: Path, format: str, out: Path | None = None, *, source: Source | None = None, data: str | OtherData | None = None,
     trust: bool = False, force: bool = False, samples: int = 64,
 ) -> dict[str, Any]:  # fmt: skip
     """Write an artifact's network as ONNX or .pt2 (by default into it), checked on held-out inputs; returns what was written."""

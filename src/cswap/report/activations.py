@@ -19,7 +19,7 @@ from cswap.data.boxes import is_boxes
 from cswap.data.calibration import CalibrationSet
 from cswap.data.sources import ImageFormat
 from cswap.errors import InputError
-from cswap.pipeline import Source, reopened
+from cswap.pipeline import OtherData, Source, reopened
 from cswap.structure.groups import Group, Structure
 from cswap.structure.layers import channel_dim
 from cswap.structure.surgery import prepared_copy
@@ -167,7 +167,7 @@ class Gallery:
 
 def gallery(
     artifact: Artifact, *, most: int = 6, groups: Iterable[str] | None = None, source: Source | None = None,
-    weights: Path | None = None, data: str | None = None, trust: bool = False,
+    weights: Path | None = None, data: str | OtherData | None = None, trust: bool = False,
 ) -> Gallery:  # fmt: skip
     """The most active calibration samples of an artifact's ORIGINAL network, drawn as the analysis drew them. Raises InputError."""
     again = reopened(artifact, source, data, trust, weights)
