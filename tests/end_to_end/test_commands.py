@@ -456,7 +456,7 @@ def test_data_with_other_classes_is_refused(place, capsys):
     for split in ("train", "test"):
         shutil.copytree(place.data / split, other / split)
         (other / split / "blue").rename(other / split / "yellow")
-    _refused(capsys, ["eval", str(place.root / "out"), "--data", str(other), "--trust"], "the artifact's 3 classes")
+    _refused(capsys, ["eval", str(place.root / "out"), "--data", str(other), "--trust"], "the artifact's classes, 3 (")
     shutil.rmtree(other / "test" / "yellow")
     order = place.root / "order.txt"
     order.write_text("green\nred\nyellow\n")
