@@ -11,7 +11,9 @@ Writes benchmarks/results/joint_cost.json.
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,25 +79,41 @@ def widths(seed: int) -> list[dict[str, Any]]:
 
 
 def run() -> None:
-    """Measure and write."""
+    """Measure what is not measured yet, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
     parser.add_argument("--per-class", type=int, default=128)
     parser.add_argument("--units", type=int, default=12, help="units that brute force is timed on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "runs" / "joint_cost", help="where an interrupted run goes on"
+    )
     given = parser.parse_args()
     c = case("resnet18", unpacked("cifar10", given.cifar, ROOT / "runs"), given.per_class, given.seed)
     structure = cswap.discover(c.model, c.calibration.inputs(0, 2))
-    by_unit = brute(c, structure, given.units, np.random.default_rng(given.seed))
-    print(f"brute force: {by_unit['seconds']:.0f} s projected", flush=True)
-    one = joint(c.model, c.calibration, ONE, "params=0.5")
-    print(f"one target: {one['seconds']} s, {by_unit['seconds'] / one['seconds']:.0f}×", flush=True)
-    ten = joint(c.model, c.calibration, TEN, f"params={max(TARGETS)}")
-    print(f"ten targets: {ten['seconds']} s, {by_unit['seconds'] / ten['seconds']:.0f}×", flush=True)
+    parts: dict[str, Callable[[], Any]] = {
+        "brute": lambda: brute(c, structure, given.units, np.random.default_rng(given.seed)),
+        "one": lambda: joint(c.model, c.calibration, ONE, "params=0.5"),
+        "ten": lambda: joint(c.model, c.calibration, TEN, f"params={max(TARGETS)}"),
+        "widths": lambda: widths(given.seed),
+    }
+    of = {"commit": machine()["commit"], "per_class": given.per_class, "seed": given.seed, "units": given.units}
+    given.work.mkdir(parents=True, exist_ok=True)
+    state = given.work / "parts.json"
+    found = json.loads(state.read_text()) if state.exists() else {}
+    if found.get("of") != of:
+        found = {"of": of}
+    for name, measure in parts.items():
+        if name not in found:
+            found[name] = measure()
+            state.write_text(json.dumps(found))
+        print(name, str(found[name])[:300], flush=True)
+    for name in ("one", "ten"):
+        print(f"{name}: {found['brute']['seconds'] / found[name]['seconds']:.0f} times", flush=True)
     write_result("joint_cost", {
         "command": f"python benchmarks/joint_cost.py --per-class {given.per_class} --seed {given.seed}", **machine(),
         "seed": given.seed, "network": "resnet18", "units": structure.units, "per_class": given.per_class,
-        "brute": by_unit, "one": one, "ten": ten, "targets": list(TARGETS), "widths": widths(given.seed),
+        **{n: found[n] for n in parts}, "targets": list(TARGETS),
     })  # fmt: skip
 
 

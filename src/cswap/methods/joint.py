@@ -33,6 +33,8 @@ from cswap.types import FloatArray, IntArray, Target
 
 FEWEST = 8
 """Samples of a class that a first look needs."""
+GRADED = 32
+"""Samples of a class that the surrogate's gradients are taken from, where there are more: it only orders."""
 SURE = 1e-3
 """Error rate at which the first look, alone, says that a class loses more than the largest margin."""
 
@@ -101,8 +103,9 @@ def _orders(
     Where `obs` cannot tell (what reads them is no plain layer), the mean square of the first-order effect.
     """
     scores = obs_scores(
-        model, units, calibration, task, swaps=options.swaps, device=device, memory=memory, inverses=kept
-    )
+        model, units, calibration, task, swaps=options.swaps, device=device, memory=memory, inverses=kept,
+        graded=_first_of_each(calibration.targets, GRADED),
+    )  # fmt: skip
     unknown = [g for g in units if g.name not in scores]
     if unknown:
         engine = PlainEngine(model, units, calibration, task, device=device, memory=memory)
@@ -113,6 +116,12 @@ def _orders(
         order = np.argsort(score, kind="stable")
         found[name] = (order, score[order])
     return found
+
+
+def _first_of_each(classes: IntArray, most: int) -> IntArray:
+    """Numbers of the first `most` samples of every class, ascending."""
+    own = [np.flatnonzero(classes == k)[:most] for k in np.unique(classes)]
+    return np.sort(np.concatenate(own))
 
 
 @dataclass(frozen=True, eq=False)

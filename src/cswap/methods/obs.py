@@ -39,7 +39,7 @@ from cswap.structure.calls import call_counts
 from cswap.structure.groups import Slot, Structure
 from cswap.structure.surgery import prepared_copy
 from cswap.tasks.base import Task, smooth
-from cswap.types import FloatArray
+from cswap.types import FloatArray, IntArray
 
 _SWAPS = 8  # times that a group's elimination looks for local swaps
 _ENOUGH = 32  # rows a column of second moments: more places of the same images tell little
@@ -67,7 +67,7 @@ def obs(
 
 def obs_scores(
     model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, *, swaps: bool = False, device: str = "cpu",
-    memory: int = 4 << 30, inverses: dict[str, Inverse] | None = None,
+    memory: int = 4 << 30, inverses: dict[str, Inverse] | None = None, graded: IntArray | None = None,
 ) -> dict[str, FloatArray]:  # fmt: skip
     """By group (size,): what a unit's removal adds to E[(Δσ)²], at the moment when it is the cheapest that is left.
 
@@ -75,11 +75,11 @@ def obs_scores(
     v_o · [W_pᵀ (H⁻¹_pp)⁻¹ W_p]_oo, H the damped second moments of the consumer's inputs on the original network, p the
     columns that read the unit, and v_o = Σ over places of E[(∂σ/∂y_o)²]; W and H⁻¹ are updated after each round. A score is
     never below one before it, so that the ranking keeps the order. `swaps`: after each eighth of the group, see `_swapped`.
-    `inverses` takes them as they were before anything went, as far as a quarter of the memory holds them. Source: ours, from
+    `graded`: the samples that v is taken from (all). `inverses` takes them as they were before anything went, as far as a quarter of the memory holds them. Source: ours, from
     Hassibi and Stork (1993) and Kurtic et al. (2022, arXiv 2203.07259). Groups with a reader that is no plain layer called once, or whose moments do not fit the
     memory, are not among them.
     """
-    importance = output_importance(model, units, calibration, task, device=device, memory=memory)
+    importance = output_importance(model, units, calibration, task, graded, device=device, memory=memory)
     chunks = Chunks(calibration, [np.arange(len(calibration))], device)
     walk = Walk(prepared_copy(model, units), chunks, memory, device)
     called = [n for n in call_counts(walk.net, calibration.inputs(0, 2).to(device))[0] if n in importance]
@@ -107,16 +107,18 @@ def obs_scores(
 
 
 def output_importance(
-    model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, *, device: str = "cpu", memory: int = 4 << 30
+    model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, graded: IntArray | None = None, *,
+    device: str = "cpu", memory: int = 4 << 30,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """v of every consumer called once: Σ over places of E[(∂σ/∂y_o)²] over samples, (outputs,) float64.
+    """v of every consumer called once: Σ over places of E[(∂σ/∂y_o)²] over the samples `graded` (all), (outputs,) float64.
 
     Raises InputError when σ has no gradient.
     """
     engine = PlainEngine(model, units, calibration, task, device=device, memory=memory)
     found: dict[str, torch.Tensor] = {}
     calls: dict[str, int] = {}
-    for _, inputs, targets in batches(engine, np.arange(len(calibration)), passes=2):
+    numbers = np.arange(len(calibration)) if graded is None else graded
+    for _, inputs, targets in batches(engine, numbers, passes=2):
         given: list[tuple[str, torch.Tensor]] = []
         calls.clear()
 
@@ -143,7 +145,7 @@ def output_importance(
         for name, out in given:
             if out.grad is not None:
                 squares = output_rows(engine.net.get_submodule(name), out.grad.double().square()).sum((0, 1)).cpu()
-                found[name] = found.get(name, torch.zeros(())) + squares / len(calibration)
+                found[name] = found.get(name, torch.zeros(())) + squares / len(numbers)
     return {n: v for n, v in found.items() if calls[n] == 1}
 
 
