@@ -86,3 +86,13 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     results = [o for c in done.cells if c.cell_type == "code" for o in c.outputs]
     assert not [o for o in results if o.output_type == "error"]
     assert any("image/png" in o.get("data", {}) for o in results)
+
+
+def test_the_command_starts_without_what_only_some_runs_need():
+    """Torch-Pruning brings timm and torchvision, SciPy's statistics a second: a command that needs none waits for none."""
+    show = "import sys, cswap.cli.app; print(*sorted(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
+    loaded = set(ran.stdout.split())
+    assert {"torch", "cswap.pipeline.prune"} <= loaded
+    heavy = {"torch_pruning", "torchvision", "timm", "scipy.stats", "transformers", "datasets", "plotly", "pandas"}
+    assert not heavy & loaded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as scipy_stats
+from scipy import special
 
 from cswap.types import FloatArray, IntArray
 
@@ -93,7 +93,7 @@ def upper_mean(moments: Moments, alpha: float) -> FloatArray:
     """One-sided t bound of the mean at confidence 1 − alpha, from above; +inf for fewer than two samples."""
     safe = np.maximum(moments.count, 2)
     spread = np.sqrt(moments.m2 / (safe - 1) / safe)
-    return np.where(moments.count < 2, np.inf, moments.mean + scipy_stats.t.ppf(1 - alpha, safe - 1) * spread)
+    return np.where(moments.count < 2, np.inf, moments.mean + special.stdtrit(safe - 1, 1 - alpha) * spread)
 
 
 def paired_t(moments: Moments) -> tuple[FloatArray, FloatArray]:
@@ -108,5 +108,5 @@ def paired_t(moments: Moments) -> tuple[FloatArray, FloatArray]:
     error = np.sqrt(np.where(flat, 1.0, moments.m2) / (safe - 1) / safe)
     t = np.where(flat, np.copysign(np.inf, moments.mean), moments.mean / error)
     t = np.where((moments.mean == 0) | (n < 2), 0.0, t)
-    p = np.where(np.isinf(t), 0.0, 2.0 * scipy_stats.t.sf(np.abs(t), safe - 1))
+    p = np.where(np.isinf(t), 0.0, 2.0 * special.stdtr(safe - 1, -np.abs(t)))
     return t, np.where(n < 2, 1.0, p)

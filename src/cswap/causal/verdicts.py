@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as scipy_stats
 
 from cswap.causal.stats import EffectStats, Moments, paired_t
 from cswap.errors import InputError
@@ -56,6 +55,8 @@ def corrected(p: FloatArray, correction: str) -> FloatArray:
     if correction == "holm":
         return holm(p)
     if correction == "bh":
+        from scipy import stats as scipy_stats  # here: it takes a second to import
+
         return np.asarray(scipy_stats.false_discovery_control(p, axis=-1, method="bh"))
     return p
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from scipy import stats
-
 from cswap.types import BoolArray
 
 
@@ -12,6 +10,8 @@ def mcnemar(first: BoolArray, second: BoolArray) -> float:
 
     Exact, on the samples where they differ (McNemar, 1947): under no difference each is as often right alone.
     """
+    from scipy import stats  # here: it takes a second to import
+
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     if not only_first + only_second:
         return 1.0

@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch_pruning as tp
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
-from torch_pruning.dependency import index_mapping
 
 from cswap.errors import pass_on_out_of_memory
 from cswap.structure.detectors import forward_of
@@ -24,16 +22,15 @@ from cswap.structure.joined import Dimension
 from cswap.structure.layers import is_grouped, rule_of
 from cswap.types import IntArray
 
-_OPS = tp.ops.OPTYPE
 _REFUSED = {
-    _OPS.LN: "a LayerNorm mixes these channels, so a zero is not a removal",
-    _OPS.GN: "a GroupNorm mixes these channels, so a zero is not a removal",
-    _OPS.MHA: "nn.MultiheadAttention ties this width to all its heads",
-    _OPS.LSTM: "an LSTM ties this width to its gates and its recurrence",
-    _OPS.PARAMETER: "a parameter outside any known layer acts on these channels",
-    _OPS.OUTPUT: "these channels are the model's output",
+    "LN": "a LayerNorm mixes these channels, so a zero is not a removal",
+    "GN": "a GroupNorm mixes these channels, so a zero is not a removal",
+    "MHA": "nn.MultiheadAttention ties this width to all its heads",
+    "LSTM": "an LSTM ties this width to its gates and its recurrence",
+    "PARAMETER": "a parameter outside any known layer acts on these channels",
+    "OUTPUT": "these channels are the model's output",
 }
-_MAPPED = (_OPS.CONCAT, _OPS.SPLIT, _OPS.RESHAPE, _OPS.UNBIND, _OPS.EXPAND, _OPS.SLICE)
+_MAPPED = ("CONCAT", "SPLIT", "RESHAPE", "UNBIND", "EXPAND", "SLICE")
 LIBRARY = "the dependency library"
 ROOTS = (_ConvNd, nn.Linear, nn.Embedding)
 
@@ -48,7 +45,9 @@ def traced(model: nn.Module, inputs: torch.Tensor) -> Any:
     Where it fails on how channels lie beyond one operation (it counts the parts of a split by who reads them, say), only what
     goes through that operation is lost.
     """
-    graph = tp.DependencyGraph()
+    from torch_pruning import DependencyGraph  # here: it brings timm and half of torchvision
+
+    graph = DependencyGraph()
     with warnings.catch_warnings(), torch.enable_grad(), _glu_in_parts():
         warnings.simplefilter("ignore")
         try:
@@ -82,12 +81,15 @@ def _glu_in_parts() -> Iterator[None]:
 
 def _mapped(graph: Any) -> Any:
     """The graph with index mappings made operation by operation; nothing goes through those that the library fails on."""
-    updates = {kind: getattr(index_mapping, f"update_{kind.name.lower()}_index_mapping") for kind in _MAPPED}
+    from torch_pruning.dependency import index_mapping
+    from torch_pruning.ops import OPTYPE
+
+    updates = {kind: getattr(index_mapping, f"update_{kind.lower()}_index_mapping") for kind in _MAPPED}
     for node in graph.module2node.values():
-        if node.type not in updates:
+        if node.type.name not in updates:
             continue
         try:
-            updates[node.type](graph, node)
+            updates[node.type.name](graph, node)
         except Exception as error:  # noqa: BLE001 — as above
             pass_on_out_of_memory(error)
             closed = _Closed(f"no way through a {node.type.name.lower()}: {type(error).__name__}: {str(error)[:100]}")
@@ -95,7 +97,7 @@ def _mapped(graph: Any) -> Any:
                 for dep in at.dependencies:
                     if at is node or dep.target is node:
                         dep.index_mapping = [closed, None]
-            node.type = _OPS.ELEMENTWISE  # every later walk makes the mappings of other kinds again
+            node.type = OPTYPE.ELEMENTWISE  # every later walk makes the mappings of other kinds again
     return graph
 
 
@@ -226,8 +228,8 @@ def _slots(raw: Any, names: dict[nn.Module, str], shared: dict[str, str], size: 
     slots: dict[tuple[str, str], Slot] = {}
     for item in raw:
         node = item.dep.target
-        if node.type in _REFUSED:
-            raise Refused(_REFUSED[node.type])
+        if node.type.name in _REFUSED:
+            raise Refused(_REFUSED[node.type.name])
         module = node.module
         if isinstance(module, Whole):
             raise Refused("attention reads or writes this width as a whole")
@@ -275,7 +277,7 @@ def _gated_part(raw: Any, slots: list[Slot]) -> int:
 
     The dependency library follows one part only, so no reader owns the others: they are one unit with it.
     """
-    splits = [item.dep.target.module for item in raw if item.dep.target.type == _OPS.SPLIT]
+    splits = [item.dep.target.module for item in raw if item.dep.target.type.name == "SPLIT"]
     widths = {int(w) for s in splits for w in np.diff(s.offsets or [0])}
     read = [s.owner for s in slots if s.role == "consumer"]
     if len(widths) != 1 or not read:
