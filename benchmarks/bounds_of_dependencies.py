@@ -5,7 +5,7 @@
 Each end is a virtual environment of its own, made of this Python with the site packages of this environment under it (pytest
 and the like); what is always installed and what the extras bring is installed by pip, at its lower bound (name==bound) or at
 its newest. torch's lower bound has no wheel for every Python: what --keep-installed names stays as it is here. What was
-installed and how the tests ended goes to benchmarks/results/dependency_bounds.json.
+installed and how the tests ended goes to benchmarks/results/dependency_bounds.json, an end that is not run staying as it is.
 """
 
 from __future__ import annotations
@@ -79,10 +79,13 @@ def main() -> None:
     kept = {n for n in asked.keep_installed.split(",") if n}
     told = f" --only {asked.only}" if asked.only else ""
     told += f" --keep-installed {asked.keep_installed}" if kept else ""
-    ends = {}
+    known = ROOT / "benchmarks" / "results" / "dependency_bounds.json"
+    before = json.loads(known.read_text(encoding="utf-8")) if asked.only and known.exists() else {"ends": {}}
+    ends = {end: {"commit": before["commit"], **x} for end, x in before["ends"].items()}
     for end in [asked.only] if asked.only else ["lower", "upper"]:
         with tempfile.TemporaryDirectory() as scratch:
             ends[end] = one_end(end, kept, asked.tests, (asked.work or Path(scratch)) / end)
+        ends[end]["commit"] = machine()["commit"]  # the other end's may be another
         print(json.dumps({end: ends[end]}, indent=1), flush=True)
     write_result(
         "dependency_bounds",

@@ -123,12 +123,13 @@ def _ends(data: dict[str, Any]) -> list[str]:
     rows = []
     for end, found in data["ends"].items():
         told = ", ".join(f"{n} {v}" for n, v in found.get("versions", {}).items())
-        rows.append([end, told or found.get("why", ""), found.get("summary", "not installed")])
+        commit = found.get("commit", data["commit"])[:12]
+        rows.append([end, f"`{commit}`", told or found.get("why", ""), found.get("summary", "not installed")])
     kept = ", ".join(data["kept_as_installed"]) or "nothing"
     return [
         "## Dependencies at both ends of their bounds", "", origin(data), "",
         f"Tests: {', '.join(f'`{t}`' for t in data['tests'])}. Left as installed: {kept}.", "",
-        *table(["end", "versions", "tests"], rows),
+        *table(["end", "commit", "versions", "tests"], rows),
     ]  # fmt: skip
 
 
