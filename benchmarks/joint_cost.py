@@ -1,11 +1,11 @@
 """What joint testing costs beside brute-force testing of every unit, and how the number of interventions grows with width.
 
-    python benchmarks/joint_cost.py [--cifar DIR] [--per-class 128] [--seed 0]
+    python benchmarks/joint_cost.py [--cifar DIR] [--per-class 128] [--seed 0] [--parts brute,one,ten,widths]
 
 ResNet-18 / CIFAR-10 (JPEG): brute force (copy, cut one unit, run the whole network on every calibration image) is timed on a few
 units drawn by the seed and projected to all; `joint` is timed whole, for one target (one margin) and for a sweep of ten
 (ten margins, ten targets of one path). Width: a perceptron trained on scikit-learn's digits, hidden layer of 64 to 8,192.
-Writes benchmarks/results/joint_cost.json.
+Each part is kept with its commit, and not measured again. Writes benchmarks/results/joint_cost.json.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def run() -> None:
     parser.add_argument(
         "--work", type=Path, default=ROOT / "runs" / "joint_cost", help="where an interrupted run goes on"
     )
+    parser.add_argument("--parts", default="brute,one,ten,widths")
     given = parser.parse_args()
     c = case("resnet18", unpacked("cifar10", given.cifar, ROOT / "runs"), given.per_class, given.seed)
     structure = cswap.discover(c.model, c.calibration.inputs(0, 2))
@@ -97,23 +98,22 @@ def run() -> None:
         "ten": lambda: joint(c.model, c.calibration, TEN, f"params={max(TARGETS)}"),
         "widths": lambda: widths(given.seed),
     }
-    of = {"commit": machine()["commit"], "per_class": given.per_class, "seed": given.seed, "units": given.units}
+    of = {"per_class": given.per_class, "seed": given.seed, "units": given.units}
     given.work.mkdir(parents=True, exist_ok=True)
     state = given.work / "parts.json"
     found = json.loads(state.read_text()) if state.exists() else {}
     if found.get("of") != of:
         found = {"of": of}
-    for name, measure in parts.items():
+    for name in given.parts.split(","):
         if name not in found:
-            found[name] = measure()
+            found[name] = {"commit": machine()["commit"], "found": parts[name]()}
             state.write_text(json.dumps(found))
         print(name, str(found[name])[:300], flush=True)
-    for name in ("one", "ten"):
-        print(f"{name}: {found['brute']['seconds'] / found[name]['seconds']:.0f} times", flush=True)
+    done = {name: found[name]["found"] for name in parts if name in found}
     write_result("joint_cost", {
         "command": f"python benchmarks/joint_cost.py --per-class {given.per_class} --seed {given.seed}", **machine(),
         "seed": given.seed, "network": "resnet18", "units": structure.units, "per_class": given.per_class,
-        **{n: found[n] for n in parts}, "targets": list(TARGETS),
+        **done, "targets": list(TARGETS), "commits": {n: found[n]["commit"] for n in done},
     })  # fmt: skip
 
 

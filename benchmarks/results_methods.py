@@ -215,19 +215,22 @@ def joint_cost(data: dict[str, Any]) -> list[str]:
     brute = data["brute"]["seconds"]
     rows = [["brute force, every unit", hours(brute), "1×", f"{data['units']:,}"]]
     for said, key in (("joint, one target", "one"), (f"joint, a sweep of {len(data['targets'])}", "ten")):
+        if key not in data:
+            continue
         run = data[key]
         rows.append(
             [said, f"{run['seconds']:.0f} s", f"{brute / run['seconds']:.0f}×", f"{sum(run['interventions'].values())}"]
         )
     widths = [
-        [f"{w['width']:,}", str(w["one"]["interventions"]), str(w["ten"]["interventions"])] for w in data["widths"]
+        [f"{w['width']:,}", str(w["one"]["interventions"]), str(w["ten"]["interventions"])]
+        for w in data.get("widths", ())
     ]
+    by_width = ["A perceptron on the digits by the width of its hidden layer:", ""]
     return [
         "## What joint testing costs: ResNet-18, and by width", "", origin(data),
         f"{data['per_class']} images a class; brute force projected from {data['brute']['units_timed']} units.", "",
         *table(["analysis", "time", "against brute force", "interventions"], rows),
-        "A perceptron on the digits by the width of its hidden layer:", "",
-        *table(["width", "joint cuts, one margin", "ten margins"], widths),
+        *([*by_width, *table(["width", "joint cuts, one margin", "ten margins"], widths)] if widths else []),
     ]  # fmt: skip
 
 

@@ -102,11 +102,13 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         datasets.DatasetDict({"train": part}).save_to_disk(str(tmp_path / name))
     datasets.DatasetDict({"train": pairs, "test": pairs}).save_to_disk(str(tmp_path / "tested"))
     images().save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": images(), "test": images(("dog", "cat"))}).save_to_disk(str(tmp_path / "turned"))
     for name, said in (
         ("tested", "expected images, or one column of text .*, got text columns premise, hypothesis"),
         ("two", "expected one column of class labels .*, got fine, coarse"),
         ("alone", "expected a labelled split test or validation .*, it has train"),
         ("one", "expected a dataset with splits"),
+        ("turned", r"different classes, 2 \(cat, dog\) and 2 \(dog, cat\)"),
         ("empty", "the folder is empty"),
         ("code", "hf:.*code"),
         ("nowhere", "no such folder"),

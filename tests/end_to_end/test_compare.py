@@ -91,9 +91,14 @@ def test_it_goes_on_and_refuses_another_comparison(place, capsys):
         p["quality"] for p in first["methods"]["magnitude"]["by_seed"]["0"]["points"]
     ]
     assert "random" in again["methods"]
+    added = ["--methods", "magnitude", "--resume", *few, "--seeds", "1,0"]  # the first seed is another
+    assert main(_arguments(place, *added)) == 0
+    both = json.loads((place.root / "c" / "compare.json").read_text())["methods"]["magnitude"]["by_seed"]
+    assert list(both) == ["1", "0"]
+    assert both["0"] == again["methods"]["magnitude"]["by_seed"]["0"]
     for more, words in (
         (["--methods", "cswap", *few], "--resume goes on"),
-        (["--methods", "cswap", "--resume", "--alpha", "0.1", *few], "resume: options was"),
+        (["--methods", "cswap", "--resume", "--alpha", "0.1", *few], "resume: alpha was 0.05 and is 0.1 now"),
         (["--methods", "cswap,nosuch", *few], "nosuch"),
         (["--methods", "magnitude:wide", *few], "NAME:layer"),
         (["--methods", "cswap", "--ratios", "0,2"], "fractions"),

@@ -60,6 +60,7 @@ class ReplayEngine(Engine):
         self.plain = PlainEngine(model, *args, **settings)
         self.removed: dict[str, set[int]] = {}
         self._planned: Plan | None = None
+        self._before: Plan | None = None  # the one entered before it, while the next is made
         self._drawn: Graph | None = None  # of the network as it stands: groups entered one after the other share it
         self._whole: nn.Module | None = None
         self._refused: set[str] = set()
@@ -106,21 +107,24 @@ class ReplayEngine(Engine):
 
     def enter(self, group: Group) -> None:
         before, self._planned = self._planned, None
+        self._before = before if before is not None and before.graph is self._drawn else None
+        del before  # what it keeps goes as soon as it is of no use
         if group.name in self._refused:
             return
         plan, reason = None, "another process cannot replay it"
         try:
             with exact(self.device, self.amp):
-                plan = self._make(group, before)
+                plan = self._make(group)
         except (NotTraceable, InputError) as error:  # InputError: a sample of its frontier is over the memory budget
             reason = str(error)
+        self._before = None
         if not distributed.all_agree(plan is not None):
             self._refused.add(group.name)
             self.notes.append(f"group {group.name} by full forward passes: {reason}")
             return
         self._planned = plan
 
-    def _make(self, group: Group, before: Plan | None = None) -> Plan:
+    def _make(self, group: Group) -> Plan:
         graph = self._drawn = self._drawn or self._graph()
         kept = kept_indices(self.structure, self._gone(taken_out=True))
         gone = self.removed.get(group.name, set())
@@ -141,7 +145,7 @@ class ReplayEngine(Engine):
         plan = plan_of(group, graph, consumers, changed)
         self._rows_of(plan)  # refuses what the budget does not hold
         self._verify(plan)
-        self._fill(plan, before)
+        self._fill(plan)
         return plan
 
     def _positions(self, slot: Slot, kept: Any, gone: set[int]) -> dict[int, IntArray]:
@@ -163,11 +167,11 @@ class ReplayEngine(Engine):
             plan.graph.run(plan.prefix, env, last_use=plan.prefix_last)
         return {n: env[n] for n in plan.frontier}
 
-    def _fill(self, plan: Plan, before: Plan | None = None) -> None:
+    def _fill(self, plan: Plan) -> None:
         """Keep the frontier of as many samples as half the memory holds; the others' is made again every time.
 
-        before: the plan entered last. Where nothing was removed since, its frontier is of the same network: what it keeps of
-        all samples need not be run again, as long as both fit that half.
+        Where nothing was removed since the plan before it was entered, that one's frontier is of the same network: what it
+        keeps of all samples need not be run again, as long as both fit that half.
         """
         graph, m = plan.graph, len(self.local)
         a_row = max(1, sum(graph.row_bytes.get(n, 0) for n in plan.frontier if graph.scales[n]))
@@ -175,7 +179,9 @@ class ReplayEngine(Engine):
         size = self._rows_for(max(1, largest), live + a_row)
         sliced = all(graph.scales[n] is False or (graph.scales[n] and n in graph.row_shape) for n in plan.frontier)
         keep = min(m, (self.memory // 2) // a_row) if sliced else 0
-        held = self._still_held(before, graph, self.memory // 2 - keep * a_row) if before is not None else None
+        if self._before is not None and not _all_held(self._before, m, self.memory // 2 - keep * a_row):
+            self._before = None
+        held = self._before
         nodes, last = plan.leading_from({} if held is None else held.cached)
         for start in range(0, keep, size):
             stop = min(start + size, keep)
@@ -196,11 +202,6 @@ class ReplayEngine(Engine):
                 share = whole.shape[0] // keep
                 whole[start * share : stop * share] = value
         plan.cached_rows = keep
-
-    def _still_held(self, before: Plan, graph: Graph, room: int) -> Plan | None:
-        """The plan, where its frontier is of this graph, of all samples, and fits the room."""
-        taken = sum(v.numel() * v.element_size() for v in before.cached.values() if isinstance(v, torch.Tensor))
-        return before if before.graph is graph and before.cached_rows == len(self.local) and taken <= room else None
 
     def _frontier(self, plan: Plan, start: int, stop: int) -> Env:
         if stop > plan.cached_rows:
@@ -383,6 +384,12 @@ class ReplayEngine(Engine):
                 allowed = min(tolerance * scale, max(moved / 100, 10 * rounding, tolerance * scale / 100))
                 if not off <= (tolerance * scale if self.amp else allowed):
                     raise NotTraceable(f"replayed and plain outputs differ by {off:.2g} ({allowed:.2g} allowed)")
+
+
+def _all_held(plan: Plan, rows: int, room: int) -> bool:
+    """Whether the plan keeps the frontier of all samples, in at most that many bytes."""
+    taken = sum(v.numel() * v.element_size() for v in plan.cached.values() if isinstance(v, torch.Tensor))
+    return plan.cached_rows == rows and taken <= room
 
 
 def _split(tensors: list[torch.Tensor], parts: int) -> list[list[torch.Tensor]]:

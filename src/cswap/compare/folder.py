@@ -38,8 +38,16 @@ def claim(job: CompareJob, fingerprint: dict[str, Any]) -> None:
         old = read_json(out / RUN)
         for key, value in fingerprint.items():
             if old.get(key) != value:
-                was, now = (json.dumps(v)[:80] for v in (old.get(key), value))
-                raise InputError(f"resume: {key} was {was} and is {now} now; nothing was changed")
+                what, was, now = _first_difference(key, old.get(key), value)
+                raise InputError(f"resume: {what} was {was} and is {now} now; nothing was changed")
+
+
+def _first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str]:
+    """What differs, the first of it where it is a table, as it was and as it is."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        key = next(k for k in (*now, *was) if was.get(k) != now.get(k))
+        return _first_difference(key.replace("_", "-"), was.get(key), now.get(key))
+    return name, json.dumps(was)[:80], json.dumps(now)[:80]
 
 
 def write(job: CompareJob, file: Path, data: dict[str, Any]) -> None:

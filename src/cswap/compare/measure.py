@@ -86,9 +86,14 @@ def opened(job: CompareJob, watcher: Watcher) -> tuple[Run, dict[str, Any]]:
     pair = job.data.open(job.source.spec)
     task = task_named(job.task, pair)
     watcher.phase("structure")
-    first = calibration_set(
-        pair.train, job.data.per_class, job.seeds[0], classes=pair.classes, allow_imbalance=job.data.allow_imbalance
-    )
+
+    def drawn(seed: int) -> CalibrationSet:
+        return calibration_set(
+            pair.train, job.data.per_class, seed, classes=pair.classes, allow_imbalance=job.data.allow_imbalance
+        )
+
+    first = drawn(job.seeds[0])
+    same = drawn(0) if job.seeds[0] else first  # tells the data, whichever seeds are asked for
     check_fits(model, first, task)
     structure = discover(model, first.inputs(0, 2))
     if not structure.groups:
@@ -100,8 +105,8 @@ def opened(job: CompareJob, watcher: Watcher) -> tuple[Run, dict[str, Any]]:
         refuse_near_chance(engine.scores(), first, task)
     held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
     fingerprint = {
-        "compare": job.source.spec.text, "weights": state_hash(model), "data": first.fingerprint(), "task": job.task,
-        "options": job.options.as_dict(), "per_class": job.data.per_class, "eval_samples": job.data.eval_samples,
+        "compare": job.source.spec.text, "weights": state_hash(model), "data": same.fingerprint(), "task": job.task,
+        "options": {k: v for k, v in job.options.as_dict().items() if k != "seed"}, "per_class": job.data.per_class, "eval_samples": job.data.eval_samples,
         "held_out": _fingerprint_of(held_out), "recover_per_class": job.recover_per_class, "eval_amp": job.eval_amp, "only": list(job.only), "exclude": list(job.exclude),
     }  # fmt: skip
     if job.eval_amp and (slow := emulated_bfloat16(device)):

@@ -56,6 +56,11 @@ def classes_held(dataset: Dataset[Any]) -> int:
     return members.shape[1] if members is not None else int(labels_of(dataset).max(initial=-1)) + 1
 
 
+def counted(names: Any, most: int = 6) -> str:
+    """How many there are, and the first of them."""
+    return f"{len(names)} ({', '.join(str(n) for n in names[:most])}{', …' if len(names) > most else ''})"
+
+
 def class_names(dataset: Dataset[Any], classes: int) -> tuple[str, ...]:
     """The dataset's own class names, or the class numbers."""
     inner: Any = dataset

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from cswap.data.calibration import counted
 from cswap.data.models import one_line
 from cswap.data.text import TextDataset, encoder
-from cswap.errors import DataError, MissingPartError
+from cswap.errors import DataError, MissingPartError, pass_on_out_of_memory
 
 EXPECTED = "expected hf:NAME_OR_DIR, and hf:NAME@CONFIG where a dataset has several configurations"
 HELD_OUT = ("test", "validation", "val", "valid", "dev")
@@ -70,6 +71,11 @@ def open_hub(
                 f"data {text!r}: split {name!r} hides its labels (one is {hidden}); expected a labelled split"
             )
     classes = _classes(splits[calibration], label, labels[calibration] + labels[evaluation])
+    other = getattr(splits[evaluation].features[label], "names", None) or classes
+    if list(other) != classes:
+        raise DataError(
+            f"data {text!r}: the two splits hold different classes, {counted(classes)} and {counted(other)}"
+        )
     chosen = (calibration, evaluation)
     image = _column(splits[calibration], "Image")
     if image is not None:
@@ -105,6 +111,7 @@ def _splits(text: str) -> dict[str, Any]:
             else:
                 found = datasets.load_dataset(str(folder.resolve()) if folder.is_dir() else where, config or None)
         except Exception as error:  # noqa: BLE001 — the library raises anything at all on what it cannot read
+            pass_on_out_of_memory(error)
             raise DataError(f"data {text!r}: {type(error).__name__}: {one_line(error)}") from None
     if not isinstance(found, datasets.DatasetDict):
         raise DataError(f"data {text!r}: expected a dataset with splits (train, test or validation), got one without")

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from cswap.data.boxes import is_boxes, open_boxes
-from cswap.data.calibration import class_names, classes_held, labels_of
+from cswap.data.calibration import class_names, classes_held, counted, labels_of
 from cswap.data.hub import open_hub
 from cswap.data.masks import is_masks, open_masks
 from cswap.data.models import ModelSpec, module_from_file, module_named, one_line
@@ -236,11 +236,6 @@ def _length(dataset: Any, what: str) -> int:
     except Exception as error:  # noqa: BLE001 — a dataset's own code
         pass_on_out_of_memory(error)
         raise DataError(f"{what} has no length ({type(error).__name__}: {one_line(error)})") from None
-
-
-def counted(names: Any, most: int = 6) -> str:
-    """How many there are, and the first of them."""
-    return f"{len(names)} ({', '.join(str(n) for n in names[:most])}{', …' if len(names) > most else ''})"
 
 
 def _folders(root: Path, form: ImageFormat, calibration: str | None, evaluation: str | None) -> tuple[Any, Any]:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from cswap.artifacts.folder import Artifact
-from cswap.data.calibration import CalibrationSet
+from cswap.data.calibration import CalibrationSet, counted
 from cswap.data.models import ModelSpec
-from cswap.data.sources import DataPair, counted, in_memory
+from cswap.data.sources import DataPair, in_memory
 from cswap.data.truth import kind_of, target_at
 from cswap.errors import DataError, InputError, pass_on_out_of_memory
 from cswap.evaluate.certificate import refuse_seen

@@ -204,4 +204,6 @@ def _surely_below_zero(d: FloatArray) -> bool:
     if len(d) < 2 or not d.any():
         return False
     spread = d.std(ddof=1)
-    return bool(special.stdtr(len(d) - 1, d.mean() / (spread / len(d) ** 0.5)) < DOUBT) if spread > 0 else bool(d[0] < 0)
+    return (
+        bool(special.stdtr(len(d) - 1, d.mean() / (spread / len(d) ** 0.5)) < DOUBT) if spread > 0 else bool(d[0] < 0)
+    )
