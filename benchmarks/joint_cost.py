@@ -110,8 +110,9 @@ def run() -> None:
             state.write_text(json.dumps(found))
         print(name, str(found[name])[:300], flush=True)
     done = {name: found[name]["found"] for name in parts if name in found}
+    told = "" if len(done) == len(parts) else f" --parts {','.join(done)}"
     write_result("joint_cost", {
-        "command": f"python benchmarks/joint_cost.py --per-class {given.per_class} --seed {given.seed}", **machine(),
+        "command": f"python benchmarks/joint_cost.py --per-class {given.per_class} --seed {given.seed}{told}", **machine(),
         "seed": given.seed, "network": "resnet18", "units": structure.units, "per_class": given.per_class,
         **done, "targets": list(TARGETS), "commits": {n: found[n]["commit"] for n in done},
     })  # fmt: skip

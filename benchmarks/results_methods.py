@@ -228,7 +228,8 @@ def joint_cost(data: dict[str, Any]) -> list[str]:
     by_width = ["A perceptron on the digits by the width of its hidden layer:", ""]
     return [
         "## What joint testing costs: ResNet-18, and by width", "", origin(data),
-        f"{data['per_class']} images a class; brute force projected from {data['brute']['units_timed']} units.", "",
+        f"{data['per_class']} images a class; brute force projected from {data['brute']['units_timed']} units. "
+        f"Measured at commit {', '.join(f'`{c[:12]}`' for c in sorted(set(data['commits'].values())))}.", "",
         *table(["analysis", "time", "against brute force", "interventions"], rows),
         *([*by_width, *table(["width", "joint cuts, one margin", "ten margins"], widths)] if widths else []),
     ]  # fmt: skip
