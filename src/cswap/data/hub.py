@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from cswap.data.calibration import counted
 from cswap.data.models import one_line
 from cswap.data.text import TextDataset, encoder
 from cswap.errors import DataError, MissingPartError, pass_on_out_of_memory
@@ -70,23 +69,18 @@ def open_hub(
             raise DataError(
                 f"data {text!r}: split {name!r} hides its labels (one is {hidden}); expected a labelled split"
             )
-    classes = _classes(splits[calibration], label, labels[calibration] + labels[evaluation])
-    other = getattr(splits[evaluation].features[label], "names", None) or classes
-    if list(other) != classes:
-        raise DataError(
-            f"data {text!r}: the two splits hold different classes, {counted(classes)} and {counted(other)}"
-        )
     chosen = (calibration, evaluation)
+    classes = {n: _classes(splits[n], label, labels[calibration] + labels[evaluation]) for n in chosen}
     image = _column(splits[calibration], "Image")
     if image is not None:
         if tokenizer is not None or max_length is not None:
             raise DataError(f"tokenizer and max-length go with text; data {text!r} holds images")
         made = transform()
-        pair = [HubImages(splits[n], image, labels[n], classes, made) for n in chosen]
+        pair = [HubImages(splits[n], image, labels[n], classes[n], made) for n in chosen]
         return pair[0], pair[1]
     sentence = _text_of(text, splits[calibration])
     encode = encoder(tokenizer or model_folder, max_length)
-    texts = [TextDataset(encode([str(s) for s in splits[n][sentence]]), labels[n], classes) for n in chosen]
+    texts = [TextDataset(encode([str(s) for s in splits[n][sentence]]), labels[n], classes[n]) for n in chosen]
     return texts[0], texts[1]
 
 
@@ -158,7 +152,7 @@ def _labels(rows: Any, label: str) -> list[Any]:
 
 
 def _classes(rows: Any, label: str, held: Sequence[int]) -> list[str]:
-    """Names of the classes in the order of their numbers."""
+    """Names of the split's classes in the order of their numbers."""
     names = getattr(rows.features[label], "names", None)
     return list(names) if names else [str(k) for k in range(max(held) + 1)]
 

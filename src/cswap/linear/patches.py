@@ -88,6 +88,14 @@ def places_of(module: Any, x: torch.Tensor) -> int:
     return x[0].numel() // x.shape[-1] if isinstance(module, nn.Linear) else prod(_sizes(module, x))
 
 
+def moving_grid(module: Any, x: torch.Tensor, chunk: int, samples: int, enough: int) -> Grid:
+    """The places of chunk number `chunk`, x (N, …) of `samples` in all, that leave about `enough` rows a column.
+
+    It moves with the chunks, 7 and the number of its places having no common factor, so that all places count.
+    """
+    return Grid(grid_for(module, places_of(module, x) * samples, enough * columns_of(module)), 7 * chunk)
+
+
 def input_rows(module: Any, x: torch.Tensor, grid: Grid = ALL) -> Iterator[torch.Tensor]:
     """The layer's input (N, …) as blocks (rows, G, D), in the order of `output_rows`; a row a sample and place of the grid."""
     if isinstance(module, nn.Linear):

@@ -20,14 +20,12 @@ from cswap.errors import InputError
 from cswap.linear.elimination import Inverse
 from cswap.linear.moments import Moments
 from cswap.linear.patches import (
-    Grid,
     columns_of,
-    grid_for,
     groups_of,
     input_rows,
     matrix_of,
+    moving_grid,
     output_rows,
-    places_of,
     refusal,
 )
 from cswap.methods.options import Options
@@ -156,11 +154,9 @@ def _inverse(walk: Walk, name: str, module: Any, samples: int, memory: int) -> t
     columns = columns_of(module) if refusal(module) is None else 0
     if not columns or groups_of(module) > 1 or 4 * 8 * columns**2 > memory:
         return None
-    moments, step = Moments.empty(1, columns, 0), 0
+    moments = Moments.empty(1, columns, 0)
     for i, x in enumerate(walk.inputs(name)):
-        if not step:
-            step = grid_for(module, places_of(module, x) * samples, _ENOUGH * columns)
-        for rows in input_rows(module, x, Grid(step, 7 * i)):  # moved from chunk to chunk, so that all places count
+        for rows in input_rows(module, x, moving_grid(module, x, i, samples, _ENOUGH)):
             moments.add_rows(rows, rows.new_zeros((len(rows), 1, 0)))
     second = moments.centred()[0][0] / moments.rows
     inverse = Inverse(second, moments.mean()[0])

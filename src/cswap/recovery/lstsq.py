@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cswap.linear.moments import Moments, ridge
-from cswap.linear.patches import Grid, columns_of, grid_for, groups_of, matrix_of, refusal, set_matrix
+from cswap.linear.patches import columns_of, groups_of, matrix_of, moving_grid, refusal, set_matrix
 from cswap.recovery.attention import query_targets
 from cswap.recovery.base import Case, step
 from cswap.recovery.walk import Walk
@@ -88,13 +88,8 @@ def _moments(
     fit, held = Moments.of(module, width), Moments.of(module, width)
     index = None if outputs is None else torch.from_numpy(outputs).to(case.device)
     channel = -1 if isinstance(module, torch.nn.Linear) else 1
-    step = 0
     for i, (x, y) in enumerate(zip(small.inputs(name), teacher.outputs(name), strict=True)):
-        if not step:
-            places = y[0].numel() // y.shape[channel]
-            step = grid_for(module, places * len(case.calibration), ENOUGH * columns_of(module))
-        # the grid moves with the chunks, 7 and the number of its places having no common factor, so that all places count
-        part = Grid(step, 7 * i)
+        part = moving_grid(module, x, i, len(case.calibration), ENOUGH)
         target = y if index is None else y.index_select(channel, index) if mixed is None else y @ mixed.to(y)
         (fit if i < own else held).add(module, x, target, part)
     return fit, held
