@@ -23,6 +23,8 @@ def classifier(kind: str) -> nn.Module:
     last: Exception | None = None
     for names in (list(_SMALL), ["num_hidden_layers", "num_labels"], ["num_labels"]):
         small = {k: _SMALL[k] for k in names if isinstance(getattr(made, k, None), int)}
+        if isinstance(getattr(made, "depths", None), (list, tuple)):
+            small.pop("num_hidden_layers", None)  # where stages have depths of their own it only contradicts them
         try:
             config = CONFIG_MAPPING[kind](**small)
             chosen: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]

@@ -5,11 +5,18 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def test_results_regenerate_byte_for_byte(monkeypatch):
+@pytest.fixture(autouse=True)
+def _beside_the_benchmarks(monkeypatch):
+    """Each test finds the benchmarks' modules by itself, whichever ran before it in the same process."""
     monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def test_results_regenerate_byte_for_byte():
     made = runpy.run_path(str(BENCHMARKS / "make_results.py"))["results"]()
     assert made == (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
     assert "| cswap |" in made
