@@ -1081,7 +1081,13 @@ def test_a_stop_that_native_code_turns_into_another_error_is_told_as_one(place, 
         f"import os, time\n\ndef colours(classes=3):\n    try:\n        os.kill(os.getpid(), {int(number)})\n        time.sleep(5)\n"
         "    except KeyboardInterrupt:\n        raise RuntimeError('could not determine the shape') from None\n"
     )
-    refused(capsys, place, place.prune("out"), "interrupted; nothing was written", status=130)
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job may have been told to ignore it
+    try:
+        refused(capsys, place, place.prune("out"), "interrupted; nothing was written", status=130)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_stop_that_native_code_swallows_is_heeded(place, capsys):
