@@ -20,11 +20,12 @@ KINDS = sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
 def classifier(kind: str) -> nn.Module:
     """One kind's classifier; of the small settings those that its own configuration has, then fewer where they do not fit."""
     made = CONFIG_MAPPING[kind]()
+    known = {k for k in _SMALL if isinstance(getattr(made, k, None), int)}
+    if isinstance(getattr(made, "depths", None), (list, tuple)):
+        known.discard("num_hidden_layers")  # where stages have depths of their own it only contradicts them
     last: Exception | None = None
     for names in (list(_SMALL), ["num_hidden_layers", "num_labels"], ["num_labels"]):
-        small = {k: _SMALL[k] for k in names if isinstance(getattr(made, k, None), int)}
-        if isinstance(getattr(made, "depths", None), (list, tuple)):
-            small.pop("num_hidden_layers", None)  # where stages have depths of their own it only contradicts them
+        small = {k: _SMALL[k] for k in names if k in known}
         try:
             config = CONFIG_MAPPING[kind](**small)
             chosen: Any = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]

@@ -1081,9 +1081,8 @@ def test_a_stop_that_native_code_turns_into_another_error_is_told_as_one(place, 
         f"import os, time\n\ndef colours(classes=3):\n    try:\n        os.kill(os.getpid(), {int(number)})\n        time.sleep(5)\n"
         "    except KeyboardInterrupt:\n        raise RuntimeError('could not determine the shape') from None\n"
     )
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a background job may have been told to ignore it
+    # a shell may have started this process with Ctrl-C ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         refused(capsys, place, place.prune("out"), "interrupted; nothing was written", status=130)
     finally:
