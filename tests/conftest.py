@@ -109,14 +109,14 @@ def saved_and_loaded_elsewhere(net, structure, removed, x, folder, factory, argu
     save(small, folder / "artifact", path=path, factory=factory, arguments=arguments)
     torch.save(x, folder / "x.pt")
     code = (
-        "import sys, torch, cswap; torch.set_num_threads(1); folder = sys.argv[1]; "
+        "import sys, torch, cswap; torch.set_num_threads(1); torch.set_grad_enabled(False); folder = sys.argv[1]; "
         "from cswap.structure.check import tensors_of; from cswap.structure.detectors import forward_of; "
         "net = cswap.load(folder + '/artifact', trust=True); "
-        "x = torch.load(folder + '/x.pt', weights_only=True); torch.save([t.detach() for t in tensors_of(forward_of(net)(x))], folder + '/y.pt')"
+        "x = torch.load(folder + '/x.pt', weights_only=True); torch.save(tensors_of(forward_of(net)(x)), folder + '/y.pt')"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as there: sums are in another order on two
+    torch.set_num_threads(1)  # as there, and without gradients: kernels, and so the order of sums, depend on both
     try:
         with torch.no_grad():
             there, here = torch.load(folder / "y.pt", weights_only=True), tensors_of(forward_of(small)(x))
