@@ -12,20 +12,26 @@ from typing import Any
 
 import torch
 
+import cswap
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, versions, commit; `dirty` when the tree differs from it."""
+    """Processor, cores, GPU, versions, commit; `dirty` when the tree differs from it.
+
+    A copy of the tree without its history is told the commit: CSWAP_COMMIT.
+    """
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "src"], capture_output=True, text=True, check=False).stdout
-    names = ("cswap", "torch", "torchvision", "torch-pruning", "numpy", "scipy")
+    names = ("torch", "torchvision", "torch-pruning", "numpy", "scipy")
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
-        "commit": commit + ("+dirty" if changed.strip() else ""),
-        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "arch": platform.machine()},
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
+        "commit": (commit or os.environ.get("CSWAP_COMMIT", "")) + ("+dirty" if changed.strip() else ""),
+        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "arch": platform.machine(), **gpu},
+        "versions": {"python": platform.python_version(), "cswap": cswap.__version__, **{n: version(n) for n in names}},
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from _machine import ROOT
@@ -18,12 +19,15 @@ from cswap.pipeline import DataChoice, Source, Watcher
 
 SHARED = Path(os.environ.get("CSWAP_SHARED", ROOT.parent / "shared"))
 FORMAT = {"image_size": 32, "mean": "0.4914,0.4822,0.4465", "std": "0.2470,0.2435,0.2616"}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLAGS = [f for k, v in FORMAT.items() for f in (f"--{k.replace('_', '-')}", str(v))]
 NETWORKS: dict[str, tuple[str, Path | None, dict[str, Any]]] = {
     "resnet18": (f"{SHARED}/models/zoo.py:resnet18_cifar", SHARED / "models" / "resnet18_cifar10.safetensors", {}),
     "resnet20": (f"{ROOT}/benchmarks/networks/zoo.py:resnet20_cifar", ROOT / "benchmarks/models/resnet20_cifar10.safetensors", {}),
     "mobilenet_v2": (f"{SHARED}/models/zoo.py:mobilenet_v2_cifar", ROOT / "benchmarks/networks/weights/mobilenet_v2_cifar10.safetensors", {}),
     "vit": (f"{ROOT}/benchmarks/networks/zoo.py:vit_cifar", ROOT / "benchmarks/networks/weights/vit_cifar10.safetensors", {}),
+    "resnet50": (f"{SHARED}/models/zoo.py:resnet50_cifar", ROOT / "runs/training/resnet50/resnet50_cifar10.safetensors", {}),
+    "resnet18_long": (f"{SHARED}/models/zoo.py:resnet18_cifar", ROOT / "runs/training/resnet18_long/resnet18_long_cifar10.safetensors", {}),
     "vit_b_16": ("torchvision:vit_b_16", None, {"image_size": 32, "num_classes": 10}),
 }  # fmt: skip
 """Name: factory, weights (None: untrained, for timing alone), arguments."""

@@ -2,9 +2,9 @@
 
     python benchmarks/methods.py [--network resnet18] [--methods cswap,taylor:global:params,…] [--recover none,bn,lstsq]
                                  [--ratios 0,0.2,…] [--ratio-in params,macs] [--per-class 32] [--recover-per-class 128]
-                                 [--seed 0] [--cifar DIR] [--work DIR]
+                                 [--seed 0] [--cifar DIR] [--work DIR] [--jobs N] [--memory GIB]
 
-Effects and scores come from 32 samples a class (C-SWAP at 128 takes a day's patience on two cores), recoveries from 128 for
+On a GPU where there is one. Effects and scores come from 32 samples a class (C-SWAP at 128 takes a day's patience on two cores), recoveries from 128 for
 every method. Quality is measured in bfloat16 where the CPU has it, and the unpruned network in both precisions. What is done is kept in --work, and
 run again, it goes on from there; methods, ratios and recoveries may be added. Needs the shared networks and data
 (CSWAP_SHARED, by default ../shared). Writes benchmarks/results/methods_NETWORK.json.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from _machine import ROOT, machine, write_result
-from _real import FORMAT, NETWORKS, Log, unpacked
+from _real import DEVICE, FORMAT, NETWORKS, Log, unpacked
 from cswap.causal.engine import emulated_bfloat16
 from cswap.compare import CompareJob, compare
 from cswap.data.models import ModelSpec
@@ -76,6 +76,8 @@ def run() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", help="name of the JSON (methods_NETWORK)")
     parser.add_argument("--latency", action="store_true", help="time every point: on a machine that does nothing else")
+    parser.add_argument("--jobs", type=int, default=1, help="methods measured at a time, each in a process")
+    parser.add_argument("--memory", type=int, default=6, help="GiB of working memory, shared by the jobs")
     parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "methods", help="where paths and points are kept")
     given = parser.parse_args()
@@ -86,8 +88,8 @@ def run() -> None:
         data=DataChoice(str(images), per_class=given.per_class, **FORMAT),
         out=given.work / given.network, methods=tuple(given.methods.split(",")), recover=tuple(given.recover.split(",")),
         ratios=tuple(float(r) for r in given.ratios.split(",")), kinds=tuple(given.ratio_in.split(",")), seeds=(given.seed,),
-        options=Options(seed=given.seed), recover_per_class=given.recover_per_class, eval_amp=not emulated_bfloat16("cpu"), latency=given.latency,
-        machine=Machine(memory=6 << 30), resume=(given.work / given.network / "run.json").exists(),
+        options=Options(seed=given.seed), recover_per_class=given.recover_per_class, eval_amp=DEVICE == "cpu" and not emulated_bfloat16(DEVICE), latency=given.latency,
+        jobs=given.jobs, machine=Machine(memory=given.memory << 30), resume=(given.work / given.network / "run.json").exists(),
     )  # fmt: skip
     result = compare(job, Log())
     command = (
@@ -98,7 +100,7 @@ def run() -> None:
     write_result(
         given.result or f"methods_{given.network}",
         {
-            "command": command, **machine(), "seed": given.seed, "network": given.network,
+            "command": command, **machine(), "seed": given.seed, "network": given.network, "jobs": given.jobs,
             **{k: result[k] for k in ("unpruned", "measured_in", "per_class", "recover_per_class", "held_out_samples", "recover",
                                       "ratios", "kinds", "classes", "units")},
             "methods": {

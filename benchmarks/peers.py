@@ -1,8 +1,9 @@
 """Torch-Pruning's own importances and pruner on ResNet-18 / CIFAR-10 (JPEG): one shot, no fine-tuning.
 
-    python benchmarks/peers.py [--targets 0.2,0.4,0.5,0.6,0.8] [--per-class 128] [--peers l1_layer,taylor_global]
-                               [--eval-samples N] [--cifar DIR] [--seed 0] [--work DIR]
+    python benchmarks/peers.py [--network resnet18] [--count params] [--targets 0.2,0.4,0.5,0.6,0.8] [--per-class 128] [--peers l1_layer,taylor_global]
+                               [--eval-samples N] [--cifar DIR] [--seed 0] [--work DIR] [--part]
 
+On a GPU where there is one.
 A peer is an importance, with Torch-Pruning's defaults, and a scope: `layer` prunes every group at one ratio, `global` ranks
 all groups together. Importances that need gradients take them from the calibration images cswap takes, in eval mode, with
 cross-entropy, the way Torch-Pruning's examples do: `taylor` the gradient of the mean loss, `hessian` one image at a time,
@@ -11,8 +12,9 @@ cross-entropy, the way Torch-Pruning's examples do: `taylor` the gradient of the
 - `hessian` forgets all images but the last (its sums are keyed by tensors and looked up by name); `hessian_mended` sums all.
 - `obdc` raises on every network without attention; `obdc_mended` leaves that one look-up out.
 
-Every point is measured on held-out images, in bfloat16, as pruned (`plain`), with all batch norms estimated again on the
-calibration images (`bn`), and refitted layer by layer by cswap on the same images (`lstsq`). Points are appended to DIR/peers.jsonl as they come; run again after an interruption, it goes on from there.
+Every point is measured on held-out images, in bfloat16 where a CPU has it, as pruned (`plain`), with all batch norms estimated again on the
+calibration images (`bn`), and refitted layer by layer by cswap on the same images (`lstsq`). Points are appended to DIR/peers.jsonl as they come; run again after an interruption, it goes on from there. Peers may be
+measured in several processes, each with its own --peers and `--part`, and be put together by one without.
 Needs the shared networks and data (CSWAP_SHARED, by default ../shared). Writes benchmarks/results/peers.json.
 """
 
@@ -21,7 +23,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import tempfile
 import time
 import traceback
@@ -38,7 +39,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from _machine import ROOT, machine, write_result
+from _real import DEVICE, NETWORKS, SHARED
 from cswap import CalibrationSet, Classification, calibration_set
+from cswap.causal.engine import emulated_bfloat16, exact
 from cswap.data.models import ModelSpec, load_weights, one_line, sha256_of
 from cswap.data.sources import ImageFormat, in_memory, limited, open_data
 from cswap.evaluate.quality import measure_quality
@@ -47,7 +50,6 @@ from cswap.structure.discover import discover, macs_of
 from cswap.structure.groups import Structure
 from cswap.structure.surgery import count_params
 
-SHARED = Path(os.environ.get("CSWAP_SHARED", ROOT.parent / "shared"))
 FORMAT = ImageFormat(32, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 BATCH = 128
 GRID = 128  # channel ratios are walked in steps of 1/GRID, then bisected
@@ -138,8 +140,10 @@ def prepare(importance: Any, model: nn.Module, pruner: Any, calibration: Calibra
                     warnings.catch_warnings()
                 ):  # its old kind of hook lacks gradients of inputs, which it does not read
                     warnings.simplefilter("ignore", FutureWarning)
-                    outputs = model(inputs)
-                drawn = torch.multinomial(outputs.detach().softmax(1), 1, generator=generator).flatten()
+                    outputs = model(inputs.to(DEVICE))
+                drawn = (
+                    torch.multinomial(outputs.detach().softmax(1).cpu(), 1, generator=generator).flatten().to(DEVICE)
+                )
                 F.cross_entropy(outputs, drawn).backward()
                 importance.step()
         finally:
@@ -148,24 +152,27 @@ def prepare(importance: Any, model: nn.Module, pruner: Any, calibration: Calibra
         importance.zero_grad()
         for inputs, targets in calibration.batches(1):
             model.zero_grad()
-            F.cross_entropy(model(inputs), targets).backward()
+            F.cross_entropy(model(inputs.to(DEVICE)), targets.to(DEVICE)).backward()
             importance.accumulate_grad(model)
     elif isinstance(importance, tp.importance.GroupTaylorImportance):
         for inputs, targets in calibration.batches(BATCH):
-            (F.cross_entropy(model(inputs), targets, reduction="sum") / len(calibration)).backward()
+            (
+                F.cross_entropy(model(inputs.to(DEVICE)), targets.to(DEVICE), reduction="sum") / len(calibration)
+            ).backward()
 
 
 def scores_of(
     name: str, model: nn.Module, calibration: CalibrationSet, seed: int = 0
 ) -> dict[str, torch.Tensor | None]:
     """What the importance says of every group, by the name of the group's first layer. `model` is untouched."""
-    work = copy.deepcopy(model).eval()
+    work = copy.deepcopy(model).eval().to(DEVICE)
     names = {m: n for n, m in work.named_modules()}
     importance = IMPORTANCES[name](len(calibration.classes))
-    pruner = new_pruner(work, calibration.inputs(0, 1), importance, 0.5, "layer")
+    pruner = new_pruner(work, calibration.inputs(0, 1).to(DEVICE), importance, 0.5, "layer")
     prepare(importance, work, pruner, calibration, seed)
     groups = pruner.DG.get_all_groups(ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types)
-    return {names[group[0].dep.target.module]: importance(group) for group in groups}
+    found = {names[group[0].dep.target.module]: importance(group) for group in groups}
+    return {name: None if s is None else s.detach().cpu() for name, s in found.items()}
 
 
 def pruned(
@@ -179,9 +186,9 @@ def pruned(
 
 
 class Search:
-    """The smallest channel ratio that removes as many parameters as asked; ratios tried are remembered.
+    """The smallest channel ratio that removes as many parameters (or MACs) as asked; ratios tried are remembered.
 
-    Parameters removed do not always rise with the channel ratio: the pruner keeps a group whole when all of it should go.
+    What is removed does not always rise with the channel ratio: the pruner keeps a group whole when all of it should go.
     So the ratio is walked up from 0 in steps of 1/GRID to the first that reaches the target, then bisected in that step.
     """
 
@@ -200,9 +207,7 @@ class Search:
         high = next((r for r in steps if self.at(r) >= target), None)
         if high is None:
             best = max(steps, key=self.at)
-            raise UnreachedError(
-                f"no channel ratio removes {target:g} of the parameters; most: {self.at(best):.4f} at {best:g}"
-            )
+            raise UnreachedError(f"no channel ratio removes {target:g} of them; most: {self.at(best):.4f} at {best:g}")
         low = max(high - 1 / GRID, 0.0)
         while high - low > FINEST:
             middle = (low + high) / 2
@@ -217,11 +222,22 @@ def qualities(
     """Accuracy and accuracy by class, as pruned, with batch norms estimated again, and refitted."""
     models = {"plain": small}
     if "bn" in ways:
-        models["bn"] = reestimated(small, calibration, batch=BATCH)
+        with exact(torch.device(DEVICE), False):
+            models["bn"] = reestimated(copy.deepcopy(small).to(DEVICE), calibration, batch=BATCH)
     if "lstsq" in ways:
-        models["lstsq"] = recovered(small, original, calibration, "lstsq", structure=structure, memory=6 << 30).raw
+        models["lstsq"] = recovered(
+            small, original, calibration, "lstsq", structure=structure, device=DEVICE, memory=6 << 30
+        ).raw
     models = {name: m.to(memory_format=torch.channels_last) for name, m in models.items()}
-    measured = measure_quality(models, held_out, Classification(), len(calibration.classes), batch=BATCH, amp=True)
+    measured = measure_quality(
+        models,
+        held_out,
+        Classification(),
+        len(calibration.classes),
+        batch=BATCH,
+        device=DEVICE,
+        amp=DEVICE == "cpu" and not emulated_bfloat16(DEVICE),
+    )
     return {name: {k: q[k] for k in ("accuracy", "by_class")} for name, q in measured.items()}
 
 
@@ -259,6 +275,7 @@ class Bench:
         partial: Partial,
         seed: int,
         ways: tuple[str, ...] = ("bn", "lstsq"),
+        count: str = "params",
     ) -> None:
         self.model, self.calibration, self.held_out, self.partial, self.seed = (
             model,
@@ -267,7 +284,7 @@ class Bench:
             partial,
             seed,
         )
-        self.example, self.ways = calibration.inputs(0, 1), ways
+        self.example, self.ways, self.count = calibration.inputs(0, 1), ways, count
         self.structure = discover(model, calibration.inputs(0, 2))
         self.params, self.macs = count_params(model), macs_of(model, self.example)[0]
         self._scores: dict[str, tuple[dict[str, torch.Tensor | None], float]] = {}
@@ -279,6 +296,13 @@ class Bench:
             scores = scores_of(importance, self.model, self.calibration, self.seed)
             self._scores = {importance: (scores, time.perf_counter() - begin)}
         return self._scores[importance]
+
+    def removed(self, small: nn.Module) -> dict[str, float]:
+        """Fractions of parameters and MACs."""
+        return {
+            "params": 1 - count_params(small) / self.params,
+            "macs": 1 - macs_of(small, self.example)[0] / self.macs,
+        }
 
     def unpruned(self) -> dict[str, Any]:
         """The network itself, measured in the same two ways."""
@@ -302,9 +326,7 @@ class Bench:
         done = time.perf_counter()
         return {
             "asked": target, "channel_ratio": ratio,
-            "ratio": {
-                "params": 1 - count_params(small) / self.params, "macs": 1 - macs_of(small, self.example)[0] / self.macs,
-            },
+            "ratio": self.removed(small),
             **qualities(small, self.model, self.structure, self.calibration, self.held_out, self.ways),
             "seconds": {"importance": importance_seconds, "search": searched - begin, "pruning": done - searched},
         }  # fmt: skip
@@ -316,9 +338,7 @@ class Bench:
         if missing:
             try:
                 scores, seconds = self.scores(name)
-                search = Search(
-                    lambda r: 1 - count_params(pruned(self.model, scores, r, scope, self.example)) / self.params
-                )
+                search = Search(lambda r: self.removed(pruned(self.model, scores, r, scope, self.example))[self.count])
                 for target in missing:
                     self.partial.add(peer, self.point(peer, target, search, seconds))
                     print(f"{peer} {target:g}: {said(self.partial.points[peer, target])}", flush=True)
@@ -352,7 +372,9 @@ def said(point: dict[str, Any]) -> str:
 def run() -> None:
     """Measure every peer at every target and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", default="0.2,0.4,0.5,0.6,0.8", help="fractions of the parameters to remove")
+    parser.add_argument("--targets", default="0.2,0.4,0.5,0.6,0.8", help="fractions to remove")
+    parser.add_argument("--count", choices=("params", "macs"), default="params", help="what they are fractions of")
+    parser.add_argument("--network", choices=[n for n, (_, w, _) in NETWORKS.items() if w], default="resnet18")
     parser.add_argument("--per-class", type=int, default=128)
     parser.add_argument("--eval-samples", type=int, help="held-out images; all of them when left out")
     parser.add_argument("--recover", default="bn,lstsq", help="some of bn, lstsq, beside the network as pruned")
@@ -360,6 +382,7 @@ def run() -> None:
     parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "peers", help="where points are kept as they come")
+    parser.add_argument("--part", action="store_true", help="measure and keep, write no result")
     given = parser.parse_args()
     ways = tuple(given.recover.split(","))
     targets, peers = sorted({float(t) for t in given.targets.split(",")}), given.peers.split(",")
@@ -370,8 +393,8 @@ def run() -> None:
         parser.error(f"--targets: expected fractions between 0 and 1, got {given.targets!r}")
     if not (SHARED / "models").is_dir():
         raise SystemExit(f"this benchmark needs the shared networks and data; none at {SHARED}")
-    weights = SHARED / "models" / "resnet18_cifar10.safetensors"
-    model = ModelSpec.parse(f"{SHARED}/models/zoo.py:resnet18_cifar").build()
+    spec, weights, arguments = NETWORKS[given.network]
+    model = ModelSpec.parse(spec, arguments).build()
     load_weights(model, weights)
     model = model.to(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as scratch:
@@ -384,19 +407,23 @@ def run() -> None:
         calibration.inputs(0, 1)  # keeps all of them in memory, so that no peer pays for the decoding
         held_out = in_memory(limited(data.evaluation, given.eval_samples, given.seed))
     kind = {
-        "weights": sha256_of(weights)[:16], "seed": given.seed, "per_class": given.per_class, "eval_samples": len(held_out), "recover": given.recover,
+        "weights": sha256_of(weights)[:16], "seed": given.seed, "per_class": given.per_class, "eval_samples": len(held_out), "recover": given.recover, **({"count": "macs"} if given.count == "macs" else {}),
     }  # fmt: skip
-    bench = Bench(model, calibration, held_out, Partial(given.work / "peers.jsonl", kind), given.seed, ways)
+    bench = Bench(
+        model, calibration, held_out, Partial(given.work / "peers.jsonl", kind), given.seed, ways, given.count
+    )
     unpruned = bench.unpruned()
     measured = {peer: bench.peer(peer, targets) for peer in peers}
+    if given.part:
+        return
     command = (
-        f"python benchmarks/peers.py --targets {','.join(f'{t:g}' for t in targets)} --per-class {given.per_class} "
+        f"python benchmarks/peers.py --network {given.network} --count {given.count} --targets {','.join(f'{t:g}' for t in targets)} --per-class {given.per_class} "
         f"--eval-samples {len(held_out)} --peers {given.peers} --recover {given.recover} --seed {given.seed}"
     )
     write_result(
-        "peers",
+        "peers" + f"_{given.network}" * (given.network != "resnet18") + "_macs" * (given.count == "macs"),
         {
-            "command": command, **machine(), "seed": given.seed, "per_class": given.per_class,
+            "command": command, **machine(), "network": given.network, "count": given.count, "seed": given.seed, "per_class": given.per_class,
             "held_out_samples": len(held_out), "calibration_samples": len(calibration), "classes": list(data.classes),
             "unpruned": unpruned, "peers": measured,
         },

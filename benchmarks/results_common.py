@@ -9,7 +9,7 @@ def origin(data: dict[str, Any]) -> str:
     """The command and where it ran."""
     m, v = data["machine"], data["versions"]
     return (
-        f"`{data['command']}`: seed {data['seed']}; {m['cores']} cores ({m['arch']}), torch {v['torch']}, commit "
+        f"`{data['command']}`: seed {data['seed']}; {m['cores']} cores ({m['arch']}){', ' + m['gpu'] if 'gpu' in m else ''}, torch {v['torch']}, commit "
         f"`{data['commit'][:12]}{'+dirty' if data['commit'].endswith('dirty') else ''}`."
     )
 

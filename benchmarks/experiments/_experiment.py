@@ -43,6 +43,12 @@ class Given:
     work: Path
     seed: int
     networks: tuple[str, ...] = ()
+    per_class: tuple[int, ...] = ()
+    jobs: int = 1
+
+    def sizes(self, usual: tuple[int, ...]) -> tuple[int, ...]:
+        """Samples a class: those that were asked for, or what is usual on two cores."""
+        return self.per_class or usual
 
 
 def main(name: str, run: Callable[[Given], dict[str, Any]], doc: str, networks: tuple[str, ...] = ()) -> None:
@@ -51,6 +57,10 @@ def main(name: str, run: Callable[[Given], dict[str, Any]], doc: str, networks: 
     parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "experiments", help="what is kept for a resume")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="methods of a comparison at a time, each in a process")
+    parser.add_argument(
+        "--per-class", help="samples a class, separated by commas, in the place of what two cores can do"
+    )
     if networks:
         parser.add_argument("--networks", default=",".join(networks), help="some of them, separated by commas")
     given = parser.parse_args()
@@ -59,9 +69,11 @@ def main(name: str, run: Callable[[Given], dict[str, Any]], doc: str, networks: 
         parser.error(f"--networks: expected some of {', '.join(networks)}, got {', '.join(sorted(wrong))}")
     work = given.work / name
     work.mkdir(parents=True, exist_ok=True)
-    found = run(Given(unpacked("cifar10", given.cifar, given.work), work, given.seed, chosen))
-    command = f"python benchmarks/experiments/{name}.py --seed {given.seed}" + f" --networks {','.join(chosen)}" * bool(
-        chosen
+    sizes = tuple(int(m) for m in given.per_class.split(",")) if given.per_class else ()
+    found = run(Given(unpacked("cifar10", given.cifar, given.work), work, given.seed, chosen, sizes, given.jobs))
+    told = {"networks": ",".join(chosen), "per-class": given.per_class}
+    command = f"python benchmarks/experiments/{name}.py --seed {given.seed}" + "".join(
+        f" --{k} {v}" for k, v in told.items() if v
     )
     write_result(f"experiment_{name}", {"command": command, **machine(), "seed": given.seed, **found})
     draw(name)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from _real import Case, case
+from _real import DEVICE, Case, case
+from cswap.causal.engine import exact
 from cswap.causal.store import DifferenceStore, measure_differences
 from cswap.causal.verdicts import VoteRule
 from cswap.data.calibration import CalibrationSet, calibration_set
@@ -37,7 +38,7 @@ def measured(
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{network}.{per_class}.{seed}.safetensors"
     store = measure_differences(
-        c.model, structure, c.calibration, Classification(), file=file, memory=4 * GB, tell=tell
+        c.model, structure, c.calibration, Classification(), file=file, device=DEVICE, memory=4 * GB, tell=tell
     )
     return store, c, structure
 
@@ -87,6 +88,8 @@ def without(model: nn.Module, structure: Structure, units: dict[str, list[int]])
 
 def accuracy(model: nn.Module, inputs: torch.Tensor, targets: Any) -> float:
     """Top-1."""
-    with torch.inference_mode():
-        found = torch.cat([model(part).argmax(1) for part in inputs.split(250)])
+    model = model.to(DEVICE)
+    with torch.inference_mode(), exact(torch.device(DEVICE), False):
+        found = torch.cat([model(part.to(DEVICE)).argmax(1).cpu() for part in inputs.split(250)])
+    model.to("cpu")
     return float((found.numpy() == np.asarray(targets)).mean())

@@ -1,8 +1,8 @@
 """α ∈ {0.001, 0.01, 0.05, 0.1, 0.2}: verdicts from the store of differences, paths at three.
 
-    python benchmarks/experiments/alpha.py [--networks resnet20,resnet18] [--cifar DIR] [--work DIR] [--seed 0]
+    python benchmarks/experiments/alpha.py [--networks resnet20,resnet18] [--per-class M,…] [--jobs N] [--cifar DIR] [--work DIR] [--seed 0]
 
-ResNet-20 with 128 samples a class and with 16, ResNet-18 with 16 (scaled down from 128); each path is complete and measured on 10,000 test images.
+ResNet-20 with 128 samples a class and with 16, ResNet-18 with 16 (scaled down from 128; --per-class says otherwise); each path is complete and measured on 10,000 test images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def one(given: Given, network: str, per_class: int) -> dict[str, Any]:
 
 def run(given: Given) -> dict[str, Any]:
     """Every network at its sizes."""
-    return {"runs": [one(given, n, m) for n in given.networks for m in PER_CLASS[n]]}
+    return {"runs": [one(given, n, m) for n in given.networks for m in given.sizes(PER_CLASS[n])]}
 
 
 def named(run: dict[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
     python benchmarks/experiments/sample_size.py [--cifar DIR] [--work DIR] [--seed 0]
 
-Differences of 5 % of every group's units, drawn by the seed, on two disjoint draws of 256 samples a class (scaled down: all
-9,128 units take five hours on two cores); complete paths of blocks of 8 units at 8, 16 and 32 samples a class.
+Differences on two disjoint draws of 256 samples a class, and complete paths at three sizes. On a GPU those of all units, and paths
+of units at 8, 32 and 128 a class; on two cores, where that takes a day, those of 5 % of every group's units, drawn by the seed, and
+paths of blocks of 8 units at 8, 16 and 32.
 """
 
 from __future__ import annotations
@@ -15,23 +16,28 @@ from _experiment import Given, main
 from _runs import at, compared
 from _stores import opened, tell
 
+from _real import DEVICE
 from cswap.causal.replay import engine_for
 from cswap.causal.store import DifferenceStore, source_of
 from cswap.causal.verdicts import VoteRule
 from cswap.tasks import Classification
 
-NETWORK, SIZES, SHARE, PATHS = "mobilenet_v2", (8, 16, 32, 64, 128, 256), 0.05, (8, 16, 32)
+NETWORK, SIZES = "mobilenet_v2", (8, 16, 32, 64, 128, 256)
+SHARE, PATHS, PIECES, HELD_OUT = (
+    (1.0, (8, 32, 128), "unit", None) if DEVICE == "cuda" else (0.05, (8, 16, 32), "block:8", 2500)
+)
+"""How much of every group, the paths' sizes and granularity, and test images: what an hour allows."""
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.5)
 
 
 def drawn(given: Given, seed: int) -> DifferenceStore:
     """Differences of some units; kept as soon as they are whole."""
     c, structure = opened(NETWORK, given.images, max(SIZES), seed)
-    file, source = given.work / f"drawn.{seed}.safetensors", source_of(c.model, structure, c.calibration)
+    file, source = given.work / f"drawn.{seed}.{SHARE:g}.safetensors", source_of(c.model, structure, c.calibration)
     if file.exists() and (held := DifferenceStore.load(file)).source == source:
         return held
     engine, rng = (
-        engine_for(c.model, structure, c.calibration, Classification(), memory=4 << 30),
+        engine_for(c.model, structure, c.calibration, Classification(), device=DEVICE, memory=4 << 30),
         np.random.default_rng(given.seed),
     )
     first, found = engine.scores(), {}
@@ -79,15 +85,15 @@ def run(given: Given) -> dict[str, Any]:
             name=f"paths-{m}",
             per_class=m,
             ratios=RATIOS,
-            granularity="block:8",
-            eval_samples=2500,
+            granularity=PIECES,
+            eval_samples=HELD_OUT,
         )
         mine = result["methods"]["cswap"]["by_seed"][str(given.seed)]
         paths[str(m)] = {
             "verdicts": mine["verdicts"], "seconds": mine["seconds"], "unpruned": result["unpruned"]["quality"]["accuracy"],
             "accuracy": {str(r): at(result, "cswap", "params", r) for r in RATIOS},
         }  # fmt: skip
-    return {"network": NETWORK, "share": SHARE, "units": units, "sizes": sizes, "paths": paths}
+    return {"network": NETWORK, "share": SHARE, "pieces": PIECES, "units": units, "sizes": sizes, "paths": paths}
 
 
 def finding(data: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Voting by class against pooled inference ("general inference"), on ResNet-20, ResNet-18 and ResNet-50.
 
-    python benchmarks/experiments/voting.py [--networks resnet20,resnet18,resnet50] [--cifar DIR] [--work DIR] [--seed 0]
+    python benchmarks/experiments/voting.py [--networks resnet20,resnet18,resnet50] [--per-class M] [--jobs N] [--cifar DIR] [--work DIR] [--seed 0]
 
-ResNet-20 and ResNet-18: all units and whole paths, 16 samples a class (ResNet-20 with 128 too). ResNet-50: 4 % of every group's units, drawn by the seed, 16 samples a
+ResNet-20 and ResNet-18: all units and whole paths, 16 samples a class (ResNet-20 with 128 too). ResNet-50: all units on a GPU, 4 % of every group's, drawn by the seed, on two cores, 16 samples a
 class, on the original network; and what their removal together costs (scaled down: a path of 26,560 units takes a day on two cores).
 """
 
@@ -15,6 +15,7 @@ from _experiment import Given, main
 from _runs import compared, point
 from _stores import accuracy, held_out_set, opened, tell, without
 
+from _real import DEVICE
 from cswap.causal.judge import Judge
 from cswap.causal.replay import engine_for
 from cswap.causal.verdicts import VoteRule
@@ -27,14 +28,15 @@ PER_CLASS, SHARE, RATIOS = (
 )
 
 
-def drawn_units(given: Given, network: str) -> dict[str, Any]:
+def drawn_units(given: Given, network: str, share: float) -> dict[str, Any]:
     """Both verdicts of a share of the units, and what the units each lets go cost together."""
-    c, structure = opened(network, given.images, PER_CLASS[network][0], given.seed)
-    engine = engine_for(c.model, structure, c.calibration, Classification(), memory=4 << 30)
+    (per_class,) = given.sizes(PER_CLASS[network])
+    c, structure = opened(network, given.images, per_class, given.seed)
+    engine = engine_for(c.model, structure, c.calibration, Classification(), device=DEVICE, memory=4 << 30)
     rules = {v: Judge(c.calibration, VoteRule(vote=v)) for v in ("class", "pooled")}
     rng, found = np.random.default_rng(given.seed), {v: {} for v in rules}
     for group in structure:
-        some = sorted(rng.permutation(group.size)[: max(2, round(SHARE * group.size))].tolist())
+        some = sorted(rng.permutation(group.size)[: max(2, round(share * group.size))].tolist())
         for n, scores, base in engine.one_by_one(group, some):
             for v, judge in rules.items():
                 found[v][group.name, n] = str(judge.judge(scores, base).verdict)
@@ -91,8 +93,8 @@ def run(given: Given) -> dict[str, Any]:
     """Whole paths, and drawn units where paths take too long."""
     whole = [n for n in given.networks if n != "resnet50"]
     return {
-        "paths": {f"{n}, {m} samples a class": paths(given, n, m) for n in whole for m in PER_CLASS[n]},
-        "drawn": {n: drawn_units(given, n) for n in given.networks if n not in whole},
+        "paths": {f"{n}, {m} samples a class": paths(given, n, m) for n in whole for m in given.sizes(PER_CLASS[n])},
+        "drawn": {n: drawn_units(given, n, 1.0 if DEVICE == "cuda" else SHARE) for n in given.networks if n not in whole},
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Train a reference network on CIFAR-10 (JPEG), on two cores, with a log, a checkpoint an epoch and a resume.
+"""Train a reference network on CIFAR-10 (JPEG), on two cores or a GPU, with a log, a checkpoint an epoch and a resume.
 
     nice -n 10 python benchmarks/networks/train.py NAME --cifar DIR [--out F.safetensors] [--seed 0]
 
@@ -28,6 +28,7 @@ from zoo import MEAN, STD
 
 from _fit import keep, report
 from _machine import ROOT
+from _real import DEVICE
 from cswap.data.models import ModelSpec
 
 
@@ -43,7 +44,7 @@ def images(folder: Path, cache: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
     """Float, channels_last."""
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, STD))
     return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -51,12 +52,12 @@ def augmented(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Crops of a 4-pixel reflected border, and flips, drawn a sample."""
     n, _, h, w = x.shape
     padded = F.pad(x, (4, 4, 4, 4), mode="reflect")
-    top, left = torch.randint(0, 9, (2, n), generator=generator)
-    rows = top.view(-1, 1) + torch.arange(h)
-    cols = left.view(-1, 1) + torch.arange(w)
-    flip = torch.rand(n, generator=generator) < 0.5
+    top, left = torch.randint(0, 9, (2, n), generator=generator).to(x.device)
+    rows = top.view(-1, 1) + torch.arange(h, device=x.device)
+    cols = left.view(-1, 1) + torch.arange(w, device=x.device)
+    flip = (torch.rand(n, generator=generator) < 0.5).to(x.device)
     cols = torch.where(flip.view(-1, 1), cols.flip(1), cols)
-    i = torch.arange(n).view(-1, 1, 1)
+    i = torch.arange(n, device=x.device).view(-1, 1, 1)
     out = padded.permute(0, 2, 3, 1)[i, rows.unsqueeze(2), cols.unsqueeze(1)]
     return out.permute(0, 3, 1, 2)
 
@@ -93,7 +94,8 @@ def run() -> None:
     pixels, labels = images(given.cifar / "train", work.parent / "train.npz")
     torch.manual_seed(given.seed)
     spec = recipe.model.format(shared=os.environ.get("CSWAP_SHARED", ROOT.parent / "shared"))
-    model = ModelSpec.parse(spec).factory()().to(memory_format=torch.channels_last)
+    model = ModelSpec.parse(spec).factory()().to(DEVICE, memory_format=torch.channels_last)
+    pixels, labels = pixels.to(DEVICE), labels.to(DEVICE)
     optimiser = recipe.optimiser(model.parameters())
     steps = [(side, int(part * (len(labels) // 128))) for side, part in recipe.stages]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.rate, total_steps=sum(n for _, n in steps))
@@ -108,10 +110,10 @@ def run() -> None:
         order, total = torch.randperm(len(labels), generator=generator), 0.0
         (side, count), _ = steps[epoch], model.train()
         for i in range(count):
-            batch = order[128 * i : 128 * (i + 1)]
+            batch = order[128 * i : 128 * (i + 1)].to(DEVICE)
             optimiser.zero_grad()
             inputs = at_side(augmented(normalised(pixels[batch]), generator), side)
-            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.amp):
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=recipe.amp):
                 outputs = model(inputs.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(outputs.float(), labels[batch], label_smoothing=0.05)
             loss.backward()
@@ -131,7 +133,7 @@ def run() -> None:
         }
         torch.save(state, work / "next.pt")
         (work / "next.pt").replace(work / "last.pt")
-    test_pixels, test_labels = images(given.cifar / "test", work.parent / "test.npz")
+    test_pixels, test_labels = (v.to(DEVICE) for v in images(given.cifar / "test", work.parent / "test.npz"))
     keep(model, out)
     report(out, {
         "command": f"python benchmarks/networks/train.py {given.name} --seed {given.seed}", "data": "CIFAR-10 (JPEG)",

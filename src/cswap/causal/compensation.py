@@ -170,18 +170,18 @@ class Compensation:
         if key not in self._reduced:
             shaped = filters.reshape(len(filters), -1, *module.weight.shape[2:])
             if left is not None:
-                shaped = shaped.index_select(1, torch.from_numpy(left))
-            weight = module.weight.double().cpu() + shaped
-            weight.index_fill_(1, at, 0.0)
+                shaped = shaped.index_select(1, torch.from_numpy(left).to(shaped.device))
+            weight = module.weight.double() + shaped.to(x.device)
+            weight.index_fill_(1, at.to(x.device), 0.0)
             stays = torch.ones(weight.shape[1], dtype=torch.bool)
             stays[at] = False
             stays[at[: -int(stays.sum()) % _WIDTHS]] = True  # a width that kernels like; what is cut weighs nothing
-            kept = stays.nonzero().flatten()
+            kept = stays.nonzero().flatten().to(x.device)
             last = is_channels_last(module.weight)
             weight = weight.index_select(1, kept).to(module.weight)
             weight = weight.contiguous(memory_format=torch.channels_last) if last else weight.contiguous()
-            bias = constant if module.bias is None else constant + module.bias.double().cpu()
-            self._reduced[key] = kept.to(x.device), weight, bias.to(module.weight)
+            bias = constant if module.bias is None else constant + module.bias.double().to(constant)
+            self._reduced[key] = kept, weight, bias.to(module.weight)
         kept, weight, bias = self._reduced[key]
         if isinstance(module, nn.Linear):
             return F.linear(x.index_select(-1, kept), weight, bias)

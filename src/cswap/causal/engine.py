@@ -19,7 +19,6 @@ from cswap.structure.groups import Group, Structure
 from cswap.tasks.base import Task
 from cswap.types import FloatArray
 
-WORKING_SET = 16 << 20  # bytes of a batch's largest tensor: larger ones cost fresh pages from the system each time
 MOST_ROWS = 65536
 
 Cut = Sequence[int]
@@ -33,6 +32,11 @@ def emulated_bfloat16(device: str | torch.device) -> str:
     if torch.device(device).type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2":
         return ""
     return "this CPU has no bfloat16 of its own and emulates it: float32, the default, is faster here"
+
+
+def working_set(device: str | torch.device) -> int:
+    """Bytes of a batch's largest tensor: a CPU's larger ones cost fresh pages each time, a GPU's smaller ones launch more than they compute."""
+    return 16 << 20 if torch.device(device).type == "cpu" else 512 << 20
 
 
 @contextmanager
@@ -287,7 +291,7 @@ class Engine:
             raise InputError(
                 f"memory: one sample needs about {live * 4 / 2**20:,.1f} MiB, {self.memory / 2**20:,.3g} given"
             )
-        return max(1, min(MOST_ROWS, budget // max(1, live), WORKING_SET // max(1, largest)))
+        return max(1, min(MOST_ROWS, budget // max(1, live), working_set(self.device) // max(1, largest)))
 
 
 def _packed(parts: list[tuple[int, Job]], size: int) -> list[list[tuple[int, Job]]]:

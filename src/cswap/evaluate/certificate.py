@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from cswap.causal.engine import exact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.text import trimmed
 from cswap.data.truth import moved
@@ -115,7 +116,7 @@ def class_losses(
     found: dict[str, list[FloatArray]] = {c: [] for c in classes}
     nets = [m.eval().to(device) for m in (original, small)]
     for inputs, targets in batches(dataset, batch):
-        with torch.inference_mode():
+        with torch.inference_mode(), exact(torch.device(device), False):
             outputs = [net(inputs.to(device)) for net in nets]
             truth = moved(targets, device)
             if hasattr(task, "class_scores"):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from cswap.causal.engine import exact
 from cswap.data.text import trimmed
 from cswap.data.truth import Truth, collated, moved, stacked
 from cswap.tasks.base import Task
@@ -48,7 +49,8 @@ def measure_quality(
             if inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             for name, model in models.items():
-                with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16, enabled=amp):
+                place = torch.device(device)
+                with torch.inference_mode(), exact(place, amp), torch.autocast(place.type, torch.bfloat16, enabled=amp):
                     outputs = model(inputs.to(device))
                 with torch.inference_mode():
                     meters[name].update(outputs, moved(targets, device))

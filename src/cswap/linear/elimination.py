@@ -38,7 +38,7 @@ class Inverse:
         scale = float(moments.diagonal().mean())
         self.inverse, self.added = _inverted(moments, damping, scale if scale > 0 else 1.0)
         self.mean = mean
-        self.gone = torch.zeros(len(moments), dtype=torch.bool)
+        self.gone = torch.zeros(len(moments), dtype=torch.bool, device=moments.device)
 
     def among(self, columns: torch.Tensor) -> Inverse:
         """A copy of these columns alone; what `take` and `costs` do to them there, they do here, as long as no other goes."""

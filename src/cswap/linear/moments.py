@@ -18,7 +18,7 @@ class Moments:
 
     `upper` (G, D, D): products of inputs in and above the blocks of the diagonal; `xy` (G, D, O), `x` (G, D), `y` (G, O),
     `yy` (G, O), and the number of rows. Products of a block are taken in the inputs' own precision and summed in float64:
-    taken about the first block's means, they keep what large means would round away.
+    taken about the first block's means, they keep what large means would round away. Sums lie where the rows come from.
     """
 
     upper: torch.Tensor
@@ -59,20 +59,25 @@ class Moments:
     def add_rows(self, rows: torch.Tensor, targets: torch.Tensor) -> None:
         """rows (R, G, D), targets (R, G, O)."""
         if self.origin is None or self.start is None:
+            self._move(rows.device)
             # rounded to the inputs' precision, so that exactly this is subtracted
-            self.origin = rows.double().mean(0).to(rows.dtype).double().cpu()
-            self.start = targets.double().mean(0).to(targets.dtype).double().cpu()
+            self.origin = rows.double().mean(0).to(rows.dtype).double()
+            self.start = targets.double().mean(0).to(targets.dtype).double()
         a = (rows - self.origin.to(rows)).transpose(0, 1)
         b = (targets - self.start.to(targets)).transpose(0, 1)
         for start in range(0, a.shape[2], _BLOCK):  # the lower half is the upper one's mirror
             block = a[:, :, start : start + _BLOCK].transpose(1, 2)
-            self.upper[:, start : start + _BLOCK, start:] += torch.bmm(block, a[:, :, start:]).cpu()
+            self.upper[:, start : start + _BLOCK, start:] += torch.bmm(block, a[:, :, start:])
         if b.shape[2]:
-            self.xy += torch.bmm(a.transpose(1, 2), b.contiguous()).cpu()
-        self.x += a.sum(1, dtype=torch.float64).cpu()
-        self.y += b.sum(1, dtype=torch.float64).cpu()
-        self.yy += b.double().square().sum(1).cpu()
+            self.xy += torch.bmm(a.transpose(1, 2), b.contiguous())
+        self.x += a.sum(1, dtype=torch.float64)
+        self.y += b.sum(1, dtype=torch.float64)
+        self.yy += b.double().square().sum(1)
         self.rows += len(rows)
+
+    def _move(self, device: torch.device) -> None:
+        for name in ("upper", "xy", "x", "y", "yy"):
+            setattr(self, name, getattr(self, name).to(device))
 
     def _places(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What inputs and targets are counted from."""

@@ -142,8 +142,8 @@ def output_importance(
                 handle.remove()
         for name, out in given:
             if out.grad is not None:
-                squares = output_rows(engine.net.get_submodule(name), out.grad.double().square()).sum((0, 1)).cpu()
-                found[name] = found.get(name, torch.zeros(())) + squares / len(numbers)
+                squares = output_rows(engine.net.get_submodule(name), out.grad.double().square()).sum((0, 1))
+                found[name] = found.get(name, 0.0) + squares / len(numbers)
     return {n: v for n, v in found.items() if calls[n] == 1}
 
 
@@ -181,9 +181,10 @@ class _Reader:
     ) -> _Reader:
         """Columns are channel-major: a channel's kernel places lie side by side."""
         places = module.weight[0, 0].numel()
-        own = torch.arange(places)
-        blocks = {n: (torch.from_numpy(p).unsqueeze(1) * places + own).flatten() for n, p in slot.by_unit.items()}
-        original = matrix_of(module)[0].cpu()
+        original = matrix_of(module)[0].to(inverse.inverse)
+        own = torch.arange(places, device=original.device)
+        starts = {n: torch.from_numpy(p).to(own).unsqueeze(1) * places for n, p in slot.by_unit.items()}
+        blocks = {n: (start + own).flatten() for n, start in starts.items()}
         return cls(blocks, inverse, original.clone(), importance, moments, original)
 
     def _by_width(self, units: Sequence[int], measure: Callable[[torch.Tensor], torch.Tensor]) -> FloatArray:
@@ -191,7 +192,7 @@ class _Reader:
         found = np.zeros(len(units))
         for width in {len(self.blocks[n]) for n in units if n in self.blocks}:
             same = [i for i, n in enumerate(units) if n in self.blocks and len(self.blocks[n]) == width]
-            found[same] = measure(torch.stack([self.blocks[units[i]] for i in same])).numpy()
+            found[same] = measure(torch.stack([self.blocks[units[i]] for i in same])).cpu().numpy()
         return found
 
     def costs(self, left: Sequence[int]) -> FloatArray:
@@ -220,9 +221,10 @@ class _Reader:
         """A copy that knows these units' columns alone: what eliminating some of them does to the others is all in there."""
         read = [n for n in units if n in self.blocks]
         sizes = [len(self.blocks[n]) for n in read]
-        columns = torch.cat([self.blocks[n] for n in read]) if read else torch.arange(0)
+        columns = torch.cat([self.blocks[n] for n in read]) if read else torch.arange(0, device=self.weights.device)
         ends = np.cumsum([0, *sizes]).tolist()
-        blocks = {n: torch.arange(a, b) for n, (a, b) in zip(read, itertools.pairwise(ends), strict=True)}
+        places = torch.arange(ends[-1], device=columns.device)
+        blocks = {n: places[a:b] for n, (a, b) in zip(read, itertools.pairwise(ends), strict=True)}
         weights = self.weights[columns]
         return _Reader(blocks, self.inverse.among(columns), weights, self.importance, None, weights)
 

@@ -6,7 +6,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from cswap.causal.engine import exact
 from cswap.errors import InputError
+from cswap.methods.options import Options
 from cswap.methods.path import PruningPath
 
 Method = Callable[..., PruningPath]
@@ -35,8 +39,10 @@ def find(name: str) -> Method:
 
 def call(name: str, *args: Any, **settings: Any) -> PruningPath:
     """Run a method by name with those of `settings` it accepts; raises InputError for an unknown name."""
-    method = find(name)
+    method, device = find(name), torch.device(settings.get("device", "cpu"))
+    amp = settings.get("options", Options()).amp
     parameters = inspect.signature(method).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         settings = {k: v for k, v in settings.items() if k in parameters}
-    return method(*args, **settings)
+    with exact(device, amp):
+        return method(*args, **settings)

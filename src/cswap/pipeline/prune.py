@@ -27,7 +27,7 @@ from cswap.artifacts.journal import (
     unpacked,
 )  # fmt: skip
 from cswap.artifacts.state import read_state
-from cswap.causal.engine import MOST_ROWS, WORKING_SET
+from cswap.causal.engine import MOST_ROWS, working_set
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.sources import limited
 from cswap.errors import CswapError, InputError, StructureError
@@ -108,7 +108,7 @@ class _Analysis:
         out, classes = self.job.out, self.calibration.classes
         run[PINNED] = {
             "threads": torch.get_num_threads(), "processes": distributed.world(), "memory": self.job.machine.memory,
-            "batch_bytes": WORKING_SET, "batch_rows": MOST_ROWS, "device": self.device.partition(":")[0],
+            "batch_bytes": working_set(self.device), "batch_rows": MOST_ROWS, "device": self.device.partition(":")[0],
         }  # fmt: skip
         try:
             going_on = look_into(out, run, resume=self.job.resume, force=self.job.force)

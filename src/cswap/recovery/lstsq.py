@@ -121,8 +121,8 @@ def _best(
 def _refit(case: Case, name: str, fit: Moments, held: Moments) -> dict[str, Any]:
     """Choose the strength, fit, and put the weights where they are best; returns what happened, in numbers."""
     module = _plain(case.small, name)
-    before, shift = matrix_of(module).cpu(), case.can_shift(name)
-    constant = case.constant_of(name).reshape(before.shape[0], before.shape[2])
+    before, shift = matrix_of(module).to(fit.x), case.can_shift(name)
+    constant = case.constant_of(name).reshape(before.shape[0], before.shape[2]).to(before)
     judge = held if held.rows else fit
     start = judge.error(before, constant)
     error, strength, matrix, c = _best(fit, judge, before, constant, shift)

@@ -160,7 +160,7 @@ def _like(net: nn.Module, given: nn.Module) -> nn.Module:
 def _measured(net: nn.Module, part: CalibrationSet, task: Task, device: str) -> tuple[FloatArray, FloatArray]:
     """σ and quality of samples, (M',) float64 each."""
     scores, quality = [], []
-    with torch.no_grad():
+    with torch.no_grad(), exact(torch.device(device), False):
         for inputs, targets in part.batches(128):
             if inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,158 @@
+"""On a GPU: every method, recovery and figure is what the CPU gives. float64, so that nothing but a mistake can differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import cswap
+from cswap.causal.engine import working_set
+from cswap.causal.replay import engine_for
+from cswap.data.calibration import calibration_set
+from cswap.evaluate.certificate import class_losses
+from cswap.evaluate.quality import measure_quality
+from cswap.methods import registry
+from cswap.methods.options import Options
+from cswap.recovery import recovered
+from cswap.structure.discover import discover
+from cswap.tasks import Classification
+from cswap.types import Target
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def _trained(net: nn.Module, side: int = 8) -> tuple[nn.Module, TensorDataset]:
+    """A few steps on classes that differ by what is bright where."""
+    torch.manual_seed(0)
+    y = torch.arange(4).repeat(24)
+    patterns = torch.rand(4, 3, side, side)
+    x = patterns[y] + 0.4 * torch.randn(len(y), 3, side, side)
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(40):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimiser.step()
+    return net.eval().double(), TensorDataset(x.double(), y)
+
+
+def _convnet() -> nn.Module:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+            self.one, self.two = nn.Conv2d(8, 10, 3, padding=1), nn.Conv2d(10, 8, 1)
+            self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.hidden, self.fc = nn.Linear(8, 12), nn.Linear(12, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.norm(self.stem(x)).relu()
+            x = (x + self.two(self.one(x).relu())).relu()
+            return self.fc(self.hidden(self.deep(x).relu().mean((2, 3))).relu())
+
+    torch.manual_seed(1)
+    return Net()
+
+
+def _transformer() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(1)
+    return VisionTransformer(8, 4, 2, 2, 16, 24, num_classes=4)
+
+
+NETS = {"convnet": _convnet, "transformer": _transformer}
+
+
+@pytest.fixture(scope="module", params=sorted(NETS))
+def case(request):
+    net, data = _trained(NETS[request.param]())
+    calibration = calibration_set(data, 12, 0, classes=tuple("abcd"))
+    return net, data, calibration, discover(net, calibration.inputs(0, 2))
+
+
+def _path(case, method, device, **options):
+    net, _, calibration, structure = case
+    return registry.call(
+        method, net, structure, calibration, Classification(), target=Target("complete"), options=Options(**options),
+        device=device, memory=1 << 30,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", sorted(registry.METHODS))
+def test_a_method_takes_the_same_path(case, method):
+    if method in ("deeplift", "lrp"):
+        pytest.importorskip("captum" if method == "deeplift" else "zennit")
+    one, two = (_path(case, method, d) for d in ("cpu", "cuda"))
+    assert [(d.group, d.unit, d.removed) for d in one.decisions] == [
+        (d.group, d.unit, d.removed) for d in two.decisions
+    ]
+    for a, b in zip(one.decisions, two.decisions, strict=True):
+        if a.score is not None:
+            np.testing.assert_allclose(a.score, b.score, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"cut": "compensated"}, {"effects": "verdict"}, {"swaps": True}])
+def test_an_option_takes_the_same_path(case, options):
+    method = "obs" if "swaps" in options else "cswap"
+    one, two = (_path(case, method, d, **options) for d in ("cpu", "cuda"))
+    assert [(d.group, d.unit, d.removed) for d in one.decisions] == [
+        (d.group, d.unit, d.removed) for d in two.decisions
+    ]
+
+
+@pytest.mark.parametrize("how", ["bias", "bn", "lstsq", "merge", "fold", "merge+lstsq", "bias+bn"])
+def test_a_recovery_gives_the_same_network(case, how):
+    net, data, calibration, _ = case
+    small = _path(case, "magnitude", "cpu").apply(net, Target.parse("units=0.4"))
+    one, two = (recovered(small, net, calibration, how, device=d) for d in ("cpu", "cuda"))
+    x = data.tensors[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(one.raw(x).numpy(), two.raw(x).numpy(), rtol=1e-6, atol=1e-6)
+    assert one.declined == two.declined
+    assert next(two.raw.parameters()).device.type == "cpu"
+
+
+def test_quality_and_losses_are_the_same_and_the_network_stays_where_it_was(case):
+    net, data, _, _ = case
+    small = _path(case, "random", "cpu").apply(net, Target.parse("units=0.4"))
+    one, two = (measure_quality({"small": small}, data, Classification(), 4, device=d) for d in ("cpu", "cuda"))
+    assert one == two
+    assert next(small.parameters()).device.type == "cpu"
+    a, b = (class_losses(net, small, data, Classification(), tuple("abcd"), device=d) for d in ("cpu", "cuda"))
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=1e-9)
+
+
+def test_float32_is_float32_in_what_is_measured(case):
+    """TF32, which PyTorch's convolutions take by default, is off by 1e-3; masked and pruned networks must agree to 1e-5."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.Flatten(), nn.Linear(4096, 4)
+    )
+    net = net.eval()
+    data = TensorDataset(torch.rand(64, 3, 8, 8), torch.arange(4).repeat(16))
+    calibration = calibration_set(data, 16, 0, classes=tuple("abcd"))
+    structure = discover(net, calibration.inputs(0, 2))
+    found = {}
+    for kind, d in ((torch.float64, "cpu"), (torch.float32, "cuda")):
+        engine = engine_for(net.to(kind), structure, calibration, Classification(), device=d)
+        found[d] = engine.cut(structure.groups[0], [(0, 1, 2)])[0].sigma
+    np.testing.assert_allclose(found["cpu"], found["cuda"], atol=2e-6)
+
+
+def test_one_call_prunes_where_there_is_a_gpu(case):
+    net, _, calibration, structure = case
+    paths = [
+        cswap.prune_path(net, calibration, method="joint", target="params=0.3", structure=structure, device=d)
+        for d in ("cpu", "auto")
+    ]
+    assert [d.unit for d in paths[0].decisions] == [d.unit for d in paths[1].decisions]
+    small = paths[1].apply(net)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
+    assert next(small.parameters()).device.type == "cpu"
+
+
+def test_batches_are_larger_on_a_gpu():
+    assert working_set("cuda:0") > working_set("cpu")
