@@ -38,7 +38,9 @@ def machine() -> dict[str, Any]:
 def write_result(name: str, data: dict[str, Any]) -> None:
     """Write one benchmark's JSON and make RESULTS.md and docs/reliability.md anew."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    whole = RESULTS / f".{name}.{os.getpid()}"  # another benchmark may be reading
+    whole.write_text(json.dumps(data, indent=1) + "\n")
+    whole.replace(RESULTS / f"{name}.json")
     from make_results import write_results
     from reliability_page import write_page
 

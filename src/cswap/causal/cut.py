@@ -27,12 +27,22 @@ class PlainEngine(Engine):
 
     def __init__(self, model: nn.Module, *args: Any, **settings: Any) -> None:
         super().__init__(model, *args, **settings)
-        self.net = prepared_copy(model, self.structure).eval().requires_grad_(False).to(self.device)
-        if self.calibration.inputs(0, 1).dim() == 4:
-            self.net = self.net.to(memory_format=torch.channels_last)
+        net = prepared_copy(model, self.structure).eval().requires_grad_(False).to(self.device)
+        self._net = net.to(memory_format=torch.channels_last) if self.calibration.inputs(0, 1).dim() == 4 else net
+        self._waiting: dict[str, list[int]] = {}  # removed, and not yet zero in the network
         self._largest = self._probe()
         self._together = self._samples_first()
         self.rows(None)  # refuses a sample that does not fit
+
+    @property
+    def net(self) -> nn.Module:
+        """The network as it stands, on the device; what was removed since it was last asked for is cut together."""
+        if self._waiting:
+            zero_cut_(
+                self._net, self.structure, {g: np.asarray(sorted(u), dtype=np.int64) for g, u in self._waiting.items()}
+            )
+            self._waiting = {}
+        return self._net
 
     def _probe(self) -> int:
         """Bytes of the largest input and output of a layer, of one sample; `self.all_bytes`: of all layers' outputs."""
@@ -76,7 +86,7 @@ class PlainEngine(Engine):
         return super().units_together(group, samples) if self._together else 1
 
     def remove(self, group: str, units: Sequence[int]) -> None:
-        zero_cut_(self.net, self.structure, {group: np.asarray(sorted(units), dtype=np.int64)})
+        self._waiting.setdefault(group, []).extend(int(n) for n in units)
 
     def _evaluate(self, group: Group | None, jobs: list[Job]) -> list[Scores]:
         if not self._together and len(jobs) > 1:
