@@ -20,7 +20,8 @@ from cswap.causal.replay import ReplayEngine
 from cswap.errors import ArtifactError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Surgery
-from cswap.structure.attention import HeadAttention, HeadProduct
+from cswap.recovery import recovered
+from cswap.structure.attention import HeadAttention, HeadProduct, _padded_product
 from cswap.structure.check import VISIBLE, agreement, random_half, randomise_
 from cswap.structure.discover import count_params, discover, macs_of
 from cswap.structure.groups import Group, Slot, Structure
@@ -529,3 +530,28 @@ def test_torchvision_s_own(name, size):
     ledger = _ledger(structure, removed)
     assert (ledger.params, round(ledger.macs)) == (count_params(small), macs_of(small, x)[0])
     assert not _crossed(model, structure, removed, x) <= result.allowed
+
+
+def test_products_padded_for_a_gpu_are_the_same():
+    """Widths and offsets that a GPU's kernels refuse."""
+    torch.manual_seed(0)
+    whole = torch.randn(2, 5, 23).double()
+    q, k, v = (whole[..., a : a + 2 * d].unflatten(-1, (2, d)).transpose(-3, -2) for a, d in ((0, 5), (3, 5), (9, 7)))
+    mask = torch.randn(5, 5).double()
+    expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    torch.testing.assert_close(_padded_product(q, k, v, mask, 0.0), expected)
+
+
+@pytest.mark.parametrize("how", ["merge", "fold", "lstsq"])
+def test_a_pruned_transformer_is_recovered(how):
+    """Merging averages weights, and leaves the numbers of the heads as they are."""
+    torch.manual_seed(0)
+    net = torchvision.models.VisionTransformer(8, 4, 2, 2, 16, 24, num_classes=4).eval()
+    x, y = torch.randn(48, 3, 8, 8), torch.arange(4).repeat(12)
+    calibration = cswap.calibration_set(TensorDataset(x, y), 12)
+    structure = discover(net, x[:2])
+    small = pruned_copy(net, structure, random_half(structure, 0))
+    found = recovered(small, net, calibration, how).raw
+    for (name, a), b in zip(small.state_dict().items(), found.state_dict().values(), strict=True):
+        assert a.shape == b.shape
+        assert a.is_floating_point() or torch.equal(a, b), name

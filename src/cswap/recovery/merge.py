@@ -137,6 +137,8 @@ def _fold_group(merged: nn.Module, case: Case, group: Group, joins: dict[int, in
         module = merged.get_submodule(slot.module)
         for tensor, dim in axes:
             value = getattr(module, tensor).data
+            if not value.is_floating_point():
+                continue  # numbers of heads: those of what stays
             for units in members.values():
                 places = [slot.by_unit.get(u, np.empty(0, dtype=np.int64)) for u in units]
                 if len({len(p) for p in places}) != 1 or not len(places[0]):
