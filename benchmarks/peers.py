@@ -234,7 +234,6 @@ def qualities(
         held_out,
         Classification(),
         len(calibration.classes),
-        batch=BATCH,
         device=DEVICE,
         amp=DEVICE == "cpu" and not emulated_bfloat16(DEVICE),
     )

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+from torchvision.models import VisionTransformer
 
 from cswap.artifacts.folder import save
 from cswap.methods.options import Options
@@ -79,6 +81,45 @@ class ConcatNet(nn.Module):
         b = self.b(F.relu(self.n1(a)))
         c = F.relu(self.c(F.relu(self.n2(torch.cat([a, b], 1)))))
         return self.fc(F.relu(self.hidden(c.flatten(1))))
+
+
+class MixedNet(nn.Module):
+    """A stem with a norm, a residual block, a depthwise convolution, two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.one, self.two = nn.Conv2d(8, 10, 3, padding=1), nn.Conv2d(10, 8, 1)
+        self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.hidden, self.fc = nn.Linear(8, 12), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = (x + self.two(self.one(x).relu())).relu()
+        return self.fc(self.hidden(self.deep(x).relu().mean((2, 3))).relu())
+
+
+PATTERN_NETS = {
+    "convnet": MixedNet,
+    "transformer": lambda: VisionTransformer(8, 4, 2, 2, 16, 24, num_classes=4),
+}
+
+
+def trained_on_patterns(net: nn.Module, side: int = 8) -> tuple[nn.Module, TensorDataset]:
+    """In float64 after a few steps on four classes that differ by what is bright where, 24 samples each; and those."""
+    torch.manual_seed(0)
+    for m in net.modules():
+        if hasattr(m, "reset_parameters"):
+            m.reset_parameters()
+    y = torch.arange(4).repeat(24)
+    patterns = torch.rand(4, 3, side, side) + 2 * torch.rand(4, 3, 1, 1)
+    x = patterns[y] + 0.4 * torch.randn(len(y), 3, side, side)
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(40):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimiser.step()
+    return net.eval().double(), TensorDataset(x.double(), y)
 
 
 def off_by_one(structure: Structure) -> Structure:

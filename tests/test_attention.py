@@ -30,6 +30,7 @@ from cswap.structure.ledger import Ledger
 from cswap.structure.surgery import kept_indices, masked_copy, prepared_copy, pruned_copy
 from cswap.tasks import Classification
 from cswap.types import Target
+from tests.conftest import path_of
 
 
 def _off_by_one(structure: Structure) -> Structure:
@@ -546,11 +547,12 @@ def test_products_padded_for_a_gpu_are_the_same():
 def test_a_pruned_transformer_is_recovered(how):
     """Merging averages weights, and leaves the numbers of the heads as they are."""
     torch.manual_seed(0)
-    net = torchvision.models.VisionTransformer(8, 4, 2, 2, 16, 24, num_classes=4).eval()
+    net = randomise_(torchvision.models.VisionTransformer(8, 4, 2, 2, 16, 24, num_classes=4), seed=0).eval()
     x, y = torch.randn(48, 3, 8, 8), torch.arange(4).repeat(12)
     calibration = cswap.calibration_set(TensorDataset(x, y), 12)
     structure = discover(net, x[:2])
-    small = pruned_copy(net, structure, random_half(structure, 0))
+    path = path_of(structure, random_half(structure, 0), x[:2])
+    small = path.apply(net, Target("units", path.ratio.units))
     found = recovered(small, net, calibration, how).raw
     for (name, a), b in zip(small.state_dict().items(), found.state_dict().values(), strict=True):
         assert a.shape == b.shape

@@ -19,7 +19,7 @@ from cswap.methods.options import Options
 from cswap.methods.path import Silence, Start
 from cswap.structure.check import randomise_
 from cswap.types import Target
-from tests.conftest import NETS
+from tests.conftest import NETS, PATTERN_NETS, trained_on_patterns
 from tests.reference.least_squares import rows_by_hand
 
 
@@ -180,3 +180,19 @@ def test_a_resumed_run_ends_the_same(digits_case, tmp_path, method):
     tested = [d for d in whole if d.phase in ("walk", "test")]
     again = run(Start(tuple(tested)), "units=0.9")
     assert [(d.group, d.unit, d.quality) for d in again] == [(d.group, d.unit, d.quality) for d in whole]
+
+
+@pytest.mark.parametrize("kind", sorted(PATTERN_NETS))
+def test_a_complete_path_takes_all_but_one_unit_of_every_group(kind):
+    """Cut sets of a batch may hold all that is left of a group, and a head takes its dimensions before they are asked for."""
+    net, data = trained_on_patterns(PATTERN_NETS[kind]())
+    calibration = cswap.calibration_set(data, 12)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    path = registry.call(
+        "cswap", net, structure, calibration, cswap.Classification(), target=Target("complete"), options=Options(cut="compensated")
+    )  # fmt: skip
+    for group in structure:
+        asked = {d.unit for d in path.decisions if d.group == group.name}
+        gone = {d.unit for d in path.decisions if d.group == group.name and d.removed}
+        assert len(asked) - len(gone) <= 1
+    assert path.ratio.params > 0.8

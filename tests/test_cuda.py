@@ -22,55 +22,14 @@ from cswap.structure.discover import discover
 from cswap.structure.surgery import pruned_copy
 from cswap.tasks import Classification
 from cswap.types import Target
+from tests.conftest import PATTERN_NETS, trained_on_patterns
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def _trained(net: nn.Module, side: int = 8) -> tuple[nn.Module, TensorDataset]:
-    """A few steps on classes that differ by what is bright where."""
-    torch.manual_seed(0)
-    y = torch.arange(4).repeat(24)
-    patterns = torch.rand(4, 3, side, side) + 2 * torch.rand(4, 3, 1, 1)
-    x = patterns[y] + 0.4 * torch.randn(len(y), 3, side, side)
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for _ in range(40):
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimiser.step()
-    return net.eval().double(), TensorDataset(x.double(), y)
-
-
-def _convnet() -> nn.Module:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-            self.one, self.two = nn.Conv2d(8, 10, 3, padding=1), nn.Conv2d(10, 8, 1)
-            self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-            self.hidden, self.fc = nn.Linear(8, 12), nn.Linear(12, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.norm(self.stem(x)).relu()
-            x = (x + self.two(self.one(x).relu())).relu()
-            return self.fc(self.hidden(self.deep(x).relu().mean((2, 3))).relu())
-
-    torch.manual_seed(1)
-    return Net()
-
-
-def _transformer() -> nn.Module:
-    from torchvision.models import VisionTransformer
-
-    torch.manual_seed(1)
-    return VisionTransformer(8, 4, 2, 2, 16, 24, num_classes=4)
-
-
-NETS = {"convnet": _convnet, "transformer": _transformer}
-
-
-@pytest.fixture(scope="module", params=sorted(NETS))
+@pytest.fixture(scope="module", params=sorted(PATTERN_NETS))
 def case(request):
-    net, data = _trained(NETS[request.param]())
+    net, data = trained_on_patterns(PATTERN_NETS[request.param]())
     calibration = calibration_set(data, 12, 0, classes=tuple("abcd"))
     return net, data, calibration, discover(net, calibration.inputs(0, 2))
 
@@ -123,7 +82,7 @@ def test_a_recovery_gives_the_same_network(case, how):
 
 def test_a_pruned_attention_runs_on_the_gpu_whatever_its_widths():
     """The memory-efficient kernel takes rows at multiples of 16 bytes alone."""
-    net, data = _trained(_transformer())
+    net, data = trained_on_patterns(PATTERN_NETS["transformer"]())
     structure = discover(net, data.tensors[0][:2])
     for kind, off in ((torch.float32, 2e-3), (torch.float64, 1e-9)):
         for share in (0.1, 0.3, 0.5, 0.7):

@@ -175,7 +175,8 @@ class Compensation:
             weight.index_fill_(1, at.to(x.device), 0.0)
             stays = torch.ones(weight.shape[1], dtype=torch.bool)
             stays[at] = False
-            stays[at[: -int(stays.sum()) % _WIDTHS]] = True  # a width that kernels like; what is cut weighs nothing
+            count = int(stays.sum())  # a width that kernels like, and never none; what is cut weighs nothing
+            stays[at[: -count % _WIDTHS if count else 1]] = True
             kept = stays.nonzero().flatten().to(x.device)
             last = is_channels_last(module.weight)
             weight = weight.index_select(1, kept).to(module.weight)
@@ -199,6 +200,8 @@ class Compensation:
                 plain.append(slot)
                 continue
             columns = columns_for(nets[0].get_submodule(slot.module), slot, units)
+            gone = self.gone.setdefault(slot.module, [])
+            columns = columns[~torch.isin(columns, torch.tensor(gone, dtype=torch.int64))]  # a head took its dimensions
             if not len(columns):
                 continue
             filters = inverse.filters(columns)
@@ -212,7 +215,7 @@ class Compensation:
                 flat[:, columns.to(flat.device)] = 0.0
                 weight.copy_(flat.reshape(weight.shape))
                 self._shift(net, slot.module, module, shift)
-            self.gone.setdefault(slot.module, []).extend(columns.tolist())
+            gone.extend(columns.tolist())
             for (_, name), other in self.inverses.items():  # those of other groups that the layer reads, too
                 if name == slot.module:
                     other.take(columns)

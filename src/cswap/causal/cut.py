@@ -139,7 +139,7 @@ def _cut_hook(slot: Slot, cuts: Sequence[Sequence[int]], shares: list[int], dim:
         for index, share in zip(positions, shares, strict=True):
             if len(index):
                 part = x[start : start + share * each] if len(cuts) > 1 else x
-                part.index_fill_(dim, index.to(x.device), 0.0)
+                part.index_fill_(dim, index.to(x.device, non_blocking=True), 0.0)
             start += share * each
         return (x, *args[1:])
 

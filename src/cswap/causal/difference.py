@@ -25,7 +25,7 @@ def separable(module: nn.Module, node: fx.Node) -> bool:
 def contribution(module: nn.Module, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """What the inputs `index` add to the layer's output: W[:, index] · x[index], without bias."""
     weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    index = index.to(x.device)
+    index = index.to(x.device, non_blocking=True)
     if isinstance(module, nn.Linear):
         return F.linear(x.index_select(-1, index), weight.index_select(1, index))
     conv: Any = module
@@ -51,7 +51,7 @@ def by_difference(
     """
     one_each = all(len(c) == 1 for c in cuts) and all(x is inputs[0] for x in inputs)
     if isinstance(module, nn.Linear) and one_each and len(cuts) > 1:
-        index = torch.cat(cuts).to(inputs[0].device)
+        index = torch.cat(cuts).to(inputs[0].device, non_blocking=True)
         taken = inputs[0].index_select(-1, index).movedim(-1, 0).unsqueeze(-1)  # (U, n, …, 1)
         columns = module.weight.index_select(1, index).t()  # (U, out)
         shaped = columns.view(len(cuts), *([1] * (taken.dim() - 2)), -1)

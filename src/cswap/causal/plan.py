@@ -126,7 +126,7 @@ def without(
     others, named: what it takes besides x, as it is.
     """
     if len(positions) == 1:
-        weight, dim, index = weight_of(module), input_dim(module), positions[0].to(x.device)
+        weight, dim, index = weight_of(module), input_dim(module), positions[0].to(x.device, non_blocking=True)
         held = weight.index_select(dim, index)
         weight.index_fill_(dim, index, 0.0)
         try:
@@ -137,7 +137,7 @@ def without(
     x = x.clone()
     each, start = x.shape[0] // sum(shares), 0
     for index, share in zip(positions, shares, strict=True):
-        x[start : start + share * each].index_fill_(channel_dim(module), index.to(x.device), 0.0)
+        x[start : start + share * each].index_fill_(channel_dim(module), index.to(x.device, non_blocking=True), 0.0)
         start += share * each
     masked: torch.Tensor = module(x, *others, **named)
     return masked

@@ -336,7 +336,7 @@ class ReplayEngine(Engine):
                 if c.first and plan.cached_rows:
                     subtract_(c.module, plan.cached[c.node], plan.cached[c.node.all_input_nodes[0]], index)
             for module, index in {id(c.module): (c.module, c.of(units)) for c in plan.consumers}.values():
-                weight_of(module).index_fill_(input_dim(module), index.to(self.device), 0.0)
+                weight_of(module).index_fill_(input_dim(module), index.to(self.device, non_blocking=True), 0.0)
         plan.removed += len(units)
 
     def stale(self, group: Group) -> bool:

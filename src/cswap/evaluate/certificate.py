@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -114,7 +115,7 @@ def class_losses(
 ) -> dict[str, FloatArray]:  # fmt: skip
     """σ − σ_pruned by class, (n_k,) float64: of the samples labelled k, or where the task scores by class its own column."""
     found: dict[str, list[FloatArray]] = {c: [] for c in classes}
-    nets = [m.eval().to(device) for m in (original, small)]
+    nets = [copy.deepcopy(m).eval().to(device) for m in (original, small)]
     for inputs, targets in batches(dataset, batch):
         with torch.inference_mode(), exact(torch.device(device), False):
             outputs = [net(inputs.to(device)) for net in nets]

@@ -30,14 +30,14 @@ def measure_quality(
     classes: int,
     *,
     device: str = "cpu",
-    batch: int = 128,
+    batch: int | None = None,
     amp: bool = False,
     samples: dict[str, list[float]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Figures of each model on the same data, read once. Models are put back into the mode they were in.
 
     amp: in bfloat16 where autocast sees fit (ours: four times as fast on a CPU that has it; figures may differ by a sample
-    or two). samples: gets `task.sample_quality` of every sample, by model.
+    or two). batch: 128 samples on a CPU, 1,024 on a GPU. samples: gets `task.sample_quality` of every sample, by model.
     """
     meters = {name: task.meter(classes) for name in models}
     modes = {name: m.training for name, m in models.items()}
@@ -45,7 +45,7 @@ def measure_quality(
     try:
         for model in models.values():
             model.eval().to(device)
-        for inputs, targets in batches(dataset, batch):
+        for inputs, targets in batches(dataset, batch or (128 if torch.device(device).type == "cpu" else 1024)):
             if inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             for name, model in models.items():

@@ -128,7 +128,7 @@ def zero_cut_(model: nn.Module, structure: Structure, removed: Removed) -> nn.Mo
             if len(positions):
                 (tensor, dim), *_ = structure.layers[slot.module].axes["in"]
                 weight: Any = getattr(model.get_submodule(slot.module), tensor)
-                weight.data.index_fill_(dim, positions.to(weight.device), 0.0)
+                weight.data.index_fill_(dim, positions.to(weight.device, non_blocking=True), 0.0)
     return model
 
 
