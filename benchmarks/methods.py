@@ -75,6 +75,7 @@ def run() -> None:
     parser.add_argument("--recover-per-class", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", help="name of the JSON (methods_NETWORK)")
+    parser.add_argument("--note", help="where parts of --work were measured, when not all of it here")
     parser.add_argument("--latency", action="store_true", help="time every point: on a machine that does nothing else")
     parser.add_argument("--jobs", type=int, default=1, help="methods measured at a time, each in a process")
     parser.add_argument("--memory", type=int, default=6, help="GiB of working memory, shared by the jobs")
@@ -101,6 +102,7 @@ def run() -> None:
         given.result or f"methods_{given.network}",
         {
             "command": command, **machine(), "seed": given.seed, "network": given.network, "jobs": given.jobs,
+            **({"note": given.note} if given.note else {}),
             **{k: result[k] for k in ("unpruned", "measured_in", "per_class", "recover_per_class", "held_out_samples", "recover",
                                       "ratios", "kinds", "classes", "units")},
             "methods": {

@@ -381,6 +381,8 @@ def run() -> None:
     parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "peers", help="where points are kept as they come")
+    parser.add_argument("--result", help="name of the JSON")
+    parser.add_argument("--note", help="where points in --work were measured, when not here")
     parser.add_argument("--part", action="store_true", help="measure and keep, write no result")
     given = parser.parse_args()
     ways = tuple(given.recover.split(","))
@@ -420,9 +422,10 @@ def run() -> None:
         f"--eval-samples {len(held_out)} --peers {given.peers} --recover {given.recover} --seed {given.seed}"
     )
     write_result(
-        "peers" + f"_{given.network}" * (given.network != "resnet18") + "_macs" * (given.count == "macs"),
+        given.result or "peers" + f"_{given.network}" * (given.network != "resnet18") + "_macs" * (given.count == "macs"),
         {
-            "command": command, **machine(), "network": given.network, "count": given.count, "seed": given.seed, "per_class": given.per_class,
+            "command": command, **machine(), "network": given.network, "count": given.count,
+            **({"note": given.note, "precision": "float32"} if given.note else {}), "seed": given.seed, "per_class": given.per_class,
             "held_out_samples": len(held_out), "calibration_samples": len(calibration), "classes": list(data.classes),
             "unpruned": unpruned, "peers": measured,
         },

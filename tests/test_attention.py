@@ -21,7 +21,7 @@ from cswap.errors import ArtifactError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Surgery
 from cswap.recovery import recovered
-from cswap.structure.attention import HeadAttention, HeadProduct, _padded_product
+from cswap.structure.attention import HeadAttention, HeadProduct, _aligned
 from cswap.structure.check import VISIBLE, agreement, random_half, randomise_
 from cswap.structure.discover import count_params, discover, macs_of
 from cswap.structure.groups import Group, Slot, Structure
@@ -533,14 +533,15 @@ def test_torchvision_s_own(name, size):
     assert not _crossed(model, structure, removed, x) <= result.allowed
 
 
-def test_products_padded_for_a_gpu_are_the_same():
-    """Widths and offsets that a GPU's kernels refuse."""
+def test_widths_that_a_gpus_kernels_refuse_are_found_and_plain_products_are_the_same():
     torch.manual_seed(0)
-    whole = torch.randn(2, 5, 23).double()
-    q, k, v = (whole[..., a : a + 2 * d].unflatten(-1, (2, d)).transpose(-3, -2) for a, d in ((0, 5), (3, 5), (9, 7)))
-    mask = torch.randn(5, 5).double()
-    expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-    torch.testing.assert_close(_padded_product(q, k, v, mask, 0.0), expected)
+    core = HeadProduct(2, 5, 7, 0.5, 0.0, torch.zeros(1).double())
+    whole = torch.randn(2, 5, 30).double()
+    q, k, v = whole[..., :10], whole[..., 3:13], whole[..., 13:27]
+    assert not _aligned(q)
+    assert not _aligned(whole[..., 8:16])
+    assert _aligned(torch.zeros(2, 5, 16))
+    torch.testing.assert_close(core(q, k, v), core(q, k, v, weights=True)[0])
 
 
 @pytest.mark.parametrize("how", ["merge", "fold", "lstsq"])

@@ -81,7 +81,7 @@ def test_a_recovery_gives_the_same_network(case, how):
 
 
 def test_a_pruned_attention_runs_on_the_gpu_whatever_its_widths():
-    """The memory-efficient kernel takes rows at multiples of 16 bytes alone."""
+    """The fused kernels take rows at multiples of 16 bytes alone."""
     net, data = trained_on_patterns(PATTERN_NETS["transformer"]())
     structure = discover(net, data.tensors[0][:2])
     for kind, off in ((torch.float32, 2e-3), (torch.float64, 1e-9)):

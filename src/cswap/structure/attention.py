@@ -23,20 +23,11 @@ from torch.nn import functional as F
 
 from cswap.structure.layers import LayerRule
 
-_ALIGNED = 8  # numbers: a GPU's memory-efficient kernels take rows at multiples of 16 bytes alone
+_ALIGNED = 8  # numbers: a GPU's memory-efficient kernels take rows at multiples of 16 bytes
 
 
 def _aligned(t: torch.Tensor) -> bool:
     return not any(n % _ALIGNED for n in (t.shape[-1], t.storage_offset(), *t.stride()[:-1]))
-
-
-def _padded_product(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, dropout: float
-) -> torch.Tensor:
-    """Zeros more in q and k add nothing to the products, and in v nothing but zeros, which are left out again."""
-    a, b, c = (F.pad(t, (0, -t.shape[-1] % _ALIGNED)).contiguous() for t in (q, k, v))
-    out = F.scaled_dot_product_attention(a, b, c, attn_mask=mask, dropout_p=dropout, scale=1.0)
-    return out[..., : v.shape[-1]]
 
 
 @dataclass(frozen=True)
@@ -137,15 +128,14 @@ class HeadProduct(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One part: (…, h, L, d) each; with `weights` also its attention (…, h, L, S)."""
         p = self.dropout if self.training else 0.0
-        if not weights and q.is_cuda and not all(_aligned(t) for t in (q, k, v)):
-            return _padded_product(q, k, v, mask, p), None
-        if not weights:
+        # what a GPU's fused kernels refuse goes by plain products
+        if not weights and (not q.is_cuda or all(_aligned(t) for t in (q, k, v))):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, scale=1.0), None
         scores = q @ k.transpose(-2, -1)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
         attended = F.dropout(scores.softmax(-1), p)
-        return attended @ v, attended
+        return attended @ v, attended if weights else None
 
     def _mask_of(self, mask: torch.Tensor | None, part: _Part) -> torch.Tensor | None:
         """The mask of a part's heads."""
