@@ -72,6 +72,7 @@ def _experiments() -> list[str]:
     for name, module, data in modules():
         title = " ".join(module.__doc__.split("\n\n")[0].split())
         scale = " ".join(module.__doc__.split("\n\n")[2].split())
+        scale += f" {data['note']}." if "note" in data else ""
         lines += [f"## {title}", "", origin(data), scale, "", *table(*module.section(data)), module.finding(data), ""]
         lines += [f"![{title}](results/plots/{name}.svg)", ""]
     return lines if len(lines) > 2 else []

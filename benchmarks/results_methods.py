@@ -16,11 +16,11 @@ _WAYS = {"none": "plain", "bn": "BN again", "lstsq": "refitted"}
 
 def methods(data: dict[str, Any]) -> list[str]:
     base, m = data["unpruned"]["quality"]["accuracy"], data["measured_in"]
+    both = "; " + ", ".join(f"{100 * v:.2f} % in {k}" for k, v in m["unpruned"].items()) if "unpruned" in m else ""
     lines = [
-        f"## Every method and recovery: {data['network']} on CIFAR-10 (JPEG), one shot, no fine-tuning", "", origin(data),
-        f"{data['held_out_samples']:,} test images in {m['precision']} (unpruned {100 * base:.2f} %; "
-        + ", ".join(f"{100 * v:.2f} % in {k}" for k, v in m.get("unpruned", {}).items())
-        + f"). Effects and scores from {data['per_class']} images a class, recoveries from {data['recover_per_class']}, the same for all. "
+        f"## Every method and recovery: {data['network']} on CIFAR-10 (JPEG), one shot, no fine-tuning, {data['per_class']} images a class to choose by", "",
+        origin(data),
+        f"{data['held_out_samples']:,} test images in {m['precision']} (unpruned {100 * base:.2f} %{both}). Effects and scores from {data['per_class']} images a class, recoveries from {data['recover_per_class']}, the same for all. "
         "Accuracy in %, the best of a column bold; ° declined, so that the network stays as it was; analysis seconds of the complete "
         f"path {'' if 'note' in data else 'on one core, '}while other work ran on the machine.", "",
         *([f"{data['note']}.", ""] if "note" in data else []),

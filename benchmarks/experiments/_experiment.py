@@ -57,6 +57,7 @@ def main(name: str, run: Callable[[Given], dict[str, Any]], doc: str, networks: 
     parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "experiments", help="what is kept for a resume")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--note", help="where parts of --work were measured, when not all of it here")
     parser.add_argument("--jobs", type=int, default=1, help="methods of a comparison at a time, each in a process")
     parser.add_argument(
         "--per-class", help="samples a class, separated by commas, in the place of what two cores can do"
@@ -75,7 +76,8 @@ def main(name: str, run: Callable[[Given], dict[str, Any]], doc: str, networks: 
     command = f"python benchmarks/experiments/{name}.py --seed {given.seed}" + "".join(
         f" --{k} {v}" for k, v in told.items() if v
     )
-    write_result(f"experiment_{name}", {"command": command, **machine(), "seed": given.seed, **found})
+    note = {"note": given.note} if given.note else {}
+    write_result(f"experiment_{name}", {"command": command, **machine(), **note, "seed": given.seed, **found})
     draw(name)
 
 
