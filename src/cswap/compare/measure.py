@@ -259,7 +259,7 @@ def _timed(run: Run, nets: dict[str, nn.Module], points: list[dict[str, Any]], t
     held = read_json(file) if file.exists() else {}
     if any(n not in held for n in nets):
         sample = run.calibration(run.job.seeds[0]).inputs(0, 1)
-        timed = {str(b): latency_ms(nets, sample, b, budget_s=0.05 * len(nets)) for b in (1, 64)}
+        timed = {str(b): latency_ms(nets, sample, b, device=run.device, budget_s=0.05 * len(nets)) for b in (1, 64)}
         held = {n: {b: t[n] for b, t in timed.items()} for n in nets}
         write(run.job, file, held)
     for p in points:

@@ -18,26 +18,37 @@ BATCHES = (1, 64)
 def latency_ms(
     models: dict[str, nn.Module], sample: torch.Tensor, batch: int, *, device: str = "cpu", budget_s: float = 4.0
 ) -> dict[str, float]:
-    """Median milliseconds of one forward pass at `batch`, models taking turns so that drift hits all alike.
+    """Median milliseconds of one forward pass at `batch` on the device, models taking turns so that drift hits all alike.
 
-    sample: (1, …). At least 5 and at most 50 rounds, as many as fit `budget_s` seconds.
+    sample: (1, …). Models are put back where they were. At least 5 and at most 50 rounds, as many as fit `budget_s` seconds.
     """
     inputs = sample.repeat(batch, *([1] * (sample.dim() - 1))).to(device)
     times: dict[str, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
-        for model in models.values():
-            model(inputs)
-        begin = time.perf_counter()
-        for turn in range(50):
-            for name, model in models.items():
-                start = time.perf_counter()
-                model(inputs)
-                if inputs.is_cuda:
-                    torch.cuda.synchronize()
-                times[name].append((time.perf_counter() - start) * 1e3)
-            if turn >= 4 and time.perf_counter() - begin > budget_s:
-                break
+    places = [next((p.device for p in m.parameters()), torch.device("cpu")) for m in models.values()]
+    try:
+        with torch.inference_mode():
+            for model in models.values():
+                model.to(device)(inputs)
+            _settled(inputs)
+            begin = time.perf_counter()
+            for turn in range(50):
+                for name, model in models.items():
+                    start = time.perf_counter()
+                    model(inputs)
+                    _settled(inputs)
+                    times[name].append((time.perf_counter() - start) * 1e3)
+                if turn >= 4 and time.perf_counter() - begin > budget_s:
+                    break
+    finally:
+        for model, place in zip(models.values(), places, strict=True):
+            model.to(place)
     return {name: round(statistics.median(t), 3) for name, t in times.items()}
+
+
+def _settled(inputs: torch.Tensor) -> None:
+    """A GPU has done what it was told."""
+    if inputs.is_cuda:
+        torch.cuda.synchronize()
 
 
 def measure_cost(
@@ -49,7 +60,7 @@ def measure_cost(
         return {
             name: {
                 "params": count_params(model),
-                "macs": macs_of(model, sample.to(device))[0],
+                "macs": macs_of(model, sample)[0],
                 "latency_ms": {b: t[name] for b, t in timed.items()},
             }
             for name, model in models.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -77,8 +76,6 @@ def _fraction_gone(
     model: nn.Module, path: PruningPath, units: float, sample: torch.Tensor, round_to: int, batch: int, device: str
 ) -> float:
     removed, _, _ = path.prefix(Target("units", units), round_to)
-    nets: dict[str, Any] = {
-        "original": model.eval().to(device), "pruned": pruned_copy(model, path.structure, removed).eval().to(device)
-    }  # fmt: skip
+    nets = {"original": model.eval(), "pruned": pruned_copy(model, path.structure, removed).eval()}
     times = latency_ms(nets, sample, batch, device=device, budget_s=2.0)
     return 1.0 - times["pruned"] / times["original"]

@@ -94,7 +94,7 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         quality = measure_quality(models, done.held_out, done.task, len(path.classes), device=device)
     with clock.phase("cost"):
         watcher.phase("cost")
-        cost = measure_cost(models, sample)
+        cost = measure_cost(models, sample, device=device)
     certificate = None
     if done.unseen is not None:
         with clock.phase("certificate"):

@@ -191,7 +191,7 @@ def evaluate(
     models = {"baseline": again.model, "pruned": small}
     quality = measure_quality(models, held_out, again.task(), len(artifact.path.classes), device=device)
     watcher.phase("cost")
-    cost = measure_cost(models, torch.as_tensor(held_out[0][0]).unsqueeze(0))
+    cost = measure_cost(models, torch.as_tensor(held_out[0][0]).unsqueeze(0), device=device)
     return {
         "target": artifact.manifest["target"],
         "ratio": artifact.manifest["ratio"],
