@@ -52,6 +52,7 @@ from cswap.structure.surgery import count_params
 
 FORMAT = ImageFormat(32, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 BATCH = 128
+AMP = DEVICE == "cpu" and not emulated_bfloat16(DEVICE)
 GRID = 128  # channel ratios are walked in steps of 1/GRID, then bisected
 FINEST = 1 / 4096  # less than one channel of this network ranked globally
 
@@ -235,7 +236,7 @@ def qualities(
         Classification(),
         len(calibration.classes),
         device=DEVICE,
-        amp=DEVICE == "cpu" and not emulated_bfloat16(DEVICE),
+        amp=AMP,
     )
     return {name: {k: q[k] for k in ("accuracy", "by_class")} for name, q in measured.items()}
 
@@ -425,7 +426,7 @@ def run() -> None:
         given.result or "peers" + f"_{given.network}" * (given.network != "resnet18") + "_macs" * (given.count == "macs"),
         {
             "command": command, **machine(), "network": given.network, "count": given.count,
-            **({"note": given.note, "precision": "float32"} if given.note else {}), "seed": given.seed, "per_class": given.per_class,
+            "precision": "bfloat16" if AMP else "float32", **({"note": given.note} if given.note else {}), "seed": given.seed, "per_class": given.per_class,
             "held_out_samples": len(held_out), "calibration_samples": len(calibration), "classes": list(data.classes),
             "unpruned": unpruned, "peers": measured,
         },

@@ -138,7 +138,7 @@ _PUBLISHED = {
     "L1 and batch norms again, from 94.0": {0.19: 92.6, 0.36: 91.1, 0.51: 86.1, 0.64: 72.7},
     "model folding and batch norms again, from 93.9": {0.36: 91.4, 0.51: 87.1, 0.64: 81.2},
 }
-"""Medians of accuracy on CIFAR-10 by share of ResNet-18's parameters removed, without fine-tuning (Wang et al., 2025, arXiv 2502.10216)."""
+"""Reported medians of accuracy on CIFAR-10 by share of ResNet-18's parameters removed, without fine-tuning (folding: arXiv 2502.10216)."""
 
 
 def _published(data: dict[str, Any], base: float) -> list[str]:
