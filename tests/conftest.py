@@ -105,12 +105,10 @@ PATTERN_NETS = {
 }
 
 
-def trained_on_patterns(net: nn.Module, side: int = 8) -> tuple[nn.Module, TensorDataset]:
-    """In float64 after a few steps on four classes that differ by what is bright where, 24 samples each; and those."""
+def trained_on_patterns(kind: str, side: int = 8) -> tuple[nn.Module, TensorDataset]:
+    """One of `PATTERN_NETS` in float64 after a few steps on four classes that differ by what is bright where; and those samples, 24 a class."""
     torch.manual_seed(0)
-    for m in net.modules():
-        if hasattr(m, "reset_parameters"):
-            m.reset_parameters()
+    net = PATTERN_NETS[kind]()
     y = torch.arange(4).repeat(24)
     patterns = torch.rand(4, 3, side, side) + 2 * torch.rand(4, 3, 1, 1)
     x = patterns[y] + 0.4 * torch.randn(len(y), 3, side, side)

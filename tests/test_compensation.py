@@ -185,7 +185,7 @@ def test_a_resumed_run_ends_the_same(digits_case, tmp_path, method):
 @pytest.mark.parametrize("kind", sorted(PATTERN_NETS))
 def test_a_complete_path_takes_all_but_one_unit_of_every_group(kind):
     """Cut sets of a batch may hold all that is left of a group, and a head takes its dimensions before they are asked for."""
-    net, data = trained_on_patterns(PATTERN_NETS[kind]())
+    net, data = trained_on_patterns(kind)
     calibration = cswap.calibration_set(data, 12)
     structure = cswap.discover(net, calibration.inputs(0, 2))
     path = registry.call(

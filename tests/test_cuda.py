@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 @pytest.fixture(scope="module", params=sorted(PATTERN_NETS))
 def case(request):
-    net, data = trained_on_patterns(PATTERN_NETS[request.param]())
+    net, data = trained_on_patterns(request.param)
     calibration = calibration_set(data, 12, 0, classes=tuple("abcd"))
     return net, data, calibration, discover(net, calibration.inputs(0, 2))
 
@@ -82,7 +82,7 @@ def test_a_recovery_gives_the_same_network(case, how):
 
 def test_a_pruned_attention_runs_on_the_gpu_whatever_its_widths():
     """The fused kernels take rows at multiples of 16 bytes alone."""
-    net, data = trained_on_patterns(PATTERN_NETS["transformer"]())
+    net, data = trained_on_patterns("transformer")
     structure = discover(net, data.tensors[0][:2])
     for kind, off in ((torch.float32, 2e-3), (torch.float64, 1e-9)):
         for share in (0.1, 0.3, 0.5, 0.7):
