@@ -169,7 +169,8 @@ def figure(data: dict[str, Any], plt: Any) -> Any:
         ax.set_title(name)
         ax.set_xlabel("parameters removed")
         ax.set_ylabel("test accuracy, %")
-        ax.legend(frameon=False)
+        ax.set_ylim(-5, 120)
+        ax.legend(frameon=False, ncol=2, loc="upper right", fontsize=7)
     fig.tight_layout()
     return fig
 
