@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from _machine import ROOT
+from cswap.causal.engine import emulated_bfloat16
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import ModelSpec
 from cswap.pipeline import DataChoice, Source, Watcher
@@ -20,6 +21,7 @@ from cswap.pipeline import DataChoice, Source, Watcher
 SHARED = Path(os.environ.get("CSWAP_SHARED", ROOT.parent / "shared"))
 FORMAT = {"image_size": 32, "mean": "0.4914,0.4822,0.4465", "std": "0.2470,0.2435,0.2616"}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+AMP = DEVICE == "cpu" and not emulated_bfloat16(DEVICE)  # bfloat16 where a CPU has it; a GPU is fast enough without
 FLAGS = [f for k, v in FORMAT.items() for f in (f"--{k.replace('_', '-')}", str(v))]
 NETWORKS: dict[str, tuple[str, Path | None, dict[str, Any]]] = {
     "resnet18": (f"{SHARED}/models/zoo.py:resnet18_cifar", SHARED / "models" / "resnet18_cifar10.safetensors", {}),

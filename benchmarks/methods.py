@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from _machine import ROOT, machine, write_result
-from _real import DEVICE, FORMAT, NETWORKS, Log, unpacked
-from cswap.causal.engine import emulated_bfloat16
+from _real import AMP, FORMAT, NETWORKS, Log, unpacked
 from cswap.compare import CompareJob, compare
 from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
@@ -89,7 +88,7 @@ def run() -> None:
         data=DataChoice(str(images), per_class=given.per_class, **FORMAT),
         out=given.work / given.network, methods=tuple(given.methods.split(",")), recover=tuple(given.recover.split(",")),
         ratios=tuple(float(r) for r in given.ratios.split(",")), kinds=tuple(given.ratio_in.split(",")), seeds=(given.seed,),
-        options=Options(seed=given.seed), recover_per_class=given.recover_per_class, eval_amp=DEVICE == "cpu" and not emulated_bfloat16(DEVICE), latency=given.latency,
+        options=Options(seed=given.seed), recover_per_class=given.recover_per_class, eval_amp=AMP, latency=given.latency,
         jobs=given.jobs, machine=Machine(memory=given.memory << 30), resume=(given.work / given.network / "run.json").exists(),
     )  # fmt: skip
     result = compare(job, Log())

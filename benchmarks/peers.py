@@ -39,9 +39,9 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from _machine import ROOT, machine, write_result
-from _real import DEVICE, NETWORKS, SHARED
+from _real import AMP, DEVICE, NETWORKS, SHARED
 from cswap import CalibrationSet, Classification, calibration_set
-from cswap.causal.engine import emulated_bfloat16, exact
+from cswap.causal.engine import exact
 from cswap.data.models import ModelSpec, load_weights, one_line, sha256_of
 from cswap.data.sources import ImageFormat, in_memory, limited, open_data
 from cswap.evaluate.quality import measure_quality
@@ -52,7 +52,6 @@ from cswap.structure.surgery import count_params
 
 FORMAT = ImageFormat(32, 32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 BATCH = 128
-AMP = DEVICE == "cpu" and not emulated_bfloat16(DEVICE)
 GRID = 128  # channel ratios are walked in steps of 1/GRID, then bisected
 FINEST = 1 / 4096  # less than one channel of this network ranked globally
 

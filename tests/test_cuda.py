@@ -106,7 +106,7 @@ def test_quality_and_losses_are_the_same_and_the_network_stays_where_it_was(case
         np.testing.assert_allclose(a[name], b[name], atol=1e-9)
 
 
-def test_float32_is_float32_in_what_is_measured(case):
+def test_float32_is_float32_in_what_is_measured():
     """TF32, which PyTorch's convolutions take by default, is off by 1e-3; masked and pruned networks must agree to 1e-5."""
     net = nn.Sequential(
         nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.Flatten(), nn.Linear(4096, 4)

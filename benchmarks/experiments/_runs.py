@@ -7,8 +7,7 @@ from typing import Any
 
 from _experiment import Given
 
-from _real import DEVICE, FORMAT, NETWORKS, Log
-from cswap.causal.engine import emulated_bfloat16
+from _real import AMP, FORMAT, NETWORKS, Log
 from cswap.compare import CompareJob, compare
 from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
@@ -27,7 +26,7 @@ def compared(
     job = CompareJob(
         source=Source(ModelSpec.parse(spec, arguments), weights), out=out, methods=methods, ratios=ratios, kinds=kinds, seeds=drawn,
         data=DataChoice(str(given.images), per_class=per_class, eval_samples=eval_samples, **FORMAT), recover=recover,
-        recover_per_class=recover_per_class, options=Options(seed=drawn[0], **options), eval_amp=DEVICE == "cpu" and not emulated_bfloat16(DEVICE), latency=latency,
+        recover_per_class=recover_per_class, options=Options(seed=drawn[0], **options), eval_amp=AMP, latency=latency,
         jobs=given.jobs, machine=Machine(memory=given.jobs * (4 << 30)), resume=(out / "run.json").exists(),
     )  # fmt: skip
     return compare(job, Log())

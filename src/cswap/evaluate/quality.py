@@ -50,6 +50,7 @@ def measure_quality(
     meters = {name: task.meter(classes) for name in models}
     modes = {name: m.training for name, m in models.items()}
     places = {name: next((p.device for p in m.parameters()), torch.device("cpu")) for name, m in models.items()}
+    place = torch.device(device)
     try:
         for model in models.values():
             model.eval().to(device)
@@ -57,7 +58,6 @@ def measure_quality(
             if inputs.dim() == 4:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             for name, model in models.items():
-                place = torch.device(device)
                 with torch.inference_mode(), exact(place, amp), torch.autocast(place.type, torch.bfloat16, enabled=amp):
                     outputs = model(inputs.to(device))
                 with torch.inference_mode():
