@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ def joined(device: str) -> Iterator[str]:
         if cuda:
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
             torch.cuda.set_device(device)
+        importlib.import_module("torch.distributed.nn.functional")  # later, its defaults would hold the group for good
         dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"torchrun: the {count} processes cannot meet ({str(error).splitlines()[0][:160]})") from error

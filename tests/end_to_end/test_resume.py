@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,7 @@ def test_what_a_killed_write_left_is_no_reason_to_refuse(job, capsys):
     assert (other / "notes.tmp").read_text() == "mine"
 
 
-def _torchrun(arguments: list[str], **more: str) -> subprocess.Popen[str]:
+def _torchrun(arguments: list[str], program: Sequence[str] = ("-m", "cswap"), **more: str) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
@@ -172,8 +173,7 @@ def _torchrun(arguments: list[str], **more: str) -> subprocess.Popen[str]:
         "--standalone",
         "--nproc-per-node",
         "2",
-        "-m",
-        "cswap",
+        *program,
         *arguments,
     ]
     return subprocess.Popen(
@@ -208,6 +208,22 @@ def test_two_processes_decide_as_one(job, mode):
     assert one[0] == two[0]
     np.testing.assert_allclose(one[1], two[1], atol=1e-6)
     assert json.loads((root / f"two-{mode}" / "manifest.json").read_text())["run"]["pinned"]["processes"] == 2
+
+
+@pytest.mark.slow
+def test_no_thread_of_the_group_is_left_at_the_end(job):
+    """One that lets go of a tensor while the interpreter ends takes the process down (SIGABRT)."""
+    root, arguments = job
+    (root / "ending.py").write_text(
+        "import os, sys\nfrom pathlib import Path\n\nfrom cswap.cli.app import main\n\n"
+        "def gloo():\n    return sum('gloo' in p.read_text() for p in Path('/proc/self/task').glob('*/comm'))\n\n\n"
+        "import cswap.distributed\nfirst, told = cswap.distributed.from_first, []\n"
+        "cswap.distributed.from_first = lambda data: (told.append(gloo()), first(data))[1]\n"
+        "assert main(sys.argv[1:]) == 0\nos.write(2, f'threads: {max(told) > 0} {gloo()}\\n'.encode())\n"
+    )
+    arguments = [*arguments, "--target", "params=0.02", "--quiet", "--out", str(root / "ended")]
+    _, err = _torchrun(arguments, program=[str(root / "ending.py")]).communicate(timeout=300)
+    assert err.count("threads: True 0") == 2, err
 
 
 @pytest.mark.slow
