@@ -4,6 +4,7 @@ CswapError                  base class; `exit_status` is what the command ends w
 ├── InputError       (2)    what the user gave is wrong: says what was expected and what came
 │   ├── ModelError          model spec, factory or weights
 │   ├── DataError           dataset, calibration set, labels, an unreadable sample
+│   ├── MethodError         a method has nothing to say of this network or task; another may
 │   ├── TargetError         a target outside its range, or beyond what can be reached
 │   ├── ArtifactError       a folder that is no whole, unchanged artifact
 │   └── MissingPartError    an optional library is not installed: says which install brings it
@@ -37,6 +38,10 @@ class ModelError(InputError):
 
 class DataError(InputError):
     """A dataset, a calibration set, labels or one sample cannot be used."""
+
+
+class MethodError(InputError):
+    """A method has nothing to say of this network or task; another may."""
 
 
 class TargetError(InputError):

@@ -77,6 +77,34 @@ def test_every_method_on_one_curve(place, capsys):
     assert "https://" not in page.split("<body>")[0]
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_method_that_cannot_say_anything_is_left_out_with_its_reason(place, capsys, jobs):
+    pytest.importorskip("zennit", reason="zennit is not installed")
+    wavy = place.root / "wavy.py"
+    wavy.write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Wavy(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        torch.manual_seed(0)\n        self.a, self.b = nn.Linear(192, 12), nn.Linear(12, 3)\n"
+        "        for n in range(3):  # three units say how much there is of each colour\n            self.a.weight.data[n] = 0\n"
+        "            self.a.weight.data[n, 64 * n : 64 * n + 64] = 1 / 64\n            self.b.weight.data[n, n] = 5\n\n"
+        "    def forward(self, x):\n        return self.b(torch.sin(self.a(x.flatten(1))))\n"
+    )
+    asked = _arguments(place, "--ratios", "0,0.5", "--ratio-in", "units", "--no-latency", "--jobs", jobs)
+    asked[asked.index("--model") + 1] = f"{wavy}:Wavy"
+    asked[asked.index("--weights") : asked.index("--weights") + 2] = []
+    assert main([*asked, "--methods", "magnitude,lrp,random"]) == 0
+    out = capsys.readouterr().out
+    assert "lrp is left out: method lrp: zennit has no rule" in " ".join(out.split())
+    result = json.loads((place.root / "c" / "compare.json").read_text())
+    assert list(result["methods"]) == ["magnitude", "random"]
+    assert list(result["refused"]) == ["lrp"]
+    assert "sin" in result["refused"]["lrp"]
+    assert "left out" in (place.root / "c" / "compare.html").read_text()
+    assert main([*asked, "--methods", "magnitude,lrp", "--resume"]) == 0
+    capsys.readouterr()
+    assert main([*asked, "--methods", "lrp", "--force"]) == 2  # nothing is left to compare
+    assert "zennit has no rule" in capsys.readouterr().err
+
+
 def test_it_goes_on_and_refuses_another_comparison(place, capsys):
     few = ["--ratios", "0,0.5", "--ratio-in", "params"]
     assert main(_arguments(place, "--methods", "cswap,magnitude", *few)) == 0

@@ -264,6 +264,8 @@ def comparison(data: dict[str, Any], out: Path) -> None:
                 label = name if how == "none" else f"{name} + {how}"
                 table.add_row(escape(label), *cells, *area, f"{method['seconds']:.1f}")
         console.print(table)
+    for name, reason in data["refused"].items():
+        console.print(f"{escape(name)} is left out: {escape(reason)}")
     console.print(f"{data['per_class']} calibration samples a class; seeds {', '.join(str(s) for s in data['seeds'])}")
     console.print(f"curves: {escape(str(out))}/compare.html   figures: {escape(str(out))}/compare.json")
 

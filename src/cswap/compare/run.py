@@ -11,6 +11,7 @@ from cswap.compare.job import CompareJob
 from cswap.compare.measure import Run, measured, opened
 from cswap.compare.summary import spread
 from cswap.compare.workers import measure_in_processes, refuse_a_child
+from cswap.errors import MethodError
 from cswap.evaluate.quality import measure_quality
 from cswap.pipeline import Watcher
 
@@ -19,7 +20,8 @@ def compare(job: CompareJob, watcher: Watcher | None = None) -> dict[str, Any]:
     """Complete paths of every method and seed, their curves, areas and costs; returns what `compare.json` holds.
 
     With `resume`, what an interrupted run finished is not done again; methods, ratios, seeds and recoveries may be added.
-    Raises InputError and what a method raises.
+    A method that has nothing to say of this network is left out, and `refused` has its reason. Raises InputError and what
+    a method raises; MethodError when all are refused.
     """
     refuse_a_child()
     run, fingerprint = opened(job, watcher or Watcher())
@@ -33,17 +35,23 @@ def compare(job: CompareJob, watcher: Watcher | None = None) -> dict[str, Any]:
 def _compared(run: Run) -> dict[str, Any]:
     job = run.job
     found: dict[str, Any] = {}
+    refused: dict[str, str] = {}
     for name in job.methods:
-        for seed in job.seeds:
-            found.setdefault(name, {})[str(seed)] = measured(run, name, seed)
-    unpruned = found[job.methods[0]][str(job.seeds[0])]["points"][0]
+        try:
+            found[name] = {str(seed): measured(run, name, seed) for seed in job.seeds}
+        except MethodError as error:
+            if len(refused) + 1 == len(job.methods):
+                raise
+            refused[name] = str(error)
+            run.watcher.note(f"{name} is left out: {error}")
+    unpruned = next(iter(found.values()))[str(job.seeds[0])]["points"][0]
     result = {
         "model": job.source.spec.text, "methods": {n: spread(by_seed, run.task.headline) for n, by_seed in found.items()},
         "unpruned": {k: unpruned[k] for k in ("quality", "params", "macs", "latency_ms") if k in unpruned}, "classes": list(run.classes),
         "headline": run.task.headline, "ratios": list(job.ratios), "kinds": list(job.counted), "seeds": list(job.seeds),
         "recover": list(job.ways), "per_class": job.data.per_class, "recover_per_class": job.recover_per_class or job.data.per_class,
         "held_out_samples": len(run.held_out), "options": job.options.as_dict(), "units": run.structure.units,
-        "measured_in": _measured_in(run), "jobs": job.jobs,
+        "measured_in": _measured_in(run), "jobs": job.jobs, "refused": refused,
     }  # fmt: skip
     write(job, job.out / RESULT, result)
     return result

@@ -25,7 +25,7 @@ from cswap.causal.stats import EffectStats
 from cswap.compare.job import CompareJob
 from cswap.compare.measure import Run, measured, opened
 from cswap.data.models import one_line
-from cswap.errors import InputError, RunError
+from cswap.errors import InputError, MethodError, RunError
 from cswap.pipeline import Watcher
 from cswap.types import Decision
 
@@ -186,7 +186,8 @@ def _measure(pipe: Connection, job: CompareJob, fingerprint: dict[str, Any], thr
         while work := pipe.recv():
             for name, seed in work:
                 doing, heard.name, heard.decisions = f"{name}, seed {seed}", f"{name}, seed {seed}", 0
-                measured(run, name, seed)
+                with suppress(MethodError):  # the first process meets it again, and says so
+                    measured(run, name, seed)
             pipe.send(work)
     except EOFError:
         return

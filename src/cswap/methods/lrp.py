@@ -25,7 +25,7 @@ from torch.nn.modules.padding import _ConstantPadNd, _ReflectionPadNd, _Replicat
 from cswap.causal.cut import PlainEngine
 from cswap.causal.first_order import batches, read_inputs, unit_sums
 from cswap.data.calibration import CalibrationSet
-from cswap.errors import InputError, MissingPartError
+from cswap.errors import MethodError, MissingPartError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath
 from cswap.methods.ranking import ranking_path
@@ -121,7 +121,7 @@ def _scaled(first: Any, second: Any, divide: bool) -> Any:
 
 
 def _prepared(operations: Operations) -> Logits:
-    """The network with a rule at every operation; raises InputError that names what has none."""
+    """The network with a rule at every operation; raises MethodError that names what has none."""
     varying = set(operations.varying())
     without: dict[str, str] = {}
     for node in operations.nodes:
@@ -134,7 +134,7 @@ def _prepared(operations: Operations) -> Logits:
         elif not _ruled_call(operations, node, varying):
             without.setdefault(name_of(node), "")
     if without:
-        raise InputError(
+        raise MethodError(
             f"method lrp: zennit has no rule that hands relevance through {', '.join(k + at for k, at in without.items())}: "
             "expected linear layers, convolutions, batch norms, activations, pooling, sums and products"
         )
@@ -193,7 +193,7 @@ def lrp_scores(
 ) -> dict[str, FloatArray]:
     """LRP relevance by group (size,); `model` is untouched.
 
-    Raises MissingPartError without zennit, InputError for a network that cannot be traced or has an operation without a
+    Raises MissingPartError without zennit, MethodError for a network that cannot be traced or has an operation without a
     rule (attention, layer norm), DataError for one that gives no logits.
     """
     engine = PlainEngine(model, units, calibration, task, device=device, memory=memory)

@@ -16,7 +16,7 @@ from torch import nn
 from cswap.causal.cut import PlainEngine
 from cswap.causal.first_order import batches, consumers_of
 from cswap.data.calibration import CalibrationSet
-from cswap.errors import InputError
+from cswap.errors import MethodError
 from cswap.linear.elimination import Inverse
 from cswap.linear.moments import Moments
 from cswap.linear.patches import (
@@ -54,7 +54,7 @@ def obs(
     scores = obs_scores(model, units, calibration, task, swaps=options.swaps, device=device, memory=memory)
     unknown = [g.name for g in units if g.name not in scores]
     if len(unknown) == len(units):
-        raise InputError("obs: what reads these units is no plain layer, so nothing can be compensated in closed form")
+        raise MethodError("obs: what reads these units is no plain layer, so nothing can be compensated in closed form")
     known = units.select(exclude=tuple(glob.escape(n) for n in unknown)) if unknown else units
     machine: dict[str, Any] = {"device": device, "memory": memory}
     path = ranking_path(model, known, calibration, task, scores, method="obs", options=options, **machine, **run)
@@ -110,7 +110,7 @@ def output_importance(
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """v of every consumer called once: Σ over places of E[(∂σ/∂y_o)²] over the samples `graded` (all), (outputs,) float64.
 
-    Raises InputError when σ has no gradient.
+    Raises MethodError when σ has no gradient.
     """
     engine = PlainEngine(model, units, calibration, task, device=device, memory=memory)
     found: dict[str, torch.Tensor] = {}
@@ -135,7 +135,7 @@ def output_importance(
             with torch.enable_grad():
                 score = smooth(task)(engine.net(inputs), targets)
                 if not score.requires_grad:
-                    raise InputError("obs: the score has no gradient; expected one that outputs change smoothly")
+                    raise MethodError("obs: the score has no gradient; expected one that outputs change smoothly")
                 score.sum().backward()  # type: ignore[no-untyped-call]
         finally:
             for handle in handles:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from cswap.causal.cut import PlainEngine
 from cswap.causal.first_order import consumers_of
 from cswap.causal.graph import Graph, NotTraceable
-from cswap.errors import InputError, RunError
+from cswap.errors import MethodError, RunError
 from cswap.structure.groups import Group
 from cswap.tasks.base import Task
 from cswap.tasks.classification import logits_of
@@ -84,20 +84,20 @@ class Operations:
     """The network of an engine, which is used up, as a graph in which every call of a layer is a module of its own.
 
     Activations, max pooling and means that are called as functions are modules too; a batch norm right behind a linear
-    layer or a convolution is merged into it. Raises InputError for a network that cannot be had as a graph, whose inputs
+    layer or a convolution is merged into it. Raises MethodError for a network that cannot be had as a graph, whose inputs
     are numbers of tokens, or samples with several classes.
     """
 
     def __init__(self, engine: PlainEngine, method: str) -> None:
         if engine.calibration.members is not None:
-            raise InputError(f"method {method}: expected one class a sample, got {engine.calibration.kind}")
+            raise MethodError(f"method {method}: expected one class a sample, got {engine.calibration.kind}")
         examples = engine._ready(engine.calibration.inputs(0, _EXAMPLES))
         if not examples.is_floating_point():
-            raise InputError(f"method {method}: expected inputs of a floating type, got {examples.dtype}")
+            raise MethodError(f"method {method}: expected inputs of a floating type, got {examples.dtype}")
         try:
             whole = Graph(engine.net, examples, in_place=False)
         except NotTraceable as reason:
-            raise InputError(
+            raise MethodError(
                 f"method {method}: this network cannot be had as a graph of operations: {reason}"
             ) from None
         self.net, self.graph = whole.net, whole.nodes[0].graph
@@ -182,7 +182,7 @@ def mean_scores(
 ) -> dict[str, FloatArray]:
     """Mean over samples of |sum|^power, by group (size,); sums: batches of (n, size) by group.
 
-    Raises InputError when no unit has any, RunError when a number is not finite.
+    Raises MethodError when no unit has any, RunError when a number is not finite.
     """
     totals = {g.name: np.zeros(g.size) for g in groups}
     samples = 0
@@ -194,7 +194,7 @@ def mean_scores(
         if not np.isfinite(total).all():
             raise RunError(f"method {method}: the scores of group {name} are not finite: NaN or Inf inside")
     if not any(total.any() for total in totals.values()):
-        raise InputError(
+        raise MethodError(
             f"method {method}: every unit's score is 0 on the calibration set: expected a score with a gradient that is "
             "not saturated on every sample"
         )

@@ -104,6 +104,8 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
             "type": "buttons", "direction": "right", "x": 1.0, "xanchor": "right", "y": 1.09, "showactive": True,
             "buttons": [{"label": text, "method": "restyle", "args": ["visible", mask]} for text, mask in choices],
         }])  # fmt: skip
+    if result["refused"]:
+        title += f"<br><sup>left out, as compare.json says why: {', '.join(result['refused'])}</sup>"
     figure.update_layout(
         title=title, template="plotly_white", font={"size": 14}, height=900 if len(drawn) > 2 else 520, hovermode="closest",
         legend={"title": "method", "font": {"size": 13}}, margin={"l": 70, "r": 30, "t": 90, "b": 60},
