@@ -45,11 +45,18 @@ _MORE = ("#c2356b", "#4d4d4d", "#00838f", "#9e6b2f", "#6a8f00", "#5c5ccf", "#b03
 _KINDS = {"params": "parameters removed", "macs": "MACs removed", "units": "units removed"}
 
 
+def _unpruned_ms(method: dict[str, Any]) -> float:
+    """Mean over seeds of the unpruned network's latency, batch 64, as timed beside the method's points."""
+    runs = method["by_seed"].values()
+    return sum(float(r["points"][0]["latency_ms"]["64"]) for r in runs) / len(runs)
+
+
 def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
     """Every method of a comparison: quality against what was removed, in each kind, and against latency, one HTML file.
 
     A line is the mean over seeds, a bar its standard deviation. What is recovered is thinner, with hollow markers; the
-    legend's buttons show one way of recovery at a time.
+    legend's buttons show one way of recovery at a time. Latency is in fractions of the unpruned network's, which is timed in
+    turns with what the method leaves of it: a machine's own drift between methods is no speed-up.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -69,9 +76,10 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
         line = {"color": colours[i % len(colours)], "dash": _DASHES[i % len(_DASHES)], "width": 3.5 if i == 0 else 2}
         for place, kind in enumerate(drawn):
             rows = method["curves"].get(kind if kind in _KINDS else "params", [])
+            whole = 1.0 if kind in _KINDS else _unpruned_ms(method)
             for w, how in enumerate(ways):
                 points = sorted(
-                    (r[kind]["mean"], r["quality"][how]["mean"], r["quality"][how]["std"])
+                    (r[kind]["mean"] / whole, r["quality"][how]["mean"], r["quality"][how]["std"])
                     for r in rows
                     if kind in r and how in r["quality"]
                 )
@@ -94,7 +102,12 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
         if kind in _KINDS:
             figure.update_xaxes(title=_KINDS[kind], tickformat=".0%", range=[-0.02, 0.85], **where)
         else:
-            figure.update_xaxes(title="milliseconds, faster to the left", rangemode="tozero", **where)
+            figure.update_xaxes(
+                title="of the unpruned network's time, faster to the left",
+                tickformat=".0%",
+                rangemode="tozero",
+                **where,
+            )
         figure.update_yaxes(title=f"{headline}, held out", tickformat=".0%", range=[0, 1.02], **where)
     if len(ways) > 1:
         choices = [("all", [True] * len(shown))] + [
