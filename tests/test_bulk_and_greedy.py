@@ -117,7 +117,7 @@ def test_greedy_weighs_a_loss_by_what_goes_parameters_or_macs(digits_case):
 
 @pytest.mark.slow
 def test_greedy_is_at_least_as_good_as_cswap_at_every_ratio(digits_case):
-    """On what it chooses by, sample for sample more right; on images never seen, not worse by a paired test at any ratio."""
+    """On the images it chooses by, no fewer are right; on images never seen, not worse by a paired test at any ratio."""
     model, _, structure = digits_case
     train, unseen = digits()
     calibration = cswap.calibration_set(train, 8)
