@@ -78,7 +78,9 @@ def test_images_that_were_not_normalised_are_shown_as_they_are():
 def test_no_empty_panel_where_nothing_was_timed(tmp_path, timed):
     row = {"quality": {"none": {"mean": 0.9, "std": None}}, "params": {"mean": 0.1, "std": None}}
     row |= {"ms_64": {"mean": 3.0, "std": None}} if timed else {}
-    result = {"headline": "accuracy", "recover": ["none"], "methods": {"cswap": {"curves": {"params": [row]}}}}
+    runs = {"0": {"points": [{"latency_ms": {"64": 4.0}}] if timed else [{}]}}
+    method = {"curves": {"params": [row]}, "by_seed": runs}
+    result = {"headline": "accuracy", "recover": ["none"], "methods": {"cswap": method}, "refused": {}}
     compare_page(result, tmp_path / "c.html", title="t")
     page = (tmp_path / "c.html").read_text(encoding="utf-8")
     titles = set(re.findall(r'"text":\s*"(against [^"]+)"', page))
