@@ -11,8 +11,9 @@ from typing import Any
 from results_common import origin, table
 from results_dense import dense
 from results_effects import growth, path, peak, prune, speed
-from results_methods import joint, joint_cost, methods, more_samples, peers, recoveries, recovery_seconds
+from results_methods import joint, joint_cost, methods, more_samples, peers
 from results_product import certificates, export, support
+from results_recoveries import every_recovery, recoveries, recovery_seconds
 from results_text import text
 
 HERE = Path(__file__).resolve().parent
@@ -29,6 +30,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "methods_resnet18_128": methods,
     "methods_resnet18_long": methods,
     "methods_mobilenet_v2": methods,
+    "recoveries_all_resnet18": every_recovery,
     "recoveries_resnet18": recoveries,
     "recovery_seconds": recovery_seconds,
     "joint_resnet18": joint,

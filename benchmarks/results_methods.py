@@ -1,4 +1,4 @@
-"""The sections of RESULTS.md on methods and recoveries of ResNet-18: curves, goals, what was tried where one is missed."""
+"""The sections of RESULTS.md on methods: curves, goals, what was tried where one is missed, peers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from results_common import bold_best, hours, origin, point_at, table
 
 HERE = Path(__file__).resolve().parent
 
-_WAYS = {"none": "plain", "bn": "BN again", "lstsq": "refitted"}
+WAYS = {"none": "plain", "bn": "BN again", "lstsq": "refitted"}
 
 
 def methods(data: dict[str, Any]) -> list[str]:
@@ -45,7 +45,7 @@ def methods(data: dict[str, Any]) -> list[str]:
                 area = x["sauce"].get(how) if how != "bn" else None
                 extra = [f"{area:.3f}" if area is not None else "–"] if kind == "params" and how == "none" else []
                 rows.append([name, *cells, *extra, f"{x['seconds']:.0f}"])
-            lines += [f"### By {kind} removed, {_WAYS.get(how, how)}", ""]
+            lines += [f"### By {kind} removed, {WAYS.get(how, how)}", ""]
             head = [
                 "method",
                 *(f"{r:g}" for r in ratios),
@@ -54,31 +54,6 @@ def methods(data: dict[str, Any]) -> list[str]:
             ]
             lines += table(head, rows)
     return lines + _goals(data, base) + _published(data, base) + _why(data) + _losses(data)
-
-
-def recoveries(data: dict[str, Any]) -> list[str]:
-    """Every recovery on a few methods."""
-    base = data["unpruned"]["quality"]["accuracy"]
-    lines = [
-        "## Every recovery on a few methods: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
-        f"{data['held_out_samples']:,} test images in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %), recovered with "
-        f"{data['recover_per_class']} images a class. Accuracy in % of the recovered network, ° where cswap declines the recovery; in "
-        "brackets its seconds on one core, while other work ran.", "",
-    ]  # fmt: skip
-    ways = data["recover"]
-    rows = []
-    for name, x in data["methods"].items():
-        for p in x["points"]:
-            for kind, asked in p["asked"].items():
-                if not any(how in p["raw_accuracy"] for how in ways):
-                    continue
-                cells = [f"{100 * p['accuracy']['none']:.2f}"]
-                for how in ways[1:]:
-                    found = p["raw_accuracy"].get(how)
-                    mark = "°" if how in p["declined"] else ""
-                    cells.append("–" if found is None else f"{100 * found:.2f}{mark} ({p['recover_seconds'][how]:.0f})")
-                rows.append([name, f"{kind} = {asked:g}", *cells])
-    return [*lines, *table(["method", "removed", "plain", *ways[1:]], rows)]
 
 
 def _why(data: dict[str, Any]) -> list[str]:
@@ -120,7 +95,7 @@ def _goals(data: dict[str, Any], base: float) -> list[str]:
             rows.append(
                 [
                     f"{kind} = {ratio:g}",
-                    f"{name}, {_WAYS.get(how, how)}",
+                    f"{name}, {WAYS.get(how, how)}",
                     f"{100 * best:.2f}",
                     f"{lost:+.2f}",
                     f"{most:g}",
@@ -154,7 +129,7 @@ def _published(data: dict[str, Any], base: float) -> list[str]:
         for how in data["recover"]:
             points = [point_at(x["points"], "params", r) for r in ratios]
             found = [p["raw_accuracy"].get(how, p["accuracy"]["none"]) for p in points if p]
-            rows.append([f"{name}, {_WAYS.get(how, how)}", *(f"{100 * (base - v):.2f}" for v in found)])
+            rows.append([f"{name}, {WAYS.get(how, how)}", *(f"{100 * (base - v):.2f}" for v in found)])
     return [
         "### Points lost at the ratios of published tables", "",
         "The published networks have 93.9 and 94.0 % on CIFAR-10 itself, this one what 24 epochs on its JPEG copy give, so points lost are "
@@ -206,7 +181,7 @@ def peers(data: dict[str, Any]) -> list[str]:
             cells = [f"{100 * by[r][way]['accuracy']:.2f}" if way in by.get(r, {}) else "–" for r in ratios]
             rows.append([peer, *cells, f"{x['seconds']['importance'] or 0:.0f}"])
         lines += [
-            f"### {_WAYS.get(way, way)}",
+            f"### {WAYS.get(way, way)}",
             "",
             *table(["importance", *(f"{r:g}" for r in ratios), "importance, s"], rows),
         ]
@@ -283,14 +258,14 @@ def more_samples(data: dict[str, Any]) -> list[str]:
     return [
         f"## More images to {which}: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
         f"As in the table of methods, but with {data['per_class']} images a class for the choice and {data['recover_per_class']} for the refit. Accuracy in %.", "",
-        *table(["method", "removed", *(_WAYS.get(w, w) for w in ways), "points lost"], rows),
+        *table(["method", "removed", *(WAYS.get(w, w) for w in ways), "points lost"], rows),
         *(_missed() if which == "refit on" else []),
     ]  # fmt: skip
 
 
 _TRIED = {
     "methods_resnet18": "every ranking", "recoveries_resnet18": "every recovery", "joint_resnet18": "joint cuts in the place of a ranking",
-    "obs128_resnet18": "four times the images to choose by", "refit512_resnet18": "four times the images to refit on",
+    "recoveries_all_resnet18": "every recovery on every method", "obs128_resnet18": "four times the images to choose by", "refit512_resnet18": "four times the images to refit on",
 }  # fmt: skip
 
 
@@ -313,7 +288,7 @@ def _missed() -> list[str]:
         if lost <= most:
             continue
         tried = "; ".join(
-            f"{_TRIED[f]} {v[0]:+.2f} ({v[1]}, {_WAYS.get(v[2], v[2])})"
+            f"{_TRIED[f]} {v[0]:+.2f} ({v[1]}, {WAYS.get(v[2], v[2])})"
             for f, v in by.items()
             if f != "methods_resnet18"
         )
@@ -324,17 +299,7 @@ def _missed() -> list[str]:
             else "not the number of images: that part of the loss stays"
         )
         lines.append(
-            f"The goal at {kind} = {ratio:g} ({most:g} points) is missed by {lost - most:.2f} ({lost:+.2f}: {name}, {_WAYS.get(how, how)}). Tried besides: {tried}. "
+            f"The goal at {kind} = {ratio:g} ({most:g} points) is missed by {lost - most:.2f} ({lost:+.2f}: {name}, {WAYS.get(how, how)}). Tried besides: {tried}. "
             f"The cause, by these figures: {cause}."
         )
     return [*lines, ""] if lines else []
-
-
-def recovery_seconds(data: dict[str, Any]) -> list[str]:
-    """What every recovery takes."""
-    rows = [[f"`{how}`", f"{s:g}"] for how, s in data["seconds"].items()]
-    return [
-        f"## What recovery takes: ResNet-18 at {data['target']}", "", origin(data),
-        f"{data['samples']:,} calibration images, {data['machine']['threads']} threads; whether it helps is looked at within these seconds.", "",
-        *table(["recovery", "seconds"], rows),
-    ]  # fmt: skip

@@ -1,0 +1,85 @@
+"""The sections of RESULTS.md on recoveries of ResNet-18: every one on every method, on a few, and what they take."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Any
+
+from results_common import origin, point_at, table
+from results_methods import WAYS
+
+
+def recoveries(data: dict[str, Any]) -> list[str]:
+    """Every recovery on a few methods."""
+    base = data["unpruned"]["quality"]["accuracy"]
+    lines = [
+        "## Every recovery on a few methods: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
+        f"{data['held_out_samples']:,} test images in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %), recovered with "
+        f"{data['recover_per_class']} images a class. Accuracy in % of the recovered network, ° where cswap declines the recovery; in "
+        "brackets its seconds on one core, while other work ran.", "",
+    ]  # fmt: skip
+    ways = data["recover"]
+    rows = []
+    for name, x in data["methods"].items():
+        for p in x["points"]:
+            for kind, asked in p["asked"].items():
+                if not any(how in p["raw_accuracy"] for how in ways):
+                    continue
+                cells = [f"{100 * p['accuracy']['none']:.2f}"]
+                for how in ways[1:]:
+                    found = p["raw_accuracy"].get(how)
+                    mark = "°" if how in p["declined"] else ""
+                    cells.append("–" if found is None else f"{100 * found:.2f}{mark} ({p['recover_seconds'][how]:.0f})")
+                rows.append([name, f"{kind} = {asked:g}", *cells])
+    return [*lines, *table(["method", "removed", "plain", *ways[1:]], rows)]
+
+
+def every_recovery(data: dict[str, Any]) -> list[str]:
+    """Every recovery on every method, a table for each ratio, and what each recovery gives back."""
+    base, ways = data["unpruned"]["quality"]["accuracy"], data["recover"]
+    others = [w for w in ways if w != "none"]
+    lines = [
+        "## Every method with every recovery: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
+        f"{data['held_out_samples']:,} test images in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %), whose standard error is 0.8 "
+        f"points; {data['per_class']} images a class to choose by, {data['recover_per_class']} to recover with, the same for all. "
+        "Accuracy in % of the recovered network, the best recovery of a method bold; ° where cswap declines it, because it would lose on the "
+        "calibration images.", "",
+        *([f"{data['note']}.", ""] if "note" in data else []),
+    ]  # fmt: skip
+    gained: dict[str, list[float]] = {w: [] for w in others}
+    for ratio in [r for r in data["ratios"] if r > 0]:
+        points = {n: p for n, x in data["methods"].items() if (p := point_at(x["points"], "params", ratio))}
+        rows = []
+        for name, p in points.items():
+            found = {w: p["raw_accuracy"].get(w, p["accuracy"]["none"]) for w in ways}
+            for w in others:
+                gained[w].append(100 * (found[w] - found["none"]))
+            cells = [f"{100 * v:.2f}" + ("°" if w in p["declined"] else "") for w, v in found.items()]
+            best = max(found.values())
+            rows.append([name, *(f"**{c}**" if v >= best else c for c, v in zip(cells, found.values(), strict=True))])
+        lines += [f"### {ratio:g} of the parameters removed", ""]
+        lines += table(["method", *(WAYS.get(w, w) for w in ways)], rows)
+    seconds = {
+        w: [s for x in data["methods"].values() for p in x["points"] if (s := p["recover_seconds"].get(w)) is not None]
+        for w in others
+    }
+    declined = {w: sum(w in p["declined"] for x in data["methods"].values() for p in x["points"]) for w in others}
+    return [
+        *lines, "### What each recovery gives back", "",
+        *table(
+            ["recovery", "networks", "points given back, mean", "fewest", "most", "declined", "seconds, mean"],
+            [[WAYS.get(w, w), len(v), f"{mean(v):+.2f}", f"{min(v):+.2f}", f"{max(v):+.2f}", declined[w], f"{mean(seconds[w]):.0f}"]
+             for w, v in gained.items()],
+        ),
+        "Points are those of the recovered network itself, also where it is declined; seconds on one core, while another method was measured.", "",
+    ]  # fmt: skip
+
+
+def recovery_seconds(data: dict[str, Any]) -> list[str]:
+    """What every recovery takes."""
+    rows = [[f"`{how}`", f"{s:g}"] for how, s in data["seconds"].items()]
+    return [
+        f"## What recovery takes: ResNet-18 at {data['target']}", "", origin(data),
+        f"{data['samples']:,} calibration images, {data['machine']['threads']} threads; whether it helps is looked at within these seconds.", "",
+        *table(["recovery", "seconds"], rows),
+    ]  # fmt: skip
