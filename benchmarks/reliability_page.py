@@ -19,7 +19,7 @@ What `cswap` promises, and what was done to break it. Made by `python benchmarks
 
 | promise | where it is tried |
 | --- | --- |
-| Wrong input ends with status 2 (a run's own failure with 1) and one line that says what was expected and what came: no traceback, nothing half written, nothing overwritten without `--force`. | `tests/end_to_end/test_bad_input.py` |
+| Wrong input ends with status 2 (a run's own failure with 1) and one line that says what was expected and what came: no traceback, nothing half written, nothing overwritten without `--force`. | `tests/end_to_end/bad_input` |
 | A run that is killed, interrupted, out of disk or out of memory goes on with `--resume` to the path, the weights and the effects of the run that nothing struck, byte for byte; with several processes too, as many as before. | `benchmarks/faults.py`, `tests/end_to_end/test_resume.py` |
 | A torn last line of the journal is decided again; a torn line in the middle, or a flipped bit anywhere in it, is refused. Lines, statistics and states carry a CRC-32; the path, weights and effects of an artifact a SHA-256. | `benchmarks/fuzz.py`, `tests/test_corpus.py` |
 | What an artifact says is never trusted: no pickle, no `eval`, no shell; no path out of its folder; code that it names runs only with `--trust`. The report escapes what it prints. | `tests/test_security.py`, `tests/end_to_end/test_report.py` |
@@ -68,13 +68,17 @@ def _faults(data: dict[str, Any]) -> list[str]:
 
 def _bad_input() -> list[str]:
     """How many cases the tables of the test hold: read from its source, so that nothing is imported."""
-    source = ast.parse((HERE.parent / "tests" / "end_to_end" / "test_bad_input.py").read_text(encoding="utf-8"))
     tables = {}
-    for node in source.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict) and isinstance(node.target, ast.Name):
-            tables[node.target.id.lower().replace("_", " ")] = len(node.value.keys)
+    for file in sorted((HERE.parent / "tests" / "end_to_end" / "bad_input").glob("test_*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(node.value, ast.Dict)
+                and isinstance(node.target, ast.Name)
+            ):
+                tables[node.target.id.lower().replace("_", " ")] = len(node.value.keys)
     return [
-        "## Bad input", "", "`python -m pytest tests/end_to_end/test_bad_input.py`: it passes or fails, and has no figures but the number of its cases.", "",
+        "## Bad input", "", "`python -m pytest tests/end_to_end/bad_input`: it passes or fails, and has no figures but the number of its cases.", "",
         *table(["table", "cases"], [*tables.items(), ["all", sum(tables.values())]]),
         "Besides them: flipped bits in every file of an artifact, disks that are full, folders that cannot be written, options that contradict "
         "each other, commands on what is no artifact.", "",

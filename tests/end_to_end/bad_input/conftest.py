@@ -1,0 +1,52 @@
+"""A place of its own for every case, and what must hold whenever something is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cswap.cli.app import main
+from tests.end_to_end.conftest import Place, laid_out, place_at
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory):
+    """A network, its data, and an artifact made of them."""
+    place = laid_out(tmp_path_factory.mktemp("template"))
+    assert main(place.prune("art")) == 0
+    return place.root
+
+
+@pytest.fixture
+def place(template, tmp_path):
+    """A copy of its own for every case."""
+    root = tmp_path / "place"
+    shutil.copytree(template, root)
+    return place_at(root)
+
+
+def held(root: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(root)): p.read_bytes()
+        for p in sorted(root.rglob("*"))
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+
+
+def refused(capsys, place: Place, arguments: list[str], *words: str, status: int = 2) -> None:
+    """One line, the right status, no traceback, no log, nothing written or changed."""
+    before = held(place.root)
+    capsys.readouterr()
+    got = main(arguments)
+    out, err = capsys.readouterr()
+    errors = [line for line in err.splitlines() if not line.startswith("cswap: warning")]
+    assert got == status, (got, err)
+    assert len(errors) == 1, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert "the log is" not in err, err
+    for word in words:
+        assert word in errors[0], errors[0]
+    assert held(place.root) == before
