@@ -35,6 +35,20 @@ def machine() -> dict[str, Any]:
     }
 
 
+def begun(work: Path) -> list[dict[str, Any]]:
+    """Every machine and commit that measured a part of what a folder keeps, this one now among them: beside it, in `WORK.runs.json`."""
+    file = work.with_name(f"{work.name}.runs.json")
+    held: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+    now = machine()
+    if not held and work.exists():  # from before this was written down
+        held.append({"commit": "not recorded"})
+    if now not in held:
+        held.append(now)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(held, indent=1) + "\n")
+    return held
+
+
 def write_result(name: str, data: dict[str, Any]) -> None:
     """Write one benchmark's JSON and make RESULTS.md and docs/reliability.md anew."""
     RESULTS.mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from _machine import ROOT, machine, write_result
+from _machine import ROOT, begun, machine, write_result
 from _real import AMP, FORMAT, NETWORKS, Log, unpacked
 from cswap.compare import CompareJob, compare
 from cswap.data.models import ModelSpec
@@ -92,6 +92,7 @@ def run() -> None:
         options=Options(seed=given.seed), recover_per_class=given.recover_per_class, eval_amp=AMP, latency=given.latency,
         jobs=given.jobs, machine=Machine(memory=given.memory << 30), resume=(given.work / given.network / "run.json").exists(),
     )  # fmt: skip
+    runs = begun(job.out)
     result = compare(job, Log())
     command = (
         f"python benchmarks/methods.py --network {given.network} --per-class {given.per_class} --recover-per-class "
@@ -103,7 +104,7 @@ def run() -> None:
     write_result(
         given.result or f"methods_{given.network}",
         {
-            "command": command, **machine(), "seed": given.seed, "network": given.network, "jobs": given.jobs,
+            "command": command, **machine(), "seed": given.seed, "network": given.network, "jobs": given.jobs, **({"measured_by": runs} if len(runs) > 1 else {}),
             **({"note": given.note} if given.note else {}),
             **{k: result[k] for k in ("unpruned", "measured_in", "per_class", "recover_per_class", "held_out_samples", "recover",
                                       "ratios", "kinds", "classes", "units")},

@@ -8,10 +8,25 @@ from typing import Any
 def origin(data: dict[str, Any]) -> str:
     """The command and where it ran."""
     m, v = data["machine"], data["versions"]
-    return (
+    where = (
         f"`{data['command']}`: seed {data['seed']}; {m['cores']} cores ({m['arch']}){', ' + m['gpu'] if 'gpu' in m else ''}, torch {v['torch']}, commit "
-        f"`{data['commit'][:12]}{'+dirty' if data['commit'].endswith('dirty') else ''}`."
+        f"`{_short(data['commit'])}`."
     )
+    earlier = [r for r in data.get("measured_by", ()) if r["commit"] != data["commit"]]
+    said = [
+        f"`{_short(r['commit'])}`"
+        + (
+            f" ({r['machine'].get('gpu', str(r['machine']['cores']) + ' cores')}, torch {r['versions']['torch']})"
+            if "machine" in r
+            else ""
+        )
+        for r in earlier
+    ]
+    return where + (f" Parts were measured at {', '.join(said)}, and the run resumed." if said else "")
+
+
+def _short(commit: str) -> str:
+    return f"{commit[:12]}{'+dirty' if commit.endswith('dirty') else ''}"
 
 
 def table(head: list[str], rows: list[list[Any]]) -> list[str]:

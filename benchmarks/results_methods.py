@@ -139,27 +139,35 @@ def _published(data: dict[str, Any], base: float) -> list[str]:
 
 
 def _losses(data: dict[str, Any]) -> list[str]:
-    """Where a recovery loses against the plain network."""
+    """Where a recovery that is delivered loses against the plain network, and what those that are declined would have done."""
     worse, declined, count = [], [], 0
     for name, x in data["methods"].items():
         for p in x["points"]:
             for how, value in p["p_worse"].items():
-                count += value is not None
-                if value is not None and value < 0.01:
-                    worse.append(f"{name} at params {p['ratio']['params']:.2f} with {how} (p = {value:.1g})")
+                where = f"{name} at params {p['ratio']['params']:.2f} with {how}"
                 if how in p["declined"]:
-                    declined.append(f"{name} at params {p['ratio']['params']:.2f} with {how}")
-    text = (
-        f"Of {count} recovered networks, {len(worse)} are worse than the plain one (paired one-sided McNemar, p < 0.01)"
-    )
+                    change = 100 * (p["raw_accuracy"][how] - p["accuracy"]["none"])
+                    declined.append((change, f"{where} ({change:+.2f} points)"))
+                elif value is not None:
+                    count += 1
+                    worse += [f"{where} (p = {value:.1g})"] if value < 0.01 else []
+    text = f"Of {count} recovered networks that are delivered, {len(worse)} are worse than the plain one (paired one-sided McNemar, p < 0.01)"
     lines = [text + (": " + "; ".join(worse[:12]) + ("; …" if len(worse) > 12 else "") if worse else "") + "."]
-    lines += [
-        f"Declined, so that the network stays as it was: {len(declined)}"
-        + (": " + "; ".join(declined[:8]) if declined else "")
+    lost = sum(change < 0 for change, _ in declined)
+    if not declined:
+        return [*lines, "Nothing was declined.", ""]
+    said = f"Declined, so that the network stays as it was: {len(declined)}, of which {lost} would have lost on the test images"
+    return [
+        *lines,
+        said
+        + (
+            ": " + "; ".join(t for _, t in sorted(declined)[:8]) + ("; …" if len(declined) > 8 else "")
+            if declined
+            else ""
+        )
         + ".",
         "",
     ]
-    return lines
 
 
 def peers(data: dict[str, Any]) -> list[str]:

@@ -237,6 +237,40 @@ def test_lamp_by_hand():
     assert ties[1] != ties[2]
 
 
+def test_scores_of_one_scale_are_compared_as_they_are():
+    """LAMP over two groups: 9/25 of the first is kept longer than 4/13 of the second, though not beside their means."""
+    from cswap.methods.lamp import lamp_scores
+    from cswap.methods.ranking import removal_order
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        model[2].weight.copy_(torch.tensor([[10.0, 0.0], [20.0, 0.0], [0.0, 30.0]]))
+        model[4].weight.copy_(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+        for i in (0, 2, 4):
+            model[i].bias.zero_()
+    inputs = torch.rand(40, 2)
+    structure = discover(model, inputs)
+    scores = lamp_scores(model, structure)
+    np.testing.assert_allclose(scores["0"], [9 / 25, 1])
+    np.testing.assert_allclose(scores["2"], [1 / 14, 4 / 13, 1])
+    own = [("2", 0), ("2", 1), ("0", 0)]
+    assert removal_order(structure, scores, "raw")[:3] == own
+    assert removal_order(structure, scores, "global")[:3] == [("2", 0), ("0", 0), ("2", 1)]
+    data = TensorDataset(inputs, model(inputs).argmax(1))
+    calibration = cswap.calibration_set(data, 8, allow_imbalance=True)
+
+    def order(method: str, scope: str) -> list[tuple[str, int]]:
+        path = cswap.prune_path(model, calibration, structure=structure, method=method, scope=scope)
+        return [(d.group, d.unit) for d in path]
+
+    assert order("lamp", "global") == order("lamp", "raw") == own
+    assert order("magnitude", "raw")[:1] == [("0", 0)] != order("magnitude", "global")[:1]
+    with pytest.raises(InputError, match="scope: raw"):
+        order("joint", "raw")
+
+
 def test_a_user_s_own_method_of_four_arguments():
     @cswap.register("mine")
     def mine(model, units, calibration, task):

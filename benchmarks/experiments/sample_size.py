@@ -33,7 +33,10 @@ RATIOS = (0.0, 0.1, 0.2, 0.3, 0.5)
 def drawn(given: Given, seed: int) -> DifferenceStore:
     """Differences of some units; kept as soon as they are whole."""
     c, structure = opened(NETWORK, given.images, max(SIZES), seed)
-    file, source = given.work / f"drawn.{seed}.{SHARE:g}.safetensors", source_of(c.model, structure, c.calibration)
+    file, source = (
+        given.work / f"drawn.{seed}.{SHARE:g}.safetensors",
+        source_of(c.model, structure, c.calibration, Classification()),
+    )
     if file.exists() and (held := DifferenceStore.load(file)).source == source:
         return held
     engine, rng = (

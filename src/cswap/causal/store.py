@@ -103,9 +103,10 @@ class DifferenceStore:
         return cls(differences, sigma, targets, tuple(str(c) for c in told["classes"]), str(told["source"]))
 
 
-def source_of(model: nn.Module, structure: Structure, calibration: CalibrationSet) -> str:
-    """Hash of what differences depend on: weights, groups, samples."""
+def source_of(model: nn.Module, structure: Structure, calibration: CalibrationSet, task: Task) -> str:
+    """Hash of what differences depend on: weights, groups, samples, and the score that the task reads from the outputs."""
     digest = hashlib.sha256(calibration.fingerprint().encode())
+    digest.update(f"{type(task).__module__}.{type(task).__qualname__} {task.name}".encode())
     digest.update(json.dumps([[g.name, g.size] for g in structure]).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().numpy().tobytes())
@@ -130,7 +131,7 @@ def measure_differences(
     """
     if hasattr(task, "class_scores") or calibration.members is not None:
         raise InputError(f"store: expected a task with one score a sample, {task.name} scores by class")
-    source = source_of(model, structure, calibration)
+    source = source_of(model, structure, calibration, task)
     if file is not None and file.exists():
         held = DifferenceStore.load(file)
         if held.source != source:

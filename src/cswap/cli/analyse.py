@@ -115,7 +115,8 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            "--methods", help="names separated by commas; NAME:layer, NAME:global, NAME:global:params (or :macs)"
+            "--methods",
+            help="names separated by commas; NAME:layer, NAME:global, NAME:raw, NAME:global:params (or :macs)",
         ),
     ] = "cswap,cbp,magnitude,taylor,random",
     ratios: Annotated[str, typer.Option("--ratios", help="fractions removed")] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8",

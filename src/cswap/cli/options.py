@@ -74,7 +74,12 @@ Cut = Annotated[
         "--cut", help="causal methods: plain, or compensated (effects after the layers that read make up for it)"
     ),
 ]
-Scope = Annotated[str, typer.Option("--scope", help="rankings: layer or global")]
+Scope = Annotated[
+    str,
+    typer.Option(
+        "--scope", help="rankings: layer, global (each group's scores by their mean), or raw (all scores as they are)"
+    ),
+]
 Per = Annotated[
     str,
     typer.Option(

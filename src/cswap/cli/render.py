@@ -248,26 +248,58 @@ def comparison(data: dict[str, Any], out: Path) -> None:
     """What `compare` ends with: a table by kind of ratio, quality at each, and what it cost."""
     console, headline = _console(), data["headline"]
     for kind in data["kinds"]:
+        ratios = sorted({r["asked"] for m in data["methods"].values() for r in m["curves"].get(kind, [])})
         table = _table(
             f"{headline} on {data['held_out_samples']:,} held-out samples, by fraction of {kind} removed",
-            "method", *(f"{r:g}" for r in data["ratios"]), *(["SAUCE"] if kind == "params" else []), "seconds",
-            right=tuple(range(1, len(data["ratios"]) + 3)),
+            "method", *(f"{r:g}" for r in ratios), *(["SAUCE"] if kind == "params" else []), "seconds",
+            right=tuple(range(1, len(ratios) + 3)),
         )  # fmt: skip
         for name, method in data["methods"].items():
             by = {r["asked"]: r for r in method["curves"].get(kind, [])}
             for how in data["recover"]:
                 cells = [
-                    _mean(by[r]["quality"][how]) if how in by.get(r, {}).get("quality", {}) else "–"
-                    for r in data["ratios"]
+                    _mean(by[r]["quality"][how]) if how in by.get(r, {}).get("quality", {}) else "–" for r in ratios
                 ]
                 area = [_mean(method["sauce"][how]) if how in method["sauce"] else "–"] if kind == "params" else []
                 label = name if how == "none" else f"{name} + {how}"
                 table.add_row(escape(label), *cells, *area, f"{method['seconds']:.1f}")
         console.print(table)
+    if (one := _at_one_ratio(data)) is not None:
+        console.print(one)
     for name, reason in data["refused"].items():
         console.print(f"{escape(name)} is left out: {escape(reason)}")
     console.print(f"{data['per_class']} calibration samples a class; seeds {', '.join(str(s) for s in data['seeds'])}")
     console.print(f"curves: {escape(str(out))}/compare.html   figures: {escape(str(out))}/compare.json")
+
+
+def _at_one_ratio(data: dict[str, Any]) -> Table | None:
+    """What a curve does not show, at the ratio nearest to a half: the class that lost most, and latency where it was timed."""
+    kind, seed = data["kinds"][0], str(data["seeds"][0])
+    points = {n: [p for p in m["by_seed"][seed]["points"] if p["asked"].get(kind)] for n, m in data["methods"].items()}
+    asked = {p["asked"][kind] for of_method in points.values() for p in of_method}
+    if not asked:
+        return None
+    ratio = min(asked, key=lambda r: (abs(r - 0.5), r))
+    table = _table(
+        f"at {kind} = {ratio:g}, seed {seed}: each class, and the time of one batch", "method", data["headline"], "class that lost most",
+        "from", "to", "ms, batch 1", "ms, batch 64", right=(1, 3, 4, 5, 6),
+    )  # fmt: skip
+    whole = data["unpruned"]["quality"]["by_class"]
+    for name, of_method in points.items():
+        for p in (p for p in of_method if p["asked"][kind] == ratio):
+            for how in data["recover"]:
+                found = p["quality"] if how == "none" else p["recovered"].get(how, {}).get("quality")
+                if found is None:
+                    continue
+                lost = {k: a - b for k, (a, b) in enumerate(zip(whole, found["by_class"], strict=True)) if a is not None and b is not None}  # fmt: skip
+                k = max(lost, key=lambda k: lost[k], default=None)
+                classes = ["–", "–", "–"] if k is None else [escape(str(data["classes"][k])), f"{whole[k]:.3f}", f"{found['by_class'][k]:.3f}"]  # fmt: skip
+                ms = p.get("latency_ms", {})
+                # a recovery changes no shapes, so its time is the plain network's
+                times = [f"{ms[b]:.3g}" if b in ms else "–" for b in ("1", "64")]
+                label = name if how == "none" else f"{name} + {how}"
+                table.add_row(escape(label), f"{found[data['headline']]:.3f}", *classes, *times)
+    return table
 
 
 def _mean(value: dict[str, Any]) -> str:

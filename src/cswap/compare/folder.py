@@ -65,7 +65,8 @@ def _owns(name: str) -> bool:
     plain = name.removesuffix(".tmp")
     return (
         plain in (RUN, RESULT, "precision.json", "compare.html", "paths", "points")
-        or re.fullmatch(r"[\w-]+\.\d+(\.latency)?\.json|differences\.\d+\.safetensors(\.\d+\.part)?", plain) is not None
+        or re.fullmatch(r"[\w-]+\.\d+(\.latency|\.seconds)?\.json|differences\.\d+\.safetensors(\.\d+\.part)?", plain)
+        is not None
         or re.fullmatch(r"\.tmp\w{6}", name) is not None
     )
 

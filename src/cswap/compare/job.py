@@ -21,7 +21,7 @@ RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 class CompareJob:
     """All that `cswap compare` needs.
 
-    methods: names, with `:layer` or `:global` for a ranking's scope, and `:params` or `:macs` behind `:global` for the score a
+    methods: names, with `:layer`, `:global` or `:raw` for a ranking's scope, and `:params` or `:macs` behind `:global` for the score a
     parameter or MAC. kinds: what ratios count, `KIND@RATIO/RATIO` for ratios of its own. recover: what is given back, each
     beside the plain network, `NAME@RATIO/RATIO` at some ratios alone. recover_per_class: calibration samples a class for that
     (None: those of the analysis). eval_amp: quality in bfloat16. jobs: methods measured at a time, each in a process with
@@ -85,9 +85,9 @@ class CompareJob:
         method, *more = name.split(":")
         registry.find(method)
         scope, per = (*more, "", "")[:2]
-        if len(more) > 2 or scope not in ("", "layer", "global") or per not in ("", "params", "macs"):
+        if len(more) > 2 or scope not in ("", "layer", "global", "raw") or per not in ("", "params", "macs"):
             raise InputError(
-                f"methods: expected NAME, NAME:layer, NAME:global or NAME:global:params (or :macs), got {name!r}"
+                f"methods: expected NAME, NAME:layer, NAME:global, NAME:raw or NAME:global:params (or :macs), got {name!r}"
             )
         if scope and not per and not reads(method, "scope"):
             raise InputError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from cswap.artifacts.state import read_state
 from cswap.causal.engine import emulated_bfloat16, refuse_near_chance
 from cswap.causal.replay import engine_for
 from cswap.causal.store import DifferenceStore, measure_differences
+from cswap.compare.clock import Clock, timed
 from cswap.compare.folder import write
 from cswap.compare.job import CompareJob
 from cswap.compare.summary import area
@@ -56,7 +56,7 @@ class Run:
     watcher: Watcher
     device: str
     stores: dict[int, DifferenceStore] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
 
     def calibration(self, seed: int, per_class: int | None = None) -> CalibrationSet:
         """The samples of one seed; those of a larger draw hold those of a smaller one."""
@@ -68,12 +68,24 @@ class Run:
     def store(self, seed: int, calibration: CalibrationSet) -> DifferenceStore:
         """Differences of one seed's samples, measured once and kept in the folder."""
         if seed not in self.stores:
-            start = time.perf_counter()
-            self.stores[seed] = measure_differences(
-                self.model, self.structure, calibration, self.task, file=self.job.out / f"differences.{seed}.safetensors",
-                device=self.device, memory=self.job.machine.memory, tell=self.watcher.note,
-            )  # fmt: skip
-            self.seconds[f"differences.{seed}"] = time.perf_counter() - start
+            file, spent = (
+                self.job.out / f"differences.{seed}.safetensors",
+                self.job.out / f"differences.{seed}.seconds.json",
+            )
+            if file.exists() and spent.exists():  # nothing is left to measure
+                self.seconds[seed] = Clock(spent).seconds
+            begun = file.exists() or any(file.parent.glob(f"{file.name}.*.part"))
+            with timed(spent, going_on=begun) as clock:
+
+                def tell(text: str) -> None:
+                    clock.look()
+                    self.watcher.note(text)
+
+                self.stores[seed] = measure_differences(
+                    self.model, self.structure, calibration, self.task, file=file, device=self.device,
+                    memory=self.job.machine.memory, tell=tell,
+                )  # fmt: skip
+            self.seconds.setdefault(seed, clock.seconds)
         return self.stores[seed]
 
 
@@ -145,11 +157,13 @@ def measured(run: Run, name: str, seed: int) -> dict[str, Any]:
 
 
 def _path(run: Run, name: str, seed: int, calibration: CalibrationSet) -> tuple[PruningPath, float]:
-    """The complete path, journaled: seconds include the pass that made the differences, where the method uses them."""
+    """The complete path, journaled. Seconds: all that were spent on it, over every run that was interrupted, and the pass that
+    made the differences where the method uses them.
+    """
     method, options = run.job.settings(name, seed)
     folder = run.job.out / "paths" / f"{name.replace(':', '-')}.{seed}"
     fingerprint = {"method": method, "options": options.as_dict(), "data": calibration.fingerprint()}
-    begin, more = time.perf_counter(), {}
+    more: dict[str, Any] = {}
     stored = (options.vote_score, options.amp, options.cut) == ("class", False, "plain") and calibration.members is None
     if method == "cbp" and stored:
         more["store"] = run.store(seed, calibration)
@@ -159,13 +173,13 @@ def _path(run: Run, name: str, seed: int, calibration: CalibrationSet) -> tuple[
         decisions = read_journal(folder, run.structure, calibration.classes, options.rule, options.block)
         start = Start(tuple(decisions), read_state(folder, len(decisions)))
         rewrite_journal(folder, decisions)
-    with _journal(folder, calibration.classes) as journal:
+    spent = run.job.out / f"{folder.name}.seconds.json"
+    with timed(spent, going_on=going_on) as clock, _journal(folder, calibration.classes) as journal:
         path = registry.call(
             method, run.model, run.structure, calibration, run.task, target=Target("complete"), options=options, start=start,
-            sink=Both(journal, run.watcher), device=run.device, memory=run.job.machine.memory, **more,
+            sink=Both(journal, Both(clock, run.watcher)), device=run.device, memory=run.job.machine.memory, **more,
         )  # fmt: skip
-    passed = run.seconds.get(f"differences.{seed}", 0.0) if "store" in more else 0.0
-    return path, round(max(time.perf_counter() - begin, passed), 3)
+    return path, round(clock.seconds + (run.seconds[seed] if "store" in more else 0.0), 3)
 
 
 @contextlib.contextmanager
@@ -178,29 +192,35 @@ def _journal(folder: Path, classes: tuple[str, ...]) -> Iterator[Journal]:
 
 
 def _prefixes(path: PruningPath, job: CompareJob) -> list[dict[str, Any]]:
-    """Which prefixes are evaluated: each ratio in each kind, as far as the path goes; the same prefix once."""
+    """Which prefixes are evaluated: each ratio in each kind, as far as the path goes. One that answers two ratios of a kind,
+    because a unit is large, is two points.
+    """
     # the unpruned network is always the first point
-    found: dict[int, dict[str, Any]] = {
-        0: {"steps": 0, "ratio": Ratio().as_dict(), "asked": {}, "target": Target("units", 0.0)}
+    found: dict[int, list[dict[str, Any]]] = {
+        0: [{"steps": 0, "ratio": Ratio().as_dict(), "asked": {}, "target": Target("units", 0.0)}]
     }
     for kind, ratios in job.counted.items():
         for ratio in ratios:
             with contextlib.suppress(TargetError):
                 target = Target.parse(f"{kind}={ratio:g}")
                 _, steps, reached = path.prefix(target)
-                point = found.setdefault(
-                    steps, {"steps": steps, "ratio": reached.as_dict(), "asked": {}, "target": target}
-                )
+                alike = found.setdefault(steps, [])
+                point = next((p for p in alike if kind not in p["asked"]), None)
+                if point is None:
+                    point = {"steps": steps, "ratio": reached.as_dict(), "asked": {}, "target": target}
+                    alike.append(point)
                 point["asked"][kind] = ratio
-    return [found[s] for s in sorted(found)]
+    return [p for s in sorted(found) for p in found[s]]
 
 
 def points_of(run: Run, path: PruningPath, tag: str, seed: int) -> list[dict[str, Any]]:
     """Quality, cost and latency of every prefix on held-out data, plain and recovered, point by point."""
-    points, nets = _prefixes(path, run.job), {}
+    points: list[dict[str, Any]] = _prefixes(path, run.job)
+    nets: dict[str, nn.Module] = {}
     for p in points:
-        small = path.apply(run.model, p.pop("target"))
-        nets[str(p["steps"])] = small
+        target, key = p.pop("target"), str(p["steps"])
+        small = nets[key] if key in nets else path.apply(run.model, target)
+        nets[key] = small
         p |= {
             "params": count_params(small),
             "macs": round(run.structure.total_macs * (1 - p["ratio"]["macs"])),
@@ -218,8 +238,8 @@ def points_of(run: Run, path: PruningPath, tag: str, seed: int) -> list[dict[str
                 **({k: plain[k] for k in ("quality", "hits") if k in plain} if raw["declined"] else {}),
             }
             p["recovered"][how] = {k: v for k, v in found.items() if k != "hits"} | {"raw_quality": raw["quality"]}
-            if "hits" in plain and "hits" in found:
-                p["recovered"][how]["p_worse"] = mcnemar(_bits(plain["hits"]), _bits(found["hits"]))
+            if "hits" in plain and "hits" in raw:  # of the recovered network itself, whether or not it is declined
+                p["recovered"][how]["p_worse"] = mcnemar(_bits(plain["hits"]), _bits(raw["hits"]))
     if run.job.latency:
         _timed(run, nets, points, tag)
     return points

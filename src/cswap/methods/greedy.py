@@ -35,8 +35,8 @@ def greedy(
 ) -> PruningPath:
     """Remove, one after the other, the unit whose cut leaves the calibration set the best on the network as it stands.
 
-    Best: least loss of the summed score a parameter that goes (a MAC with `--per macs`), so that what is reached at a given size
-    is what is sought (ours); a unit whose cut loses nothing goes before any that does, the largest gain first. Ties by group and index. Raises DataError,
+    Best: least loss of the summed score, with `--per params` or `macs` a parameter or MAC that goes with the unit (ours); a unit
+    whose cut loses nothing goes before any that does, the largest gain first. Ties by group and index. Raises DataError,
     TargetError (`noncritical`: verdicts change with every removal).
     """
     if target.kind == "noncritical":
@@ -59,7 +59,6 @@ def greedy(
     original = engine.scores()
     refuse_near_chance(original, calibration, task)
     watch = QualityWatch(original, calibration.targets, calibration.classes, units.units, sink)
-    per = "macs" if options.per == "macs" else "params"
     ledger, judge = Ledger(units), Judge(calibration, options.rule, options.xi_floor)
     for d in start.decisions:
         path.decisions.append(d)
@@ -74,7 +73,7 @@ def greedy(
                 continue
             engine.enter(group)
             base = engine.scores(group)
-            cost = ledger.cost_of(group, per)
+            cost = 1.0 if options.per == "unit" else ledger.cost_of(group, options.per)
             for n, scores in zip(left, engine.cut(group, [[n] for n in left]), strict=True):
                 change = float((scores.sigma - base.sigma).sum())
                 key = (change < 0, change / cost if change < 0 else change)

@@ -37,7 +37,15 @@ def lamp_scores(model: nn.Module, units: Structure) -> dict[str, FloatArray]:
 def lamp(
     model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, *, options: Options = Options(), **run: Any  # noqa: B008
 ) -> PruningPath:  # fmt: skip
-    """Smallest LAMP score first, per layer or global (what it is made for)."""
+    """Smallest LAMP score first, per layer or global (what it is made for: scores of all groups as they are)."""
     return ranking_path(
-        model, units, calibration, task, lamp_scores(model, units), method="lamp", options=options, **run
+        model,
+        units,
+        calibration,
+        task,
+        lamp_scores(model, units),
+        method="lamp",
+        options=options,
+        comparable=True,
+        **run,
     )

@@ -29,9 +29,9 @@ def removal_order(
     """(group, unit), lowest score first; ties by group and index.
 
     scope="layer": every group shrinks at the same pace, by rank within the group. scope="global": one ranking, each
-    group's scores divided by their mean so that layers of different scale compare (ours; the usual normalisation). With
-    per="params" or "macs" the scores themselves are compared, divided by what a unit takes with it as the network stands
-    at that step (ours).
+    group's scores divided by their mean so that layers of different scale compare (the usual normalisation). scope="raw":
+    one ranking of the scores as they are, for scores that layers have in common. With per="params" or "macs" the scores as
+    they are, divided by what a unit takes with it as the network stands at that step (ours).
     """
     own = {g.name: np.asarray(scores[g.name], dtype=np.float64) for g in units}
     for group in units:
@@ -51,7 +51,7 @@ def removal_order(
             key = np.empty(group.size)
             key[np.argsort(score, kind="stable")] = (np.arange(group.size) + 1) / group.size
         else:
-            key = score / score.mean() if score.mean() else score
+            key = score / score.mean() if scope == "global" and score.mean() else score
         keyed += [(float(key[n]), place, n, group.name) for n in range(group.size)]
     return [(name, n) for _, _, n, name in sorted(keyed)]
 
@@ -111,10 +111,11 @@ def ranking_path(
     sink: Sink | None = None,
     device: str = "cpu",
     memory: int = 4 << 30,
+    comparable: bool = False,
 ) -> PruningPath:
     """Remove units from the lowest score (size,) of each group up to the target.
 
-    The calibration set does not choose units here; it is watched for a cliff and for `max_drop`. Raises TargetError for
+    comparable: the method makes scores of one scale for all groups, so a global ranking takes them as they are. The calibration set does not choose units here; it is watched for a cliff and for `max_drop`. Raises TargetError for
     `noncritical`: a ranking has no verdicts.
     """
     if target.kind == "noncritical":
@@ -123,9 +124,10 @@ def ranking_path(
     sink = sink or Silence()
     engine = engine_for(model, units, calibration, task, device=device, memory=memory)
     path = PruningPath(units, method, options.as_dict(), calibration.classes, engine=engine.name)
+    scope = "raw" if comparable and (options.scope, options.per) == ("global", "unit") else options.scope
     order = [
         Ranked(name, n, f"lowest {method} score", float(scores[name][n]))
-        for name, n in removal_order(units, scores, options.scope, options.per)
+        for name, n in removal_order(units, scores, scope, options.per)
     ]
     return remove_in_order(engine, path, order, target, options, start, sink)
 

@@ -55,7 +55,7 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
     """Every method of a comparison: quality against what was removed, in each kind, and against latency, one HTML file.
 
     A line is the mean over seeds, a bar its standard deviation. What is recovered is thinner, with hollow markers; the
-    legend's buttons show one way of recovery at a time. Latency is in fractions of the unpruned network's, which is timed in
+    buttons show one way of recovery at a time, at first the plain networks. Latency is in fractions of the unpruned network's, which is timed in
     turns with what the method leaves of it: a machine's own drift between methods is no speed-up.
     """
     import plotly.graph_objects as go
@@ -75,7 +75,7 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
     for i, (name, method) in enumerate(result["methods"].items()):
         line = {"color": colours[i % len(colours)], "dash": _DASHES[i % len(_DASHES)], "width": 3.5 if i == 0 else 2}
         for place, kind in enumerate(drawn):
-            rows = method["curves"].get(kind if kind in _KINDS else "params", [])
+            rows = method["curves"].get(kind if kind in _KINDS else panels[0], [])
             whole = 1.0 if kind in _KINDS else _unpruned_ms(method)
             for w, how in enumerate(ways):
                 points = sorted(
@@ -90,7 +90,7 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
                 figure.add_trace(
                     go.Scatter(
                         x=x, y=y, name=name + (f" + {how}" if w else ""), legendgroup=f"{name} {how}", showlegend=place == 0,
-                        mode="lines+markers", line={**line, "width": 1.2 if w else line["width"]},
+                        mode="lines+markers", visible=w == 0, line={**line, "width": 1.2 if w else line["width"]},
                         marker={"symbol": _SYMBOLS[(i + w) % len(_SYMBOLS)] + ("-open" if w else ""), "size": 8},
                         error_y={"array": [p[2] or 0.0 for p in points], "visible": any(p[2] for p in points), "thickness": 1},
                         hovertemplate=f"{name} {how}<br>%{{x:.3g}}<br>{headline} %{{y:.1%}}<extra></extra>",
@@ -114,7 +114,7 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
             ("plain" if h == "none" else h, [s == h for s in shown]) for h in ways
         ]
         figure.update_layout(updatemenus=[{
-            "type": "buttons", "direction": "right", "x": 1.0, "xanchor": "right", "y": 1.09, "showactive": True,
+            "type": "buttons", "direction": "right", "x": 1.0, "xanchor": "right", "y": 1.09, "active": 1,
             "buttons": [{"label": text, "method": "restyle", "args": ["visible", mask]} for text, mask in choices],
         }])  # fmt: skip
     if result["refused"]:
