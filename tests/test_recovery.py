@@ -118,7 +118,7 @@ def test_every_recovery_leaves_its_arguments_alone_and_keeps_the_size(small_net,
     assert found.declined or changed or how == "fold" or (how == "bn" and not norms)
 
 
-@pytest.mark.parametrize("how", ["bias", "lstsq", "merge", "fold", "merge+lstsq"])
+@pytest.mark.parametrize("how", ["bias", "bn", "lstsq", "merge", "fold", "merge+lstsq"])
 def test_recovery_of_an_unpruned_network_changes_nothing(small_net, how):
     calibration = _calibration()
     structure = cswap.discover(small_net, calibration.inputs(0, 2))
@@ -139,7 +139,7 @@ def test_the_first_refitted_layer_is_the_dense_ridge_solve(small_net):
     name, fact = next(iter(found.facts["lstsq"].items()))
     layer, original = small.get_submodule(name), net.get_submodule(name)
     seen: dict[str, torch.Tensor] = {}
-    fitting = [i for i in range(40) if i % 10 not in (4, 9)]  # every fifth of a class chooses
+    fitting = [i for i in range(40) if i % 10 < 8]  # the last fifth of a class chooses
     for model, place in ((net, original), (small, layer)):
         handle = place.register_forward_hook(
             lambda _m, x, y, which=("original" if model is net else "small"): seen.update(

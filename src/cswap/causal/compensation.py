@@ -24,6 +24,7 @@ from cswap.causal.engine import Engine, Scores
 from cswap.causal.graph import Env, Graph
 from cswap.causal.plan import Consumer, Plan, is_channels_last, joined
 from cswap.causal.replay import ReplayEngine
+from cswap.data.text import unpadded
 from cswap.linear.elimination import Inverse
 from cswap.linear.moments import Moments
 from cswap.linear.patches import columns_of, groups_of, input_rows, refusal
@@ -61,7 +62,7 @@ class Compensation:
                     self.held[name] = name if getattr(m, "bias", None) is not None else norms.get(name)
         wanted = {s.module: s for s in group.consumers if (group.name, s.module) not in self.inverses}
         sums: dict[str, Moments] = {}
-        handles = []
+        handles, given = [], [example]
         for name in wanted:
             module: Any = net.get_submodule(name)
             why = self._why_not(name, module)
@@ -74,7 +75,7 @@ class Compensation:
             sums[name] = Moments.empty(1, columns_of(module), 0)
 
             def see(m: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                for rows in input_rows(m, args[0]):
+                for rows in input_rows(m, unpadded(args[0], given[0])):
                     sums[name].add_rows(rows, rows.new_zeros((len(rows), 1, 0)))
 
             handles.append(module.register_forward_pre_hook(see))
@@ -82,6 +83,7 @@ class Compensation:
             if sums:
                 with torch.no_grad():
                     for inputs in batches:
+                        given[0] = inputs  # what pads it is no token
                         net(inputs)
         finally:
             for handle in handles:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cswap.causal.behind import norms_behind
 from cswap.causal.cut import PlainEngine
 from cswap.causal.first_order import batches, consumers_of
 from cswap.data.calibration import CalibrationSet
@@ -80,13 +81,15 @@ def obs_scores(
     importance = output_importance(model, units, calibration, task, graded, device=device, memory=memory)
     chunks = Chunks(calibration, [np.arange(len(calibration))], device)
     walk = Walk(prepared_copy(model, units), chunks, memory, device)
-    called = [n for n in call_counts(walk.net, calibration.inputs(0, 2).to(device))[0] if n in importance]
+    few = calibration.inputs(0, 2).to(device)
+    called, norms = [n for n in call_counts(walk.net, few)[0] if n in importance], norms_behind(walk.net, few)
     readers: dict[str, list[_Reader]] = {g.name: [] for g in units}
     scores: dict[str, FloatArray] = {}
     for place, name in enumerate(called):
         module: Any = walk.net.get_submodule(name)
         reading = [(g, s) for g in units for s in g.consumers if s.module == name]
-        found_here = _inverse(walk, name, module, len(calibration), memory)
+        shifts = getattr(module, "bias", None) is not None or name in norms
+        found_here = _inverse(walk, name, module, len(calibration), memory, shifts)
         if inverses is not None and found_here is not None:
             size = sum(i.inverse.numel() for i in (found_here[0], *inverses.values()))
             if 8 * size <= memory // 4:
@@ -147,9 +150,11 @@ def output_importance(
     return {n: v for n, v in found.items() if calls[n] == 1}
 
 
-def _inverse(walk: Walk, name: str, module: Any, samples: int, memory: int) -> tuple[Inverse, torch.Tensor] | None:
-    """Of the layer's inputs on the original network, with their damped moments; None where it is no plain matrix, or does
-    not fit the memory. Where the images have more than `_ENOUGH` rows a column, every n-th place counts.
+def _inverse(
+    walk: Walk, name: str, module: Any, samples: int, memory: int, shifts: bool
+) -> tuple[Inverse, torch.Tensor] | None:
+    """Of the layer's inputs on the original network, with their damped moments, without their means where the layer can take
+    a constant; None where it is no plain matrix, or does not fit the memory. Where the images have more than `_ENOUGH` rows a column, every n-th place counts.
     """
     columns = columns_of(module) if refusal(module) is None else 0
     if not columns or groups_of(module) > 1 or 4 * 8 * columns**2 > memory:
@@ -158,8 +163,8 @@ def _inverse(walk: Walk, name: str, module: Any, samples: int, memory: int) -> t
     for i, x in enumerate(walk.inputs(name)):
         for rows in input_rows(module, x, moving_grid(module, x, i, samples, _ENOUGH)):
             moments.add_rows(rows, rows.new_zeros((len(rows), 1, 0)))
-    second = moments.centred()[0][0] / moments.rows
-    inverse = Inverse(second, moments.mean()[0])
+    second = (moments.centred() if shifts else moments.whole())[0][0] / moments.rows
+    inverse = Inverse(second, moments.mean()[0] if shifts else torch.zeros_like(moments.x[0]))
     second.diagonal().add_(inverse.added)
     return inverse, second
 

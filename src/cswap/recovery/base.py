@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from cswap.causal.behind import norms_behind
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import InputError
+from cswap.linear.patches import refusal
 from cswap.recovery.walk import Chunks
 from cswap.structure.calls import call_counts
 from cswap.structure.groups import Removed, Structure
@@ -22,7 +24,7 @@ from cswap.structure.recurrent import Gates
 from cswap.structure.surgery import KeptIndices, shrink_in_place
 from cswap.types import IntArray
 
-HELD_OUT = 5  # every fifth sample of a class chooses, and does not fit
+HELD_OUT = 5  # the last fifth of a class's samples chooses, and does not fit
 
 
 @dataclass(eq=False)
@@ -48,6 +50,10 @@ class Case:
         few = self.calibration.inputs(0, 2).to(self.device)
         self.counts, _ = call_counts(self.teacher, few)
         self._norms = norms_behind(self.teacher, few)
+        self._owners: dict[int, set[str]] = {}
+        for name, module in self.teacher.named_modules():
+            for p in module.parameters(recurse=False):
+                self._owners.setdefault(id(p), set()).add(name)
 
     def note(self, text: str) -> None:
         """Say something once."""
@@ -72,6 +78,8 @@ class Case:
         reads = {s.module for g in touched for s in g.consumers}
         # what is read by a product, not by weights, is made good where it is written
         products = {n for n in reads if not _mixes(self.teacher.get_submodule(n))}
+        for name in sorted(n for n in products if isinstance(self.teacher.get_submodule(n), _ConvTransposeNd)):
+            self.note(f"{name}: {refusal(self.teacher.get_submodule(name))}")
         reads |= {s.module for g in touched if any(s.module in products for s in g.consumers) for s in g.producers}
         reads -= products
         for name in sorted(reads - set(self.counts)):
@@ -86,11 +94,15 @@ class Case:
         return order[first:]
 
     def called_once(self, layer: str) -> bool:
-        """Whether it is; else a note says that it is left as it is."""
-        if self.counts[layer] == 1:
-            return True
-        self.note(f"{layer} is called {self.counts[layer]} times in a pass: left as it is")
-        return False
+        """Whether it is, with weights of its own; else a note says that it is left as it is."""
+        if self.counts[layer] != 1:
+            self.note(f"{layer} is called {self.counts[layer]} times in a pass: left as it is")
+            return False
+        others = {n for p in self.teacher.get_submodule(layer).parameters(recurse=False) for n in self._owners[id(p)]}
+        if others - {layer}:
+            self.note(f"{layer} shares its weights with {', '.join(sorted(others - {layer}))}: left as it is")
+            return False
+        return True
 
     def can_shift(self, layer: str) -> bool:
         """Whether a constant can be added to the layer's outputs: by its bias, or in the mean of the batch norm behind it."""
@@ -123,11 +135,11 @@ class Case:
                 mean.sub_(by.to(mean))
 
     def set_constant(self, layer: str, to: torch.Tensor) -> None:
-        """Make `constant_of` this; a batch norm behind gets the original's variance again, to which `to` belongs."""
+        """Make `constant_of` this; a batch norm behind gets the original's statistics again, to which `to` belongs."""
         norm = self.norm_behind(layer)
-        if getattr(self.small.get_submodule(layer), "bias", None) is None and norm is not None:
-            variance = self.small.get_submodule(norm).get_buffer("running_var")
-            variance.copy_(self._original(norm, "running_var"))
+        if norm is not None:
+            for buffer in ("running_var", "running_mean"):
+                self.small.get_submodule(norm).get_buffer(buffer).copy_(self._original(norm, buffer))
         self.shift(layer, to - self.constant_of(layer).to(to))
 
     def _original(self, norm: str, buffer: str) -> torch.Tensor:
@@ -149,16 +161,19 @@ class Case:
         return all(torch.equal(fresh[k], v) for k, v in self.small.state_dict().items())
 
     def choosing(self) -> IntArray:
-        """Numbers of the samples that choose and do not fit: every fifth of each class (the last where there are fewer)."""
+        """Numbers of the samples that choose and do not fit: see `choosing`."""
         return choosing(self.calibration)
 
 
 def choosing(calibration: CalibrationSet) -> IntArray:
-    """Numbers of every `HELD_OUT`-th sample of each class."""
+    """Numbers of the last fifth of each class, in the order drawn, and at least one of two.
+
+    A smaller draw is the first part of a larger one, so where more samples recover than chose the units, these chose nothing.
+    """
     parts = []
     for k in range(len(calibration.classes)):
         own = np.flatnonzero(calibration.targets == k)
-        parts.append(own[HELD_OUT - 1 :: HELD_OUT] if len(own) >= HELD_OUT else own[-1:] if len(own) > 1 else own[:0])
+        parts.append(own[-max(1, len(own) // HELD_OUT) :] if len(own) > 1 else own[:0])
     return np.sort(np.concatenate(parts)).astype(np.int64)
 
 

@@ -26,8 +26,8 @@ def lstsq(case: Case) -> None:
 
     x: what the pruned network, as refitted so far, gives the layer; y: what the layer gave in the original network, at
     the outputs that are kept, before any add; for queries that lost inner dimensions see `query_targets`. W minimises Σ(y − xW − c)² + λ·d·‖W − W₀‖², where W₀ are the weights as they
-    are, d the mean diagonal of the centred second moments and λ that of `STRENGTHS` with the smallest error (downhill from the middle) on every fifth
-    calibration sample, which does not fit; a layer whose error there does not fall keeps its weights. Moments are summed
+    are, d the mean diagonal of the centred second moments and λ that of `STRENGTHS` with the smallest error (downhill from the middle) on the last
+    fifth of each class's calibration samples, which does not fit; a layer whose error there does not fall keeps its weights. Moments are summed
     in float64, of every n-th place where an image has more than `ENOUGH` rows a column need. Source: ours; the closed form is ridge regression, as in Luo et al. (2017, arXiv 1707.06342, ThiNet).
     """
     choosing = case.choosing()

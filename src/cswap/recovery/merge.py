@@ -13,12 +13,15 @@ import torch
 from torch import nn
 
 from cswap.errors import InputError
+from cswap.linear.moments import Moments
 from cswap.recovery.base import Case, step
 from cswap.recovery.bias import mean_given
 from cswap.recovery.walk import Walk
 from cswap.structure.groups import Group, Slot
 from cswap.structure.surgery import shrink_in_place
 from cswap.types import FloatArray, IntArray
+
+_VARIES = 1e-6  # of a channel's mean square
 
 
 @step("fold")
@@ -151,29 +154,34 @@ def _fold_group(merged: nn.Module, case: Case, group: Group, joins: dict[int, in
 
 def _moments(walk: Walk, name: str, module: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean input over samples (1, …), and centred second moments (C, C) of its channels over samples and places; float64."""
-    total, products, samples, rows = torch.zeros(()), torch.zeros(()), 0, 0
+    total, samples, linear = torch.zeros(()), 0, isinstance(module, nn.Linear)
+    moments = Moments.empty(
+        1, module.weight.shape[1], 0
+    )  # about the first block's mean: a large mean rounds nothing away
     for x in walk.inputs(name):
-        flat = x.reshape(-1, x.shape[-1]) if isinstance(module, nn.Linear) else x.movedim(1, -1).reshape(-1, x.shape[1])
-        by_place = (
-            flat.double().sum(0, keepdim=True) if isinstance(module, nn.Linear) else x.double().sum(0, keepdim=True)
-        )
-        total, products = total + by_place.cpu(), products + (flat.T @ flat).double().cpu()
-        rows, samples = rows + len(flat), samples + (len(flat) if isinstance(module, nn.Linear) else len(x))
-    mean = total / samples
-    channels = mean.flatten(2).mean((0, 2)) if mean.dim() > 2 else mean.flatten()
-    return mean, products / rows - channels.unsqueeze(1) * channels
+        flat = x.reshape(-1, x.shape[-1]) if linear else x.movedim(1, -1).reshape(-1, x.shape[1])
+        total = total + (flat if linear else x).double().sum(0, keepdim=True).cpu()
+        moments.add_rows(flat.unsqueeze(1), flat.new_zeros((len(flat), 1, 0)))
+        samples += len(flat) if linear else len(x)
+    return total / samples, moments.centred()[0][0].cpu() / moments.rows
 
 
 def _give(
     module: Any, slot: Slot, gone: IntArray, means: torch.Tensor, products: torch.Tensor, rest: torch.Tensor
 ) -> None:
-    """Move the weights of what goes to what tells it best; what is left of its mean is written into `rest` (1, C, …)."""
+    """Move the weights of what goes to what tells it best; what is left of its mean is written into `rest` (1, C, …).
+
+    A kept channel that hardly varies beside its size tells nothing: its variance is what rounding makes of a constant.
+    """
     away = torch.from_numpy(slot.of(gone))
     kept = torch.from_numpy(np.setdiff1d(slot.positions, away.numpy()))
     if not len(away) or not len(kept):
         return
-    shared = products[kept][:, away]
-    slope = shared / products.diagonal()[kept].clamp_min(1e-12).unsqueeze(1)
+    shared, variance = products[kept][:, away], products.diagonal()[kept]
+    varies = variance > _VARIES * (means[kept] ** 2 + variance)
+    slope = torch.where(
+        varies.unsqueeze(1), shared / variance.where(varies, torch.ones_like(variance)).unsqueeze(1), 0.0
+    )
     best = (shared * slope).argmax(0)
     s, into = slope.gather(0, best.unsqueeze(0)).squeeze(0), kept[best]
     weight = module.weight.data

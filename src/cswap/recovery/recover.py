@@ -98,7 +98,10 @@ def recovered(
     names, task = steps_of(how), completed(task) if task is not None else Classification()
     begin = time.perf_counter()
     made: Any = getattr(small, "_cswap", None)
-    structure = structure or (discover(teacher, calibration.inputs(0, 2)) if made is None else made.structure)
+    _check_dtype(teacher, calibration)
+    structure = structure or (
+        discover(teacher, calibration.inputs(0, 2).to(_place(teacher))) if made is None else made.structure
+    )
     original = prepared_copy(teacher, structure).eval().to(device)
     if made is None:
         removed = removed_units(small, original, structure)
@@ -108,14 +111,16 @@ def recovered(
     plain, changed = _still(small, device), _still(small, device)
     _check_shapes(small, original, kept)
     case = Case(changed, original, calibration, structure, removed, kept, device, memory)
+    gone = any(len(units) for units in removed.values())
+    if not gone:
+        case.note("nothing was removed: nothing to give back")
     with exact(torch.device(device), False):
-        for name in names:
+        for name in names if gone else []:
             STEPS[name](case)
     numbers = choosing(calibration) if "lstsq" in names else np.arange(len(calibration))
     judges = calibration.part(numbers)
     before, after = (_measured(net, judges, task, device) for net in (plain, case.small))
     declined = _why_not(before, after)
-    gone = any(len(units) for units in removed.values())
     back = declined is not None and gone and _gave_back(_measured(original, judges, task, device), after)
     if back:
         declined = None  # the units that went were chosen by these samples, which flatter the network as it was cut
@@ -132,6 +137,14 @@ def recovered(
         score_after=float(after[0].mean()), quality_before=float(before[1].mean()), quality_after=float(after[1].mean()),
         judged=len(numbers), raw=raw, declined=declined, notes=case.notes, facts=case.facts,
     )  # fmt: skip
+
+
+def _check_dtype(teacher: nn.Module, calibration: CalibrationSet) -> None:
+    """Raises InputError for a network in another precision than its inputs."""
+    inputs = calibration.inputs(0, 1).dtype
+    other = next((p.dtype for p in teacher.parameters() if p.is_floating_point() and p.dtype != inputs), None)
+    if inputs.is_floating_point and other is not None:
+        raise InputError(f"recover: expected networks in {inputs}, as the calibration inputs are, got {other}")
 
 
 def _check_shapes(small: nn.Module, original: nn.Module, kept: KeptIndices) -> None:
@@ -152,9 +165,14 @@ def _still(net: nn.Module, device: str) -> nn.Module:
 
 
 def _like(net: nn.Module, given: nn.Module) -> nn.Module:
-    """In the mode and on the device of what was given."""
-    place = next((p.device for p in given.parameters()), torch.device("cpu"))
-    return net.train(given.training).to(place)
+    """Every module in the mode, and all on the device, of what was given."""
+    for mine, theirs in zip(net.modules(), given.modules(), strict=True):
+        mine.training = theirs.training
+    return net.to(_place(given))
+
+
+def _place(net: nn.Module) -> torch.device:
+    return next((p.device for p in net.parameters()), torch.device("cpu"))
 
 
 def _measured(net: nn.Module, part: CalibrationSet, task: Task, device: str) -> tuple[FloatArray, FloatArray]:
