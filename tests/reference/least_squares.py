@@ -12,7 +12,19 @@ def rows_by_hand(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     x = x.double()
     if isinstance(layer, nn.Linear):
         return [x.reshape(-1, x.shape[-1])]
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    if isinstance(layer, nn.Conv3d):
+        assert set(layer.padding) == {0}
+        assert set(layer.dilation) == {1}
+        (kt, kh, kw), (st, sh, sw) = layer.kernel_size, layer.stride
+        places = [
+            image[:, t : t + kt, i : i + kh, j : j + kw].flatten()
+            for image in x
+            for t in range(0, x.shape[2] - kt + 1, st)
+            for i in range(0, x.shape[3] - kh + 1, sh)
+            for j in range(0, x.shape[4] - kw + 1, sw)
+        ]
+        return list(torch.stack(places).chunk(layer.groups, 1))
     if isinstance(layer, nn.Conv1d):
         two = nn.Conv2d(
             layer.in_channels, layer.out_channels, (1, *layer.kernel_size), (1, *layer.stride), (0, *layer.padding),

@@ -1,0 +1,303 @@
+"""What recoveries put where, number by number: every kind of layer, constants and their signs, lines and means of what is merged."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+from torchvision.models import VisionTransformer
+
+import cswap
+from cswap.causal.compensation import CompensatedPlainEngine
+from cswap.errors import InputError
+from cswap.linear.patches import groups_of, matrix_of
+from cswap.methods.obs import obs_scores
+from cswap.recovery import recovered
+from cswap.structure.check import randomise_
+from cswap.structure.surgery import prepared_copy
+from cswap.tasks import Classification
+from cswap.types import Target
+from tests.conftest import NETS, path_of
+from tests.reference.least_squares import ridge_by_hand, rows_by_hand, targets_by_hand
+
+
+def _calibration(shape=(3, 8, 8), per_class=10, dtype=torch.float32, seed=0) -> cswap.CalibrationSet:
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(4).repeat_interleave(per_class)
+    x = torch.randn(len(labels), *shape, generator=g) + labels.view(-1, *[1] * len(shape)) * 0.3
+    return cswap.calibration_set(TensorDataset(x.to(dtype), labels), per_class)
+
+
+def _without(net: nn.Module, calibration: cswap.CalibrationSet, removed: dict[str, list[int]]):
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    path = path_of(structure, removed, calibration.inputs(0, 4))
+    return path.apply(net, Target("units", path.ratio.units)), structure
+
+
+def _solid() -> nn.Module:
+    """Three dimensions, and layers before norms: one with a bias, one without."""
+    return nn.Sequential(
+        nn.Conv3d(1, 4, 2), nn.BatchNorm3d(4), nn.ReLU(), nn.Conv3d(4, 6, 2, stride=2, bias=False), nn.BatchNorm3d(6), nn.ReLU(),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 4),
+    )  # fmt: skip
+
+
+def _wide() -> nn.Module:
+    """Strided, grouped, dilated and circular convolutions one behind the other."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2), nn.ReLU(),
+        nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular"), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4),
+    )  # fmt: skip
+
+
+LAYERS = {
+    "depthwise": (NETS["depthwise"], (3, 8, 8)),
+    "concat": (NETS["concat"], (3, 8, 8)),
+    "residual": (NETS["residual"], (3, 8, 8)),
+    "solid": (_solid, (1, 6, 6, 6)),
+    "wide": (_wide, (3, 8, 8)),
+    "transformer": (lambda: VisionTransformer(8, 4, 2, 2, 16, 24, num_classes=4), (3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("kind", list(LAYERS))
+def test_every_refitted_layer_is_the_dense_solve_with_its_constant(kind):
+    """What a layer of the recovered network reads is what it was fitted on: layers before it were fitted first."""
+    build, shape = LAYERS[kind]
+    torch.manual_seed(0)
+    net = randomise_(build(), seed=3).double().eval()
+    calibration = _calibration(shape, dtype=torch.float64)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    names = [g.name for g in structure]
+    removed = {next((n for n in names if "#v" in n), names[-1]): [0, 2]}
+    small, structure = _without(net, calibration, removed)
+    found = recovered(small, net, calibration, "lstsq")
+    whole, fitting = prepared_copy(net, structure), [i for i in range(40) if i % 10 < 8]  # the last fifth chooses
+    refitted = {n: f for n, f in found.facts["lstsq"].items() if f["strength"] is not None}
+    assert len(refitted) >= 2
+    norms = {"3": "4", "6": "7"} if kind in ("solid", "wide") else {"conv": "bn", "squeeze": "bn"}
+    for name, fact in refitted.items():
+        got = {}
+        for key, model in (("whole", whole), ("raw", found.raw)):
+            handle = model.get_submodule(name).register_forward_hook(
+                lambda _m, i, o, key=key, got=got: got.update({key: (i[0].detach(), o.detach())})
+            )
+            model(calibration.inputs(0, 40)[fitting])
+            handle.remove()
+        layer, before = found.raw.get_submodule(name), small.get_submodule(name)
+        kept = small._cswap.kept.get(f"{name}.weight", {}).get(0, np.arange(whole.get_submodule(name).weight.shape[0]))
+        channel = -1 if isinstance(layer, nn.Linear) else 1
+        targets = targets_by_hand(layer, got["whole"][1].index_select(channel, torch.from_numpy(kept)))
+        rows = rows_by_hand(layer, got["raw"][0])
+        if layer.bias is not None:
+            constant = layer.bias.detach()
+        else:
+            norm = norms[name]
+            constant = (whole.get_submodule(norm).running_mean - found.raw.get_submodule(norm).running_mean).detach()
+            torch.testing.assert_close(found.raw.get_submodule(norm).running_var, whole.get_submodule(norm).running_var)
+        assert fact["rows"] == len(rows[0])
+        constant = constant.reshape(groups_of(layer), -1)
+        for g, (x, y, prior) in enumerate(zip(rows, targets, matrix_of(before), strict=True)):
+            w, c = ridge_by_hand(x, y, prior, fact["strength"], intercept=True)
+            torch.testing.assert_close(matrix_of(layer)[g], w, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(constant[g], c, rtol=1e-6, atol=1e-9)
+
+
+def _padded() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(5, 4),
+    )  # fmt: skip
+
+
+def test_merge_gives_each_unit_to_the_line_that_tells_it_best():
+    net = randomise_(_padded(), seed=1).double().eval()
+    calibration = _calibration(per_class=20, dtype=torch.float64)
+    gone, kept = [1, 4], [0, 2, 3, 5, 6, 7]
+    small, _ = _without(net, calibration, {"0": gone})
+    raw = recovered(small, net, calibration, "merge").raw
+    with torch.no_grad():
+        read = net[:3](calibration.inputs(0, 80))
+    flat = read.movedim(1, -1).reshape(-1, 8).numpy()
+    weight, rest = net[3].weight.detach().clone(), torch.zeros(1, 8, 8, 8, dtype=torch.float64)
+    for unit in gone:
+        fits = []
+        for k in kept:
+            line = np.stack([np.ones(len(flat)), flat[:, k]], 1)
+            (m, s), error, *_ = np.linalg.lstsq(line, flat[:, unit], rcond=None)
+            fits.append((float(error[0]), k, float(m), float(s)))
+        _, k, m, s = min(fits)
+        assert abs(s) > 0.02
+        assert abs(s - 1) > 0.02
+        weight[:, k] += s * weight[:, unit]
+        rest[:, unit] = m
+    torch.testing.assert_close(raw[3].weight, weight[:, kept], rtol=1e-7, atol=1e-10)
+    only = torch.zeros_like(net[3].weight)
+    only[:, gone] = net[3].weight.detach()[:, gone]
+    constant = F.conv2d(rest, only, padding=1).mean((0, 2, 3))  # with the borders that padding makes
+    assert float(constant.abs().max()) > 0.01
+    torch.testing.assert_close(raw[3].bias, net[3].bias + constant, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1e-4])
+@pytest.mark.parametrize("beta", [1.0, 3000.0])
+def test_a_kept_channel_that_hardly_varies_tells_nothing(gamma, beta):
+    net = randomise_(_padded(), seed=0).eval()
+    with torch.no_grad():
+        net[1].weight[2], net[1].bias[2] = gamma, beta
+        net[3].weight[:, 2] /= beta
+    calibration = _calibration(per_class=40)
+    small, _ = _without(net, calibration, {"0": [4, 5, 7]})
+    x = calibration.inputs(0, 160)
+
+    @torch.no_grad()
+    def error(how: str) -> float:
+        return float((recovered(small, net, calibration, how).raw(x) - net(x)).square().mean())
+
+    assert error("merge") <= 1.5 * error("bias")  # it was 1e9 times that
+
+
+def test_fold_takes_means_of_what_writes_and_sums_of_what_reads():
+    net = randomise_(_padded(), seed=1).double().eval()
+    with torch.no_grad():  # 4 is near 1 once the norm's scale is counted, and far before
+        scale = [float(net[1].weight[n] / (net[1].running_var[n] + net[1].eps).sqrt()) for n in range(8)]
+        net[1].weight[4] *= 5 * scale[1] / scale[4]
+        net[0].weight[4] = net[0].weight[1] / 5 * 1.05
+        net[0].weight[6] = net[0].weight[4] * 1.1  # near it before the norm's scale is counted
+        net[0].bias[1], net[0].bias[4] = 0.7, 0.3
+    calibration = _calibration(dtype=torch.float64)
+    kept = [0, 1, 2, 3, 5, 6, 7]
+    small, _ = _without(net, calibration, {"0": [4]})
+    raw = recovered(small, net, calibration, "fold").raw
+    for tensor in (net[0].weight, net[0].bias, net[1].weight, net[1].bias, net[1].running_mean, net[1].running_var):
+        expected = tensor.detach().clone()
+        expected[1] = (tensor[1] + tensor[4]).detach() / 2
+        mine = next(v for k, v in raw.state_dict().items() if net.state_dict()[k].data_ptr() == tensor.data_ptr())
+        torch.testing.assert_close(mine, expected[kept])
+    expected = net[3].weight.detach().clone()
+    expected[:, 1] += net[3].weight.detach()[:, 4]
+    torch.testing.assert_close(raw[3].weight, expected[:, kept])
+
+
+def test_norms_behind_refitted_layers_have_the_original_s_statistics_whatever_came_before():
+    net = randomise_(_solid(), seed=2).eval()
+    calibration = _calibration((1, 6, 6, 6), per_class=20)
+    small, _ = _without(net, calibration, {"0": [1]})
+    found = recovered(small, net, calibration, "bn+lstsq")
+    assert found.facts["lstsq"]["3"]["strength"] is not None
+    torch.testing.assert_close(found.raw[4].running_var, net[4].running_var)
+    biased = copy.deepcopy(net)
+    biased[3].bias = nn.Parameter(torch.zeros(6))
+    small, _ = _without(biased, calibration, {"0": [1]})
+    found = recovered(small, biased, calibration, "bn+lstsq")
+    for buffer in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(found.raw[4], buffer), getattr(biased[4], buffer))
+
+
+class Tied(nn.Module):
+    """An output layer whose weights are those of another layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.into, self.out = nn.Linear(12, 9), nn.Linear(9, 6), nn.Linear(6, 4), nn.Linear(6, 4)
+        self.out.weight = self.into.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.into(x) + self.out(torch.sin(x))
+
+
+def test_weights_that_two_layers_share_are_left_with_a_note():
+    torch.manual_seed(0)
+    net, calibration = randomise_(Tied(), seed=1).eval(), _calibration((12,), 20)
+    small, _ = _without(net, calibration, {"a": [1, 4]})
+    found = recovered(small, net, calibration, "lstsq")
+    assert torch.equal(found.raw.into.weight, net.into.weight)
+    assert "b" in found.facts["lstsq"]
+    assert {
+        "into shares its weights with out: left as it is",
+        "out shares its weights with into: left as it is",
+    } <= set(found.notes)
+
+
+def test_a_transposed_reader_is_left_with_a_note():
+    net = randomise_(
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3, padding=1), nn.Flatten(), nn.Linear(384, 4)),
+        seed=1,
+    ).eval()  # fmt: skip
+    calibration = _calibration()
+    small, _ = _without(net, calibration, {"0": [1, 4]})
+    for how in ("bias", "merge", "lstsq"):
+        assert any(
+            n.startswith("2: a transposed convolution") for n in recovered(small, net, calibration, how).notes
+        ), how
+
+
+def test_every_module_keeps_its_mode_and_another_precision_is_refused():
+    net, calibration = randomise_(_padded(), seed=1).train(), _calibration()
+    net[1].eval()  # frozen statistics inside a module in training
+    small, _ = _without(net, calibration, {"0": [1]})
+    small.train()
+    small[1].eval()
+    found = recovered(small, net, calibration, "bias").model
+    assert [m.training for m in found.modules()] == [m.training for m in small.modules()]
+    with pytest.raises(InputError, match="expected networks in torch.float32.*got torch.float64"):
+        recovered(copy.deepcopy(small).double(), net.double(), calibration, "bias")
+
+
+def test_obs_knows_that_a_layer_without_a_constant_cannot_make_up_for_one():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4, bias=False)).eval()
+    with torch.no_grad():
+        net[0].weight[3], net[0].bias[3] = 0.0, 3.0  # always 3
+        net[2].weight[:, 3] = torch.tensor([0.4, -0.4, 0.0, 0.0])
+    calibration = _calibration((12,), 20)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    scores = obs_scores(net, structure, calibration, Classification())["0"]
+    small, _ = _without(net, calibration, {"0": [3]})
+    raw, x = recovered(small, net, calibration, "lstsq").raw, calibration.inputs(0, 80)
+    labels = torch.from_numpy(calibration.targets).view(-1, 1)
+    with torch.no_grad():
+        lost = (net(x).softmax(1) - raw(x).softmax(1)).gather(1, labels).square().mean()
+    assert float(lost) > 1e-4
+    assert scores[3] > 0.1 * float(lost)
+    biased = copy.deepcopy(net)
+    biased[2].bias = nn.Parameter(torch.zeros(4))
+    assert obs_scores(biased, structure, calibration, Classification())["0"][3] < 1e-6
+
+
+class Words(nn.Module):
+    """Tokens (N, 2, L) → logits; the mean is over the tokens that count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.a, self.b, self.fc = nn.Embedding(20, 8), nn.Linear(8, 10), nn.Linear(10, 8), nn.Linear(8, 4)
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        x = self.e(t[:, 0])
+        x = x + self.b(torch.relu(self.a(x)))
+        counts = t[:, 1].unsqueeze(-1).to(x)
+        return self.fc((x * counts).sum(1) / counts.sum(1))
+
+
+def test_moments_of_a_compensated_cut_count_no_padding():
+    torch.manual_seed(0)
+    net = randomise_(Words(), seed=1).eval()
+    mask = (torch.arange(12) < torch.randint(2, 8, (40, 1))).long()
+    tokens = torch.stack([torch.randint(1, 20, (40, 12)) * mask, mask], 1)
+    calibration = cswap.calibration_set(TensorDataset(tokens, torch.arange(4).repeat_interleave(10)), 10)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    engine = CompensatedPlainEngine(net, structure, calibration, Classification())
+    engine.enter(structure["a"])
+    with torch.no_grad():
+        read = torch.relu(net.a(net.e(calibration.inputs(0, 40)[:, 0]))).double()
+    seen = calibration.inputs(0, 40)[:, 1].bool()
+    mean = engine.compensation.inverses["a", "b"].mean
+    torch.testing.assert_close(mean, read[seen].mean(0), rtol=0, atol=1e-5)
+    assert not torch.allclose(mean, read.flatten(0, 1).mean(0), atol=1e-3)
