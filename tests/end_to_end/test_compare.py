@@ -94,7 +94,7 @@ def test_a_method_that_cannot_say_anything_is_left_out_with_its_reason(place, ca
     asked[asked.index("--weights") : asked.index("--weights") + 2] = []
     assert main([*asked, "--methods", "magnitude,lrp,random"]) == 0
     out = capsys.readouterr().out
-    assert "lrp is left out: method lrp: zennit has no rule" in " ".join(out.split())
+    assert "lrp is left out: method lrp: no rule hands" in " ".join(out.split())
     result = json.loads((place.root / "c" / "compare.json").read_text())
     assert list(result["methods"]) == ["magnitude", "random"]
     assert list(result["refused"]) == ["lrp"]
@@ -103,7 +103,7 @@ def test_a_method_that_cannot_say_anything_is_left_out_with_its_reason(place, ca
     assert main([*asked, "--methods", "magnitude,lrp", "--resume"]) == 0
     capsys.readouterr()
     assert main([*asked, "--methods", "lrp", "--force"]) == 2  # nothing is left to compare
-    assert "zennit has no rule" in capsys.readouterr().err
+    assert "no rule hands" in capsys.readouterr().err
 
 
 def test_it_goes_on_and_refuses_another_comparison(place, capsys):

@@ -5,8 +5,8 @@ linear layers, flat at the input, activations pass relevance on. A unit's releva
 |Σ relevance| over all places where a weight reads the unit.
 
 Ours: every call is a module of its own; a batch norm is merged into the layer before it, and goes by ε elsewhere; means go
-by zennit's Norm, sums by its Sum; a product of two activations gives each factor half (Achtibat et al., 2024,
-arXiv 2402.05602). An operation without a rule is refused: its gradient would be no relevance.
+by zennit's Norm, sums by its Sum; a product of two activations gives each factor half, attention and layer norms go by
+`lrp_attention` (Achtibat et al., 2024, arXiv 2402.05602). An operation without a rule is refused: its gradient would be no relevance.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from cswap.causal.cut import PlainEngine
 from cswap.causal.first_order import batches, read_inputs, unit_sums
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import MethodError, MissingPartError
+from cswap.methods.lrp_attention import NORMS, Normed, RelevantProduct, ruled
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath
 from cswap.methods.ranking import ranking_path
@@ -42,7 +43,9 @@ from cswap.methods.relevance import (  # fmt: skip
     mean_scores,
     name_of,
 )
+from cswap.structure.attention import HeadProduct
 from cswap.structure.groups import Structure
+from cswap.structure.hosts import MASKS
 from cswap.tasks.base import Task
 from cswap.types import FloatArray
 
@@ -58,7 +61,7 @@ _IN_EVAL_MODE_NOTHING = {"StochasticDepth", "DropPath"}
 _MOVE_NAMES = {
     "flatten", "unflatten", "view", "reshape", "permute", "transpose", "movedim", "swapaxes", "contiguous", "getitem",
     "chunk", "split", "narrow", "cat", "concat", "stack", "squeeze", "unsqueeze", "unbind", "expand", "pad", "clone",
-    "dropout", "dropout1d", "dropout2d", "dropout3d", "stochastic_depth", "pixel_shuffle", "channel_shuffle", "float", "to",
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "stochastic_depth", "roll", "pixel_shuffle", "channel_shuffle", "float", "to",
 }  # fmt: skip
 
 
@@ -129,14 +132,18 @@ def _prepared(operations: Operations) -> Logits:
             continue
         if node.op == "call_module":
             module, layer = operations.module_at(node), operations.layer_of.get(str(node.target), node.name)
-            if not (isinstance(module, _RULED) or type(module).__name__ in _IN_EVAL_MODE_NOTHING):
+            if isinstance(module, NORMS):
+                operations.put(node, Normed(module))
+            elif isinstance(module, HeadProduct):
+                RelevantProduct.of(module)
+            elif not (isinstance(module, _RULED) or type(module).__name__ in _IN_EVAL_MODE_NOTHING):
                 without.setdefault(type(module).__name__, f" (first at {layer})")
         elif not _ruled_call(operations, node, varying):
             without.setdefault(name_of(node), "")
     if without:
         raise MethodError(
-            f"method lrp: zennit has no rule that hands relevance through {', '.join(k + at for k, at in without.items())}: "
-            "expected linear layers, convolutions, batch norms, activations, pooling, sums and products"
+            f"method lrp: no rule hands relevance through {', '.join(k + at for k, at in without.items())}: "
+            "expected linear layers, convolutions, norms, activations, pooling, attention, sums and products"
         )
     return operations.network()
 
@@ -144,7 +151,9 @@ def _prepared(operations: Operations) -> Logits:
 def _ruled_call(operations: Operations, node: fx.Node, varying: set[fx.Node]) -> bool:
     """Put the rule of a function or method in its place; False when there is none."""
     name, changing = name_of(node), [isinstance(a, fx.Node) and a in varying for a in node.args]
-    if name in _MOVE_NAMES:
+    if name in _MOVE_NAMES or _is_mask(node):
+        return True
+    if ruled(node, name, changing):
         return True
     if len(changing) != 2 or node.kwargs:
         return False
@@ -161,6 +170,11 @@ def _ruled_call(operations: Operations, node: fx.Node, varying: set[fx.Node]) ->
         node.op, node.target, node.args = "call_function", _scaled, (*node.args, name != "mul")
         return True
     return False
+
+
+def _is_mask(node: fx.Node) -> bool:
+    """Whether a call makes an attention's mask, for which a query tells only its shape."""
+    return node.target in MASKS
 
 
 def relevances(engine: PlainEngine, units: Structure) -> Iterator[dict[str, FloatArray]]:
@@ -194,7 +208,7 @@ def lrp_scores(
     """LRP relevance by group (size,); `model` is untouched.
 
     Raises MissingPartError without zennit, MethodError for a network that cannot be traced or has an operation without a
-    rule (attention, layer norm), DataError for one that gives no logits.
+    rule, DataError for one that gives no logits.
     """
     engine = PlainEngine(model, units, calibration, task, device=device, memory=memory)
     return mean_scores("lrp", units, relevances(engine, units))

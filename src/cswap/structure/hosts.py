@@ -94,6 +94,9 @@ def _timm_mask(mask: torch.Tensor | None, is_causal: bool, q: torch.Tensor) -> t
 
 torch.fx.wrap("_timm_mask")
 
+MASKS = (_merged_mask, _timm_mask)
+"""What makes a mask; of the query it reads the shape."""
+
 
 class FusedAttention(HeadAttention):
     """timm's `Attention`: one projection `qkv`, `proj`, and nothing that mixes the inner dimensions in between."""
