@@ -53,12 +53,15 @@ def draw(name: str) -> None:
     data, (kind, measure) = json.loads((RESULTS / f"{name}.json").read_text()), CURVES[name]
     plt = pyplot(name)
     ways = [h for h in data["recover"] if h in ("none", "bn", "lstsq")]
-    figure, axes = plt.subplots(1, len(ways), figsize=(4 * len(ways) + 1.6, 3.4), sharex=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(ways), figsize=(4 * len(ways) + 1.6, 3.4), sharex=True, sharey=True, squeeze=False)
     base = data["unpruned"]["quality"][measure]
     for ax, how in zip(axes[0], ways, strict=True):
         for i, (method, run) in enumerate(data["methods"].items()):
             at = {p["asked"][kind]: quality(p, how, measure) for p in run["points"] if kind in p["asked"]}
+            at[0.0] = base  # nothing is gone, and nothing to give back
             x = sorted(r for r, v in at.items() if v is not None)
+            if len(x) < 2:
+                continue
             style = {"color": f"C{i % 10}", "ls": "-" if i < 10 else "--", "marker": "osD^v<>pXP"[i % 10], "ms": 3.5}
             ax.plot(x, [100 * at[r] for r in x], label=method, lw=2.2 if method == "cswap" else 1.1, **style)
         ax.axhline(100 * base, color="grey", lw=0.8, ls=":")
