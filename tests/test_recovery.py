@@ -20,7 +20,7 @@ from cswap.methods.path import PruningPath
 from cswap.recovery import recovered, reestimated
 from cswap.recovery.attention import query_targets
 from cswap.recovery.base import STEPS, Case
-from cswap.recovery.recover import _why_not
+from cswap.recovery.recover import _away, _why_not
 from cswap.recovery.walk import Walk
 from cswap.structure.check import randomise_
 from cswap.structure.ledger import Ledger
@@ -279,7 +279,7 @@ def test_a_network_that_was_chosen_by_the_samples_is_no_better_judge_than_the_or
     """A refit that falls from a flattered score back to the original's is taken; one that falls below that is not."""
     net, calibration = randomise_(NETS["residual"](), seed=3).eval(), _calibration()
     small, _ = _pruned(net, calibration, share=0.1)
-    monkeypatch.setitem(STEPS, "nothing", lambda case: None)
+    monkeypatch.setitem(STEPS, "nothing", lambda case: None)  # so the outputs are as far from the original's as before
     noise = np.random.default_rng(0).normal(size=80) * 0.01
     noise -= noise.mean()
     for after, declined in ((0.7, False), (0.5, True)):
@@ -289,6 +289,36 @@ def test_a_network_that_was_chosen_by_the_samples_is_no_better_judge_than_the_or
         found = recovered(small, net, calibration, "nothing")
         assert (found.declined is not None) == declined
         assert declined or "to what the original has" in " ".join(found.notes)
+
+
+def test_outputs_that_came_nearer_to_the_original_s_speak_for_a_recovery(monkeypatch):
+    """The score of the network as it was cut is flattered by the samples that chose the units; its outputs are not."""
+    net, calibration = randomise_(NETS["residual"](), seed=3).eval(), _calibration()
+    small, _ = _pruned(net, calibration, share=0.3)
+    noise = np.random.default_rng(0).normal(size=80) * 0.01
+    right, low = np.ones(80), np.ones(80) * 0.5
+
+    def spoil(case):
+        with torch.no_grad():
+            for p in case.small.fc.parameters():
+                p.add_(3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+
+    for how, worked, declined in (("lstsq", STEPS["lstsq"], False), ("spoil", spoil, True)):
+        monkeypatch.setitem(STEPS, how, worked)
+        told = iter([(0.9 + noise, right), (0.5 - noise, low), (0.7 + noise[::-1], right)])
+        monkeypatch.setattr(sys.modules[recovered.__module__], "_measured", lambda *_, told=told: next(told))
+        found = recovered(small, net, calibration, how)
+        assert (found.declined is not None) == declined, how
+        assert declined or "while the outputs came nearer to the original's" in " ".join(found.notes)
+
+
+def test_the_distance_of_outputs_is_a_share_of_their_mean_square():
+    net, calibration = randomise_(NETS["residual"](), seed=3).eval(), _calibration(8)
+    small, _ = _pruned(net, calibration)
+    with torch.no_grad():
+        a, b = small(calibration.inputs(0, 32)).double(), net(calibration.inputs(0, 32)).double()
+    expected = (a - b).square().mean(1) / b.square().mean()
+    np.testing.assert_allclose(_away(small, net, calibration, "cpu"), expected.numpy(), rtol=1e-4)
 
 
 class _Untraceable(nn.Module):

@@ -18,6 +18,8 @@ from cswap.data.calibration import CalibrationSet
 from cswap.data.truth import moved
 from cswap.errors import CswapWarning, InputError
 from cswap.recovery.base import STEPS, Case, choosing, steps_of
+from cswap.structure.check import tensors_of
+from cswap.structure.detectors import forward_of
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
 from cswap.structure.surgery import KeptIndices, kept_indices, prepared_copy
@@ -74,7 +76,7 @@ def recover(
 
     how: `bias`, `bn`, `lstsq`, `merge`, `fold`, or several joined by `+`, done in that order. When the score falls on calibration
     samples that did not fit (paired one-sided t-test at 5 %), or quality does and the score does not rise by the same test, and
-    either is significantly below the original's, the copy is as `small` was, and a warning says so; `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors.
+    neither the outputs are significantly nearer to the original's nor both figures as good as its own, the copy is as `small` was, and a warning says so; `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors.
     Raises InputError when they do not match.
     """
     found = recovered(small, teacher, calibration, how, task=task, structure=structure, device=device, memory=memory)
@@ -121,14 +123,19 @@ def recovered(
     judges = calibration.part(numbers)
     before, after = (_measured(net, judges, task, device) for net in (plain, case.small))
     declined = _why_not(before, after)
-    back = declined is not None and gone and _gave_back(_measured(original, judges, task, device), after)
-    if back:
-        declined = None  # the units that went were chosen by these samples, which flatter the network as it was cut
+    back = ""
+    if declined is not None and gone and np.isfinite(after[0]).all():
+        # the units that went were chosen by these samples, which flatter the score of the network as it was cut, not its outputs
+        if _surely_below_zero(np.subtract(*(_away(net, original, judges, device) for net in (case.small, plain)))):
+            back = "while the outputs came nearer to the original's"
+        elif _gave_back(_measured(original, judges, task, device), after):
+            back = "to what the original has"
+        declined = None if back else declined
     seconds = round(time.perf_counter() - begin, 3)
     for what, was, now in zip(("score", "quality"), before, after, strict=True):
         if declined is None and now.mean() < was.mean():
             case.note(
-                f"the mean {what} of {len(numbers)} calibration samples fell, {'to what the original has' if back else 'not significantly'}, "
+                f"the mean {what} of {len(numbers)} calibration samples fell, {back or 'not significantly'}, "
                 f"from {was.mean():.4f} to {now.mean():.4f}"
             )
     raw = _like(case.small, small)
@@ -186,6 +193,22 @@ def _measured(net: nn.Module, part: CalibrationSet, task: Task, device: str) -> 
             scores.append(task.score(outputs, labels).double().cpu().numpy())
             quality.append(task.sample_quality(outputs, labels).double().cpu().numpy())
     return np.concatenate(scores), np.concatenate(quality)
+
+
+def _away(net: nn.Module, original: nn.Module, part: CalibrationSet, device: str) -> FloatArray:
+    """Squared distance of each sample's outputs from the original's, (M',): mean over outputs, of each its share of its mean square."""
+    found = []
+    with torch.no_grad(), exact(torch.device(device), False):
+        for inputs, _ in part.batches(32):
+            given = (inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs).to(device)
+            pairs = list(zip(*(tensors_of(forward_of(m)(given)) for m in (net, original)), strict=True))
+            shares = [
+                ((a.double() - b.double()).square() / b.double().square().mean().clamp_min(1e-30)).flatten(1).mean(1)
+                for a, b in pairs
+                if len(a) == len(inputs) and a.shape == b.shape and a.numel()
+            ]
+            found.append(torch.stack(shares).mean(0).cpu().numpy() if shares else np.zeros(len(inputs)))
+    return np.concatenate(found)
 
 
 def _why_not(before: tuple[FloatArray, FloatArray], after: tuple[FloatArray, FloatArray]) -> str | None:
