@@ -7,6 +7,7 @@ Answers are made by the experiments from their JSON (benchmarks/experiments); no
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,14 @@ def findings() -> str:
         answer = known[name][0].finding(known[name][1]) if name in known else "Not measured yet."
         where = f" (`benchmarks/experiments/{name}.py`)" if name in known else ""
         lines += [f"**{question}** {answer}{where}", ""]
+    file = HERE / "results" / "recoveries_all_resnet18.json"
+    if file.exists():
+        from results_recoveries import finding
+
+        lines += [
+            f"**What can be given back without fine-tuning?** {finding(json.loads(file.read_text()))} (`benchmarks/methods.py`)",
+            "",
+        ]
     unsettled = [q for q, name in QUESTIONS if name not in known]
     lines += ["## Not settled", ""]
     lines += [f"* {q}" for q in unsettled]

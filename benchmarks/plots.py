@@ -53,7 +53,9 @@ def draw(name: str) -> None:
     data, (kind, measure) = json.loads((RESULTS / f"{name}.json").read_text()), CURVES[name]
     plt = pyplot(name)
     ways = [h for h in data["recover"] if h in ("none", "bn", "lstsq")]
-    figure, axes = plt.subplots(1, len(ways), figsize=(4 * len(ways) + 1.6, 3.4), sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(ways), figsize=(4 * len(ways) + 1.6, 3.4), sharex=True, sharey=True, squeeze=False
+    )
     base = data["unpruned"]["quality"][measure]
     for ax, how in zip(axes[0], ways, strict=True):
         for i, (method, run) in enumerate(data["methods"].items()):

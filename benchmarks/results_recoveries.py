@@ -75,6 +75,36 @@ def every_recovery(data: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def finding(data: dict[str, Any]) -> str:
+    """What gives back most, in sentences."""
+    base, ways = data["unpruned"]["quality"]["accuracy"], [w for w in data["recover"] if w != "none"]
+    ratios = [r for r in data["ratios"] if r > 0]
+    said = []
+    for ratio in ratios:
+        points = {n: p for n, x in data["methods"].items() if (p := point_at(x["points"], "params", ratio))}
+        plain = mean(p["accuracy"]["none"] for p in points.values())
+        after = {w: mean(p["raw_accuracy"].get(w, p["accuracy"]["none"]) for p in points.values()) for w in ways}
+        top = max(after, key=lambda w: after[w])
+        value, name, how = max((v, n, w) for n, p in points.items() for w, v in p["accuracy"].items())
+        said.append(
+            f"at {ratio:g} from {100 * plain:.1f} to {100 * after[top]:.1f} % by `{top}`"
+            + (f" ({100 * after['bn']:.1f} % by `bn`)" if "bn" in after and top != "bn" else "")
+            + f", the best of all {100 * value:.1f} % ({name}, {'plain' if how == 'none' else how})"
+        )
+    last = [p for x in data["methods"].values() if (p := point_at(x["points"], "params", ratios[-1]))]
+
+    def apart(how: str) -> float:
+        found = [p["raw_accuracy"].get(how, p["accuracy"]["none"]) for p in last]
+        return 100 * (max(found) - min(found))
+
+    spread = (
+        f" At {ratios[-1]:g} the methods lie {apart('none'):.1f} points apart as pruned, and {apart('lstsq'):.1f} refitted."
+        if "lstsq" in ways
+        else ""
+    )
+    return f"{data['network']}, mean of {len(data['methods'])} methods by parameters removed (unpruned {100 * base:.1f} %): {'; '.join(said)}.{spread}"
+
+
 def recovery_seconds(data: dict[str, Any]) -> list[str]:
     """What every recovery takes."""
     rows = [[f"`{how}`", f"{s:g}"] for how, s in data["seconds"].items()]
