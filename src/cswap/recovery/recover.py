@@ -75,8 +75,9 @@ def recover(
     """A copy of the pruned network `small` with what can be given back; `teacher` is its original. Both are untouched.
 
     how: `bias`, `bn`, `lstsq`, `merge`, `fold`, or several joined by `+`, done in that order. When the score falls on calibration
-    samples that did not fit (paired one-sided t-test at 5 %), or quality does and the score does not rise by the same test, and
-    neither the outputs are significantly nearer to the original's nor both figures as good as its own, the copy is as `small` was, and a warning says so; `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors.
+    samples that did not fit (paired one-sided t-test at 5 %), or quality does and the score does not rise by the same test, the
+    copy is as `small` was, and a warning says so; unless both figures are as good as the original's, or neither fall is significant and
+    the outputs are significantly nearer to the original's; `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors.
     Raises InputError when they do not match.
     """
     found = recovered(small, teacher, calibration, how, task=task, structure=structure, device=device, memory=memory)
@@ -125,8 +126,12 @@ def recovered(
     declined = _why_not(before, after)
     back = ""
     if declined is not None and gone and np.isfinite(after[0]).all():
-        # the units that went were chosen by these samples, which flatter the score of the network as it was cut, not its outputs
-        if _surely_below_zero(np.subtract(*(_away(net, original, judges, device) for net in (case.small, plain)))):
+        # the units that went were chosen by these samples, which flatter the network as it was cut: where they say nothing for
+        # certain, its outputs do
+        certain = any(_surely_below_zero(a - b) for a, b in zip(after, before, strict=True))
+        if not certain and _surely_below_zero(
+            np.subtract(*(_away(net, original, judges, device) for net in (case.small, plain)))
+        ):
             back = "while the outputs came nearer to the original's"
         elif _gave_back(_measured(original, judges, task, device), after):
             back = "to what the original has"
