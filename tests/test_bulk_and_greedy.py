@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -161,6 +163,11 @@ def test_verdicts_from_the_store_are_those_of_the_network(digits_case, store, se
     ]
     tested = [(a.xi, b.xi) for a, b in zip(by_network, by_store, strict=True) if a.phase == "test"]
     np.testing.assert_allclose(*zip(*tested, strict=True), rtol=1e-3, atol=1e-6)
+    nothing = dataclasses.replace(store, differences={n: np.zeros_like(d) for n, d in store.differences.items()})
+    path = cbp(
+        model, structure, calibration, Classification(), options=options, target=Target("noncritical"), store=nothing
+    )
+    assert path.verdicts()["critical"] == 0  # it is the store that is asked
 
 
 def test_fewer_samples_from_the_store_are_a_smaller_calibration_set(digits_case, store):

@@ -14,7 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cswap.artifacts.files import write_json
 from cswap.cli.app import main
+from cswap.compare import measure
+from cswap.compare.clock import Clock, timed
 from cswap.compare.workers import _that_travels
 from cswap.errors import InputError, RunError
 from cswap.evaluate.curve import sauce
@@ -147,6 +150,53 @@ def test_it_goes_on_and_refuses_another_comparison(place, capsys):
 
 
 FEW = ("--methods", "cbp,random", "--ratios", "0,0.5", "--ratio-in", "params", "--no-latency")
+
+
+def test_a_step_that_answers_two_ratios_is_a_point_of_each(place, capsys):
+    """Two units of a small network are far apart: no ratio may be lost between them."""
+    ratios = [0.0, 0.3, 0.31, 0.32, 0.33, 0.34, 0.35]
+    asked = [
+        "--methods",
+        "random",
+        "--ratios",
+        ",".join(map(str, ratios)),
+        "--ratio-in",
+        "units",
+        "--no-latency",
+        "--json",
+    ]
+    assert main(_arguments(place, *asked)) == 0
+    result = json.loads(capsys.readouterr().out)["methods"]["random"]
+    points = result["by_seed"]["0"]["points"]
+    assert [p["asked"]["units"] for p in points] == ratios
+    assert len({p["steps"] for p in points}) < len(ratios)
+    assert [r["asked"] for r in result["curves"]["units"]] == ratios
+
+
+def test_seconds_are_those_of_every_run_that_was_interrupted(place, capsys, monkeypatch):
+    """The pass that made the differences counts for whoever uses them later, and what an interrupted run spent for the next."""
+    asked = ("--methods", "cbp", "--ratios", "0,0.5", "--ratio-in", "units", "--no-latency", "--json")
+    real = measure.measure_differences
+
+    def slow(*arguments, **settings):
+        time.sleep(1.5)
+        return real(*arguments, **settings)
+
+    with monkeypatch.context() as m:
+        m.setattr(measure, "measure_differences", slow)
+        m.setattr(measure, "open_folder", lambda *_, **__: Path("/nowhere").stat())
+        assert main(_arguments(place, *asked)) == 1
+    assert (place.root / "c" / "differences.0.safetensors").exists()
+    capsys.readouterr()
+    assert main(_arguments(place, *asked, "--resume")) == 0
+    assert json.loads(capsys.readouterr().out)["methods"]["cbp"]["seconds"] >= 1.5
+    clock = Clock(place.root / "x.seconds.json")
+    clock.keep_seconds()
+    write_json(place.root / "x.seconds.json", {"seconds": 100.0})
+    with timed(place.root / "x.seconds.json", going_on=True) as clock:
+        assert 100 < clock.seconds < 101
+    with timed(place.root / "x.seconds.json", going_on=False) as clock:
+        assert clock.seconds < 1
 
 
 def _held(folder: Path) -> dict[str, bytes]:

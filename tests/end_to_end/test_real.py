@@ -13,6 +13,8 @@ import torch
 
 import cswap
 from cswap.cli.app import main
+from cswap.data.models import ModelSpec
+from cswap.pipeline import DataChoice, Source
 from cswap.report.page import write_report
 
 
@@ -47,6 +49,38 @@ def test_resnet18_on_cifar10_two_per_cent(shared, pruned):
     assert summary["ratio"]["params"] >= 0.02
     assert summary["pruned"]["params"] <= 0.98 * summary["baseline"]["params"]
     assert cswap.load(out, trust=True)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.fixture(scope="module")
+def case(shared, tmp_path_factory):
+    """The network, four images of every class, and its structure."""
+    root = tmp_path_factory.mktemp("images")
+    with zipfile.ZipFile(shared / "data" / "cifar10.zip") as archive:
+        archive.extractall(root, [n for n in archive.namelist() if re.search(r"/train/[a-z]+/000[0-3]\.jpg", n)])
+        archive.extractall(root, [n for n in archive.namelist() if re.search(r"/test/[a-z]+/000[0-3]\.jpg", n)])
+    weights = shared / "models" / "resnet18_cifar10.safetensors"
+    model = Source(ModelSpec.parse(f"{shared}/models/zoo.py:resnet18_cifar", {}), weights).build()
+    form = {"image_size": 32, "mean": "0.4914,0.4822,0.4465", "std": "0.2470,0.2435,0.2616"}
+    data = DataChoice(str(root / "cifar10"), per_class=4, **form).open(None)
+    calibration = cswap.calibration_set(data.train, 4, classes=data.classes)
+    return model, calibration, cswap.discover(model, calibration.inputs(0, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("method", ["magnitude", "random", "lamp", "taylor"])
+def test_rankings_of_resnet18_are_complete_and_the_same_again(case, method, scope):
+    model, calibration, structure = case
+    paths = [
+        cswap.prune_path(model, calibration, structure=structure, method=method, scope=scope, seed=3) for _ in range(2)
+    ]
+    assert [(d.group, d.unit) for d in paths[0]] == [(d.group, d.unit) for d in paths[1]]
+    assert len({(d.group, d.unit) for d in paths[0]}) == structure.units - len(structure.groups)
+    kept, _, reached = paths[0].prefix("params=0.5")
+    small = paths[0].apply(model, "params=0.5")
+    left = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
+    assert left == pytest.approx(1 - reached.params, abs=1e-6)
+    assert sum(len(u) for u in kept.values()) > 0
 
 
 @pytest.mark.slow
