@@ -69,7 +69,7 @@ def run() -> None:
     told = " ".join(f"--{f.replace('_', '-')} {getattr(given, f)}" for f in flags if getattr(given, f) != "")
     kept = ("unpruned", "per_class", "held_out_samples", "recover", "ratios", "kinds", "classes", "units")
     write_result(f"dense_{given.name}", {
-        "command": f"python benchmarks/methods_dense.py {given.name} {told}", **machine(), "seed": given.seed, "task": task,
+        "command": f"python benchmarks/methods_dense.py {given.name} {told}", **machine(), "seed": given.seed, "scopes": ["layer", "global", "raw"], "task": task,
         **{k: result[k] for k in kept},
         "methods": {name: slim(m["by_seed"][str(given.seed)]) for name, m in result["methods"].items()},
     })  # fmt: skip

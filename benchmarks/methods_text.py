@@ -92,7 +92,7 @@ def run() -> None:
     write_result(
         given.result or f"text_{given.network}",
         {
-            "command": command, **machine(), "seed": given.seed, "network": given.network, "pruned_units": given.units,
+            "command": command, **machine(), "seed": given.seed, "scopes": ["layer", "global", "raw"], "network": given.network, "pruned_units": given.units,
             "effects": given.effects, "amp": given.amp, "embedded_params": embedded(source), **{k: result[k] for k in keys},
             "methods": {
                 name: {**slim(m, given.seed), "critical_with_gain": gains_of(out, name, given.seed)}

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from results_common import label
+
 RESULTS = Path(__file__).resolve().parent / "results"
 CURVES = {
     "methods_resnet18": ("params", "accuracy"), "methods_resnet18_128": ("params", "accuracy"),
@@ -65,7 +67,9 @@ def draw(name: str) -> None:
             if len(x) < 2:
                 continue
             style = {"color": f"C{i % 10}", "ls": "-" if i < 10 else "--", "marker": "osD^v<>pXP"[i % 10], "ms": 3.5}
-            ax.plot(x, [100 * at[r] for r in x], label=method, lw=2.2 if method == "cswap" else 1.1, **style)
+            ax.plot(
+                x, [100 * at[r] for r in x], label=label(method, data), lw=2.2 if method == "cswap" else 1.1, **style
+            )
         ax.axhline(100 * base, color="grey", lw=0.8, ls=":")
         ax.set_title({"none": "as pruned", "bn": "batch norms estimated again", "lstsq": "refitted"}[how])
         ax.set_xlabel({"params": "parameters removed", "macs": "MACs removed"}[kind])

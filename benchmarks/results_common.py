@@ -48,6 +48,11 @@ def point_at(points: list[dict[str, Any]], kind: str, asked: float) -> dict[str,
     return next((p for p in points if p["asked"].get(kind) == asked), None)
 
 
+def label(name: str, data: dict[str, Any]) -> str:
+    """A method as it was measured: before `scopes` was written, `lamp:global` divided each group's scores by their mean too."""
+    return f"{name} (by group means)" if name == "lamp:global" and "scopes" not in data else name
+
+
 def bold_best(value: float, best: float) -> str:
     text = f"{100 * value:.2f}"
     return f"**{text}**" if value >= best else text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from results_common import label
+
 _NAMES = {"segmentation": ("a U-Net on CamVid", "miou", "mIoU"), "detection": ("an SSD on BCCD", "map", "mAP@[.5:.95]")}
 
 
@@ -21,7 +23,7 @@ def dense(data: dict[str, Any], origin: str) -> list[str]:
         at = {p["asked"]["params"]: p for p in found["points"] if "params" in p["asked"]}
         for how in data["recover"]:
             cells = [_cell(at[r], how, key) if how in at.get(r, {}).get("quality", {}) else "–" for r in ratios]
-            lines.append(f"| `{method}` | {how} | {' | '.join(cells)} |")
+            lines.append(f"| `{label(method, data)}` | {how} | {' | '.join(cells)} |")
     return [
         *lines,
         "",

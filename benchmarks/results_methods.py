@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from results_common import bold_best, hours, origin, point_at, table
+from results_common import bold_best, hours, label, origin, point_at, table
 
 HERE = Path(__file__).resolve().parent
 
@@ -21,7 +21,7 @@ def methods(data: dict[str, Any]) -> list[str]:
         f"## Every method and recovery: {data['network']} on CIFAR-10 (JPEG), one shot, no fine-tuning, {data['per_class']} images a class to choose by", "",
         origin(data),
         f"{data['held_out_samples']:,} test images in {m['precision']} (unpruned {100 * base:.2f} %{both}). Effects and scores from {data['per_class']} images a class, recoveries from {data['recover_per_class']}, the same for all. "
-        "Accuracy in %, the best of a column bold; ° declined, so that the network stays as it was; analysis seconds of the complete "
+        "`:global`: each group's scores by their mean; `:params`, `:macs` (ours): scores a parameter or MAC. Accuracy in %, the best of a column bold; ° declined, so that the network stays as it was; analysis seconds of the complete "
         f"path {'' if 'note' in data else 'on one core, '}while other work ran on the machine.", "",
         *([f"{data['note']}.", ""] if "note" in data else []),
     ]  # fmt: skip
@@ -45,7 +45,7 @@ def methods(data: dict[str, Any]) -> list[str]:
                 ]
                 area = x["sauce"].get(how) if how != "bn" else None
                 extra = [f"{area:.3f}" if area is not None else "–"] if kind == "params" and how == "none" else []
-                rows.append([name, *cells, *extra, f"{x['seconds']:.0f}"])
+                rows.append([label(name, data), *cells, *extra, f"{x['seconds']:.0f}"])
             lines += [f"### By {kind} removed, {WAYS.get(how, how)}", ""]
             head = [
                 "method",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from results_common import origin, point_at, table
+from results_common import label, origin, point_at, table
 from results_methods import WAYS
 
 
@@ -56,7 +56,12 @@ def every_recovery(data: dict[str, Any]) -> list[str]:
                 gained[w].append(100 * (found[w] - found["none"]))
             cells = [f"{100 * v:.2f}" + ("°" if w in p["declined"] else "") for w, v in found.items()]
             best = max(found.values())
-            rows.append([name, *(f"**{c}**" if v >= best else c for c, v in zip(cells, found.values(), strict=True))])
+            rows.append(
+                [
+                    label(name, data),
+                    *(f"**{c}**" if v >= best else c for c, v in zip(cells, found.values(), strict=True)),
+                ]
+            )
         lines += [f"### {ratio:g} of the parameters removed", ""]
         lines += table(["method", *(WAYS.get(w, w) for w in ways)], rows)
     seconds = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from results_common import label
+
 _NAMES = {"minilm": "MiniLM", "lstm": "An LSTM reader"}
 
 
@@ -50,6 +52,11 @@ def text(data: dict[str, Any]) -> list[str]:
     lines += ["|" + " --- |" * (4 + len(ways))]
     for name, x in data["methods"].items():
         for p in x["points"][1:]:
-            cells = [name, f"{p['ratio']['macs']:.3f}", f"{p['ratio']['params']:.3f}", *(_cell(p, how) for how in ways)]
+            cells = [
+                label(name, data),
+                f"{p['ratio']['macs']:.3f}",
+                f"{p['ratio']['params']:.3f}",
+                *(_cell(p, how) for how in ways),
+            ]
             lines.append(f"| {' | '.join([*cells, format(x['seconds'], '.0f')])} |")
     return [*lines, "", *_anchor(data)]
