@@ -46,12 +46,15 @@ class Clock(Silence):
 
 @contextlib.contextmanager
 def timed(file: Path, *, going_on: bool) -> Iterator[Clock]:
-    """A clock that goes on from what an earlier run kept, or starts anew; kept at the end, whatever ends it."""
+    """A clock that goes on from what an earlier run kept, or starts anew; kept at the end, whatever ends it, if anything was done."""
     if not going_on:
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
     clock = Clock(file)
     try:
         yield clock
-    finally:
-        clock.keep_seconds()
+    except BaseException:
+        if clock.kept:
+            clock.keep_seconds()
+        raise
+    clock.keep_seconds()
