@@ -231,7 +231,7 @@ def points_of(run: Run, path: PruningPath, tag: str, seed: int) -> list[dict[str
         for how, ratios in run.job.ways.items():
             if how == "none" or (ratios is not None and not set(ratios) & set(p["asked"].values())):
                 continue
-            raw = _point(run, small, tag, p["steps"], how, seed)
+            raw = _point(run, small, tag, p["steps"], how, seed) if p["steps"] else {**plain, **_NOTHING}
             # what a user gets is the plain network where the recovery is declined
             found: dict[str, Any] = {
                 **raw,
@@ -243,6 +243,10 @@ def points_of(run: Run, path: PruningPath, tag: str, seed: int) -> list[dict[str
     if run.job.latency:
         _timed(run, nets, points, tag)
     return points
+
+
+_NOTHING = {"seconds": 0.0, "declined": None, "notes": ["nothing was removed: nothing to give back"]}
+"""What a recovery of the unpruned network is; its quality is the network's own."""
 
 
 def _point(run: Run, small: nn.Module, tag: str, steps: int, how: str, seed: int) -> dict[str, Any]:
