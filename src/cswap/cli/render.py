@@ -281,7 +281,7 @@ def _at_one_ratio(data: dict[str, Any]) -> Table | None:
         return None
     ratio = min(asked, key=lambda r: (abs(r - 0.5), r))
     table = _table(
-        f"at {kind} = {ratio:g}, seed {seed}: each class, and the time of one batch", "method", data["headline"], "class that lost most",
+        f"at {kind} = {ratio:g}, seed {seed}: the class that lost most, and the time of one batch", "method", data["headline"], "class that lost most",
         "from", "to", "ms, batch 1", "ms, batch 64", right=(1, 3, 4, 5, 6),
     )  # fmt: skip
     whole = data["unpruned"]["quality"]["by_class"]
