@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from cswap.cli.app import main
+
 FACTORY = '''
 import torch
 from torch import nn
@@ -100,6 +102,18 @@ def laid_out(root: Path) -> Place:
     write_images(place.data / "train", 10, 0)
     write_images(place.data / "test", 5, 1)
     return place
+
+
+def with_artifact(root: Path, name: str) -> Path:
+    """A network, its data, and an artifact made of them."""
+    assert main(laid_out(root).prune(name)) == 0
+    return root
+
+
+def copy_of(template: Path, folder: Path) -> Place:
+    """What a test may change of what `with_artifact` made."""
+    shutil.copytree(template, folder / "place")
+    return place_at(folder / "place")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import cswap
 from cswap.artifacts.folder import open_artifact, save
 from cswap.cli.app import main
-from tests.end_to_end.conftest import Place, laid_out, place_at
+from tests.end_to_end.conftest import Place, copy_of, with_artifact
 
 
 class Struck(BaseException):
@@ -22,16 +22,12 @@ class Struck(BaseException):
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     """A network, its data, and an artifact of them."""
-    place = laid_out(tmp_path_factory.mktemp("template"))
-    assert main(place.prune("out")) == 0
-    return place.root
+    return with_artifact(tmp_path_factory.mktemp("template"), "out")
 
 
 @pytest.fixture
 def place(template, tmp_path):
-    root = tmp_path / "place"
-    shutil.copytree(template, root)
-    return place_at(root)
+    return copy_of(template, tmp_path)
 
 
 def _told(capsys, arguments: list[str], status: int, *words: str) -> None:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from cswap.cli.app import main
-from tests.end_to_end.conftest import Place, laid_out, place_at
+from tests.end_to_end.conftest import Place, copy_of, with_artifact
 
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory):
     """A network, its data, and an artifact made of them."""
-    place = laid_out(tmp_path_factory.mktemp("template"))
-    assert main(place.prune("art")) == 0
-    return place.root
+    return with_artifact(tmp_path_factory.mktemp("template"), "art")
 
 
 @pytest.fixture
 def place(template, tmp_path):
     """A copy of its own for every case."""
-    root = tmp_path / "place"
-    shutil.copytree(template, root)
-    return place_at(root)
+    return copy_of(template, tmp_path)
 
 
 def held(root: Path) -> dict[str, bytes]:
