@@ -199,17 +199,8 @@ def _losses(data: dict[str, Any]) -> list[str]:
     if not declined:
         return [*lines, "Nothing was declined.", ""]
     said = f"Declined, so that the network stays as it was: {len(declined)}, of which {lost} would have lost on the test images"
-    return [
-        *lines,
-        said
-        + (
-            ": " + "; ".join(t for _, t in sorted(declined)[:8]) + ("; …" if len(declined) > 8 else "")
-            if declined
-            else ""
-        )
-        + ".",
-        "",
-    ]
+    shown = "; ".join(t for _, t in sorted(declined)[:8]) + ("; …" if len(declined) > 8 else "")
+    return [*lines, f"{said}: {shown}.", ""]
 
 
 def peers(data: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from cswap.causal.cut import PlainEngine
 from cswap.causal.first_order import batches, read_inputs, unit_sums
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import MethodError, MissingPartError
-from cswap.methods.lrp_attention import NORMS, Normed, RelevantProduct, ruled
+from cswap.methods.lrp_attention import NORMS, Normed, RelevantProduct, ruled, scaled
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath
 from cswap.methods.ranking import ranking_path
@@ -102,25 +102,8 @@ class _Product(torch.autograd.Function):
         return tuple((relevance[0] / 2).sum_to_size(shape) for shape in ctx.shapes)
 
 
-class _Scaled(torch.autograd.Function):
-    """x scaled by what does not depend on the input: all relevance is x's."""
-
-    @staticmethod
-    def forward(ctx: Any, first: Any, second: Any, divide: bool) -> torch.Tensor:
-        ctx.of = [x.shape if needed else None for x, needed in zip((first, second), ctx.needs_input_grad, strict=False)]
-        return first / second if divide else first * second  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *relevance: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (*(None if shape is None else relevance[0].sum_to_size(shape) for shape in ctx.of), None)
-
-
 def _product(a: torch.Tensor, b: torch.Tensor) -> Any:
     return _Product.apply(a, b)
-
-
-def _scaled(first: Any, second: Any, divide: bool) -> Any:
-    return _Scaled.apply(first, second, divide)
 
 
 def _prepared(operations: Operations) -> Logits:
@@ -167,7 +150,7 @@ def _ruled_call(operations: Operations, node: fx.Node, varying: set[fx.Node]) ->
         node.op, node.target = "call_function", _product
         return True
     if name == "mul" or (name in ("div", "truediv") and changing == [True, False]):
-        node.op, node.target, node.args = "call_function", _scaled, (*node.args, name != "mul")
+        node.op, node.target, node.args = "call_function", scaled, (*node.args, name != "mul")
         return True
     return False
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from cswap.structure.attention import HeadProduct
+from cswap.structure.attention import HeadProduct, masked
 
 _SMALL = 1e-6  # as zennit's ε
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
@@ -54,15 +54,16 @@ class _Softmax(torch.autograd.Function):
 
 
 class _Scaled(torch.autograd.Function):
-    """x times constants: all relevance is x's."""
+    """x scaled by what does not depend on the input: all relevance is x's."""
 
     @staticmethod
-    def forward(_ctx: Any, x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
-        return x * by
+    def forward(ctx: Any, first: Any, second: Any, divide: bool) -> torch.Tensor:
+        ctx.of = [x.shape if needed else None for x, needed in zip((first, second), ctx.needs_input_grad, strict=False)]
+        return first / second if divide else first * second  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(_ctx: Any, *relevance: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return relevance[0], None
+    def backward(ctx: Any, *relevance: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (*(None if shape is None else relevance[0].sum_to_size(shape) for shape in ctx.of), None)
 
 
 class _Handed(torch.autograd.Function):
@@ -80,6 +81,11 @@ class _Handed(torch.autograd.Function):
 def product(a: torch.Tensor, b: torch.Tensor) -> Any:
     """a @ b."""
     return _Product.apply(a, b)
+
+
+def scaled(first: Any, second: Any, divide: bool = False) -> Any:
+    """first · second, or first / second: one of them does not depend on the input."""
+    return _Scaled.apply(first, second, divide)
 
 
 def softmax(x: torch.Tensor, dim: int = -1, **_more: Any) -> Any:
@@ -112,15 +118,12 @@ class RelevantProduct(HeadProduct):
         return made  # type: ignore[no-any-return]
 
     def forward(self, q: torch.Tensor, *others: Any, **more: Any) -> Any:
-        return super().forward(_Scaled.apply(q, self.scale), *others, **more)
+        return super().forward(scaled(q, self.scale), *others, **more)
 
     def _attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, weights: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        scores = product(q, k.transpose(-2, -1))
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        attended = softmax(scores)
+        attended = softmax(masked(product(q, k.transpose(-2, -1)), mask))
         return product(attended, v), attended if weights else None
 
 

@@ -131,10 +131,7 @@ class HeadProduct(nn.Module):
         # what a GPU's fused kernels refuse goes by plain products
         if not weights and (not q.is_cuda or all(_aligned(t) for t in (q, k, v))):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, scale=1.0), None
-        scores = q @ k.transpose(-2, -1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        attended = F.dropout(scores.softmax(-1), p)
+        attended = F.dropout(masked(q @ k.transpose(-2, -1), mask).softmax(-1), p)
         return attended @ v, attended if weights else None
 
     def _mask_of(self, mask: torch.Tensor | None, part: _Part) -> torch.Tensor | None:
@@ -143,6 +140,13 @@ class HeadProduct(nn.Module):
             return mask
         numbers = part.heads if mask.shape[-3] == self.heads else part.places
         return mask.index_select(-3, torch.tensor(numbers, device=mask.device))
+
+
+def masked(scores: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Scores before the softmax; a mask is bool (True takes part), or is added."""
+    if mask is None:
+        return scores
+    return scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
 
 
 def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:
