@@ -32,3 +32,23 @@ def test_the_reliability_page_regenerates_byte_for_byte():
     assert made == (BENCHMARKS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
     assert "## Faults at random moments" in made
     assert "## Spoiled files" in made
+
+
+def test_the_overview_counts_a_declined_recovery_as_the_plain_network():
+    from results_overview import _row
+
+    def method(plain: float, fitted: float, *declined: str):
+        point = {
+            "asked": {"params": 0.5},
+            "accuracy": {"none": plain, "lstsq": fitted},
+            "declined": list(declined),
+        }
+        return {"points": [point]}
+
+    data = {"unpruned": {"quality": {"accuracy": 0.9}}, "classes": ["a", "b"], "scopes": ["layer"]}
+    data["methods"] = {"cswap": method(0.5, 0.7), "taylor": method(0.8, 0.85, "lstsq")}
+    row = _row(data, "a network", "accuracy", "params", 0.5)
+    assert row[2:] == ["90.00", "50.00", "70.00", "80.00 (taylor)", "**80.00** (taylor, plain)", "+10.00"]
+    data["methods"]["taylor"] = method(0.8, 0.85)
+    assert _row(data, "a network", "accuracy", "params", 0.5)[6:] == ["**85.00** (taylor, lstsq)", "+5.00"]
+    assert _row(data, "a network", "accuracy", "params", 0.6) is None
