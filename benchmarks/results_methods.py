@@ -227,7 +227,29 @@ def peers(data: dict[str, Any]) -> list[str]:
             "",
             *table(["importance", *(f"{r:g}" for r in ratios), "importance, s"], rows),
         ]
-    return lines
+    return lines + _control(data)
+
+
+def _control(data: dict[str, Any]) -> list[str]:
+    """The usual control, L1 and batch norms again, beside its published medians, in points lost."""
+    (name, published), *_ = _PUBLISHED.items()
+    mine = [
+        p for p in data["peers"].get("l1_layer", {}).get("points", []) if "bn" in p and p["asked"] <= max(published)
+    ]
+    if len(mine) < len(published):
+        return []
+    base = data["unpruned"]["plain"]["accuracy"]
+
+    def said(by: dict[float, float]) -> str:
+        return f"{' / '.join(f'{v:.1f}' for v in by.values())} at {' / '.join(f'{r:g}' for r in by)}"
+
+    own = {w: {p["asked"]: 100 * (base - p[w]["accuracy"]) for p in mine if w in p} for w in ("bn", "lstsq")}
+    whole = float(name.split()[-1])
+    refit = f"; with the same channels gone cswap's refit leaves {said(own['lstsq'])} lost" if own["lstsq"] else ""
+    return [
+        f"The usual control, {name.rpartition(', from')[0]}, loses in published medians {said({r: whole - v for r, v in published.items()})} of the parameters "
+        f"(from {whole:g} %, CIFAR-10 itself), and here (`l1_layer`) {said(own['bn'])}{refit}.", "",
+    ]  # fmt: skip
 
 
 def joint(data: dict[str, Any]) -> list[str]:
