@@ -6,7 +6,7 @@ Source: Molchanov et al. (2017, arXiv 1611.06440), the Taylor expansion at a = 0
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from cswap.causal.cut import PlainEngine
+from cswap.causal.layout import by_samples, sample_dims
 from cswap.data.truth import Truth, moved
+from cswap.errors import MethodError
 from cswap.structure.groups import Group, Slot
 from cswap.structure.layers import channel_dim
 from cswap.tasks.base import smooth
@@ -60,11 +62,15 @@ def read_inputs(net: nn.Module, modules: Iterable[str]) -> Iterator[list[Read]]:
 
 
 def unit_sums(
-    net: nn.Module, groups: Sequence[Group], values: Iterable[tuple[str, torch.Tensor]], rows: int
+    net: nn.Module,
+    groups: Sequence[Group],
+    values: Iterable[tuple[str, torch.Tensor]],
+    rows: int,
+    dims: Mapping[str, int],
 ) -> dict[str, FloatArray]:
     """Sums over space and consumers of what lies at the units' places, by group (rows, size) float64.
 
-    values: (name of a consumer in `net`, a tensor laid out like its input, of `rows` samples).
+    values: (name of a consumer in `net`, a tensor laid out like its input, of `rows` samples). dims: see `sample_dims`.
     """
     slots: dict[str, list[tuple[str, Slot]]] = {}
     for group in groups:
@@ -72,11 +78,20 @@ def unit_sums(
             slots.setdefault(slot.module, []).append((group.name, slot))
     sums = {g.name: np.zeros((rows, g.size)) for g in groups}
     for name, value in values:
+        if name not in dims:
+            raise MethodError(f"{name} is not called for every sample, so a unit's share of one sample is not known")
         at = value.movedim(channel_dim(net.get_submodule(name)), -1)
-        by_position = at.reshape(rows, -1, at.shape[-1]).double().sum(1).cpu().numpy()
+        by_position = by_samples(at, dims[name], rows).double().sum(1).cpu().numpy()
         for owner, slot in slots[name]:
             np.add.at(sums[owner].T, slot.owner, by_position[:, slot.positions].T)
     return sums
+
+
+def dims_of(engine: PlainEngine, groups: Iterable[Group]) -> dict[str, int]:
+    """`sample_dims` of all layers that read a unit. Raises MethodError."""
+    last = len(engine.calibration) - 1
+    one, other = (engine._ready(engine.calibration.inputs(i, i + 1)) for i in (0, last))
+    return sample_dims(engine.net, consumers_of(groups), one, other)
 
 
 def consumers_of(groups: Iterable[Group]) -> list[str]:
@@ -104,8 +119,9 @@ def first_order_batches(
     """Estimated d of samples `numbers` under the cut of each unit, by batch and group: (n, size) float64.
 
     One forward and backward pass serves all groups, on the network as pruned so far. Ends early where the score has no
-    gradient.
+    gradient. Raises MethodError for what is not laid out by samples.
     """
+    dims = dims_of(engine, groups)
     for place, inputs, targets in batches(engine, numbers):
         with torch.enable_grad(), read_inputs(engine.net, consumers_of(groups)) as seen:
             score = smooth(engine.task)(engine.net(inputs), targets)
@@ -113,7 +129,7 @@ def first_order_batches(
                 return
             score.sum().backward()  # type: ignore[no-untyped-call]
         changes = ((r.name, -(r.value * r.grad)) for r in seen if r.grad is not None)
-        yield place, unit_sums(engine.net, groups, changes, len(targets))
+        yield place, unit_sums(engine.net, groups, changes, len(targets), dims)
 
 
 def first_order_all(engine: PlainEngine, groups: Sequence[Group], numbers: IntArray) -> dict[str, FloatArray]:
@@ -134,11 +150,17 @@ def first_order(engine: PlainEngine, group: Group, numbers: IntArray) -> FloatAr
 
 
 def classes_in_order(engine: PlainEngine, group: Group) -> IntArray:
-    """For each unit, class numbers from the one most likely to need it: by the estimate's t statistic, (size, K) int64."""
+    """For each unit, class numbers from the one most likely to need it: by the estimate's t statistic, (size, K) int64.
+
+    As they are numbered where no sample's share can be told.
+    """
     targets = engine.calibration.targets
     classes = range(len(engine.calibration.classes))
     few = {k: np.flatnonzero(targets == k)[:_SAMPLES] for k in classes}
-    estimates = first_order(engine, group, np.concatenate(list(few.values())))
+    try:
+        estimates = first_order(engine, group, np.concatenate(list(few.values())))
+    except MethodError:
+        return np.tile(np.arange(len(few), dtype=np.int64), (group.size, 1))
     t = np.zeros((group.size, len(few)))
     start = 0
     for k, numbers in few.items():

@@ -19,9 +19,9 @@ import torch
 from torch import fx, nn
 
 from cswap.causal.cut import PlainEngine
-from cswap.causal.first_order import batches, read_inputs, unit_sums
+from cswap.causal.first_order import batches, dims_of, read_inputs, unit_sums
 from cswap.data.calibration import CalibrationSet
-from cswap.errors import MissingPartError
+from cswap.errors import MethodError, MissingPartError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink
 from cswap.methods.ranking import ranking_path
@@ -129,6 +129,9 @@ def attributions(engine: PlainEngine, units: Structure) -> Iterator[tuple[dict[s
     add up to and the difference of the logit from the baseline's. The engine's network is used up.
     """
     explainer_class = _explainer_class()
+    dims = dims_of(engine, units.groups)
+    if late := [name for name, dim in dims.items() if dim]:  # samples and baselines are told apart in dimension 0
+        raise MethodError(f"method deeplift: expected layers that read samples first, {late[0]} does not")
     operations = Operations(engine, "deeplift")
     net = _prepared(operations)
     explainer = explainer_class(net, eps=_TINY)
@@ -141,7 +144,7 @@ def attributions(engine: PlainEngine, units: Structure) -> Iterator[tuple[dict[s
         reads = [(operations.layer_of[r.name], r.grad.chunk(2)[0] * (r.value.chunk(2)[0] - r.value.chunk(2)[1])) for r in seen if r.grad is not None]  # fmt: skip
         logits, under = net.latest.double().gather(1, targets.repeat(2).view(-1, 1)).chunk(2)
         total = at_input.detach().double().flatten(1).sum(1, keepdim=True)
-        yield unit_sums(engine.net, units.groups, reads, n), torch.cat([total, logits - under], 1).cpu().numpy()
+        yield unit_sums(engine.net, units.groups, reads, n, dims), torch.cat([total, logits - under], 1).cpu().numpy()
 
 
 def deeplift_scores(
@@ -155,7 +158,7 @@ def deeplift_scores(
 ) -> tuple[dict[str, FloatArray], float]:
     """DeepLIFT relevance by group (size,), and by what fraction of the difference the attributions do not add up.
 
-    `model` is untouched. Raises MissingPartError without captum, InputError for a network that cannot be traced,
+    `model` is untouched. Raises MissingPartError without captum, MethodError for a network that cannot be traced or does not read samples first,
     DataError for one that gives no logits.
     """
     engine = PlainEngine(model, units, calibration, task, device=device, memory=memory)

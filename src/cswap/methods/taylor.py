@@ -37,7 +37,7 @@ def taylor_scores(
 ) -> dict[str, FloatArray]:
     """First-order scores by group (size,): absolute for `taylor`, squared for `taylor2`; `model` is untouched.
 
-    One forward and backward pass over the calibration set. Raises InputError when σ has no gradient on any sample.
+    One forward and backward pass over the calibration set. Raises MethodError when σ has no gradient on any sample, and for what is not laid out by samples.
     """
     engine = PlainEngine(model, units, calibration, task, device=device, memory=memory)
     changes = first_order_batches(engine, units.groups, np.arange(len(calibration)))
