@@ -125,18 +125,18 @@ def test_merge_gives_each_unit_to_the_line_that_tells_it_best():
     with torch.no_grad():
         read = net[:3](calibration.inputs(0, 80))
     flat = read.movedim(1, -1).reshape(-1, 8).numpy()
-    weight, rest = net[3].weight.detach().clone(), torch.zeros(1, 8, 8, 8, dtype=torch.float64)
+    weight, rest, mean = net[3].weight.detach().clone(), torch.zeros(1, 8, 8, 8, dtype=torch.float64), read.mean(0)
     for unit in gone:
         fits = []
         for k in kept:
             line = np.stack([np.ones(len(flat)), flat[:, k]], 1)
-            (m, s), error, *_ = np.linalg.lstsq(line, flat[:, unit], rcond=None)
-            fits.append((float(error[0]), k, float(m), float(s)))
-        _, k, m, s = min(fits)
+            (_, s), error, *_ = np.linalg.lstsq(line, flat[:, unit], rcond=None)
+            fits.append((float(error[0]), k, float(s)))
+        _, k, s = min(fits)
         assert abs(s) > 0.02
         assert abs(s - 1) > 0.02
         weight[:, k] += s * weight[:, unit]
-        rest[:, unit] = m
+        rest[:, unit] = mean[unit] - s * mean[k]  # a border has another mean
     torch.testing.assert_close(raw[3].weight, weight[:, kept], rtol=1e-7, atol=1e-10)
     only = torch.zeros_like(net[3].weight)
     only[:, gone] = net[3].weight.detach()[:, gone]
@@ -301,3 +301,39 @@ def test_moments_of_a_compensated_cut_count_no_padding():
     mean = engine.compensation.inverses["a", "b"].mean
     torch.testing.assert_close(mean, read[seen].mean(0), rtol=0, atol=1e-5)
     assert not torch.allclose(mean, read.flatten(0, 1).mean(0), atol=1e-3)
+
+
+@pytest.mark.parametrize("how", ["bias", "merge"])
+def test_means_come_out_right_at_the_borders_too(how):
+    net = randomise_(_padded(), seed=1).double().eval()
+    calibration = _calibration(per_class=20, dtype=torch.float64)
+    small, _ = _without(net, calibration, {"0": [1, 4]})
+    x = calibration.inputs(0, 80)
+    with torch.no_grad():
+        whole, cut = net[:4](x).mean((0, 2, 3)), small[:4](x).mean((0, 2, 3))
+        back = recovered(small, net, calibration, how).raw[:4](x).mean((0, 2, 3))
+    assert float((cut - whole).abs().max()) > 0.01
+    torch.testing.assert_close(back, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_the_mean_that_a_linear_layer_loses_goes_into_its_bias():
+    """Of tokens: over samples and places."""
+    torch.manual_seed(0)
+    net = randomise_(VisionTransformer(8, 4, 2, 2, 16, 24, num_classes=4), seed=3).double().eval()
+    calibration = _calibration((3, 8, 8), dtype=torch.float64)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    group = next(g.name for g in structure if "mlp" in g.name)
+    reader = next(s.module for s in structure[group].consumers)
+    small, structure = _without(net, calibration, {group: [0, 3, 5]})
+    seen = []
+    whole = prepared_copy(net, structure)
+    whole.get_submodule(reader).register_forward_hook(lambda _m, i, _o: seen.append(i[0].detach()))
+    whole(calibration.inputs(0, len(calibration)))
+    mean = seen[0].reshape(-1, seen[0].shape[-1]).mean(0)
+    layer = whole.get_submodule(reader)
+    gone = sorted(set(range(24)) - set(small._cswap.kept[f"{reader}.weight"][1].tolist()))
+    assert len(gone) == 3
+    expected = layer.bias.detach() + layer.weight.detach()[:, gone] @ mean[gone]
+    raw = recovered(small, net, calibration, "bias").raw
+    assert float((expected - layer.bias).detach().abs().max()) > 1e-3
+    torch.testing.assert_close(raw.get_submodule(reader).bias, expected, rtol=1e-9, atol=1e-12)

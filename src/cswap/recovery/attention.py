@@ -18,7 +18,7 @@ def query_targets(case: Case) -> dict[str, torch.Tensor]:
 
     The kept keys k' of a head stay what they are, so the best queries for Σ_j (q·k_j − q'·k'_j)² over the keys j of a sample
     are q' = q·M, M = Cov(k, k') Cov(k')⁻¹: keys centred by sample, because softmax does not see what all logits of a query
-    share. One pass of the original network. Source: ours.
+    share. One pass of the original network over the samples that fit. Source: ours.
     """
     shrunk: dict[str, tuple[HeadAttention, torch.Tensor]] = {}
     for name, module in case.teacher.named_modules():
@@ -39,7 +39,7 @@ def query_targets(case: Case) -> dict[str, torch.Tensor]:
         handles.append(module.k.register_forward_hook(see))
     try:
         with torch.no_grad():
-            for chunk in case.chunks():
+            for chunk in case.chunks(case.fitting):
                 tokens[:] = [chunk]
                 case.teacher(chunk)
     finally:

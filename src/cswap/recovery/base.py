@@ -31,8 +31,8 @@ HELD_OUT = 5  # the last fifth of a class's samples chooses, and does not fit
 class Case:
     """One recovery at work. `small` is changed in place; `teacher`, its original, is not.
 
-    `kept`: original indices of every shrunken dimension; `removed`: units gone, by group of `structure`; `notes`: what was
-    left as it was, and why.
+    `kept`: original indices of every shrunken dimension; `removed`: units gone, by group of `structure`; `held`: numbers of
+    the samples that no step fits on, because they choose; `notes`: what was left as it was, and why.
     """
 
     small: nn.Module
@@ -43,6 +43,7 @@ class Case:
     kept: KeptIndices
     device: str = "cpu"
     memory: int = 4 << 30
+    held: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -116,7 +117,8 @@ class Case:
             return bias
         norm = self.norm_behind(layer)
         if norm is None:
-            return torch.zeros(module.weight.shape[0], dtype=torch.float64)
+            width = module.weight.shape[:2].numel() if isinstance(module, Gates) else module.weight.shape[0]
+            return torch.zeros(width, dtype=torch.float64)
         return (
             (self._original(norm, "running_mean") - self.small.get_submodule(norm).get_buffer("running_mean"))
             .double()
@@ -151,18 +153,26 @@ class Case:
         """The batch norm that takes the layer's outputs, and nothing else does; see `norms_behind`."""
         return self._norms.get(layer)
 
+    def note_products(self, step: str) -> None:
+        """Say that a step gives nothing back of groups that are read by a product and by no weights."""
+        for name, units in self.removed.items():
+            readers = [self.teacher.get_submodule(s.module) for s in self.structure[name].consumers]
+            if len(units) and not any(_mixes(m) for m in readers):
+                self.note(f"{name} is read by a product, not by weights: {step} gives nothing back of it")
+
+    @property
+    def fitting(self) -> IntArray:
+        """Numbers of the samples that every step fits on."""
+        return np.setdiff1d(np.arange(len(self.calibration)), self.held)
+
     def chunks(self, *parts: IntArray) -> Chunks:
-        """Calibration inputs in chunks on the device: the samples of each part after those of the one before, or all."""
-        return Chunks(self.calibration, parts or [np.arange(len(self.calibration))], self.device)
+        """Calibration inputs in chunks on the device: the samples of each part after those of the one before, or all that fit."""
+        return Chunks(self.calibration, parts or [self.fitting], self.device)
 
     def unchanged(self) -> bool:
         """Whether the pruned network's tensors are the original's, less what is gone."""
         fresh = shrink_in_place(copy.deepcopy(self.teacher), self.kept).state_dict()
         return all(torch.equal(fresh[k], v) for k, v in self.small.state_dict().items())
-
-    def choosing(self) -> IntArray:
-        """Numbers of the samples that choose and do not fit: see `choosing`."""
-        return choosing(self.calibration)
 
 
 def choosing(calibration: CalibrationSet) -> IntArray:

@@ -16,8 +16,8 @@ from cswap.structure.calls import call_counts
 
 @step("bn")
 def bn(case: Case) -> None:
-    """All batch norms estimated again on the whole calibration set: see `reestimated`."""
-    case.small.load_state_dict(reestimated(case.small, case.calibration).state_dict())
+    """All batch norms estimated again on the whole calibration set, or, beside `lstsq`, on what fits: see `reestimated`."""
+    case.small.load_state_dict(reestimated(case.small, case.calibration.part(case.fitting)).state_dict())
 
 
 def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 128) -> nn.Module:

@@ -38,6 +38,7 @@ def bias(case: Case) -> None:
         for x in walk.inputs(name):
             total, rows = total + x.double().sum(0, keepdim=True).cpu(), rows + len(x)
         case.shift(name, mean_given(module, total / rows, inputs, outputs))
+    case.note_products("bias")
 
 
 def mean_given(module: Any, mean: torch.Tensor, inputs: IntArray, outputs: IntArray | None) -> torch.Tensor:

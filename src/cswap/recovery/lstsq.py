@@ -30,9 +30,7 @@ def lstsq(case: Case) -> None:
     fifth of each class's calibration samples, which does not fit; a layer whose error there does not fall keeps its weights. Moments are summed
     in float64, of every n-th place where an image has more than `ENOUGH` rows a column need. Source: ours; the closed form is ridge regression, as in Luo et al. (2017, arXiv 1707.06342, ThiNet).
     """
-    choosing = case.choosing()
-    fitting = np.setdiff1d(np.arange(len(case.calibration)), choosing)
-    chunks, own = case.chunks(fitting, choosing), len(case.chunks(fitting))
+    chunks, own = case.chunks(case.fitting, case.held), len(case.chunks(case.fitting))
     small, teacher = (Walk(net, chunks, case.memory // 2, case.device) for net in (case.small, case.teacher))
     fitted: dict[str, Any] = {}
     queries = query_targets(case)

@@ -51,7 +51,7 @@ def merge(case: Case) -> None:
 
     On the calibration set a ≈ m + s·b, a least-squares line from the kept unit's values b to those a of the unit that goes;
     the consumers' weights of b gain s times those of a, and their constants the rest. Producers stay: with b fixed, s is the
-    best a consumer can do. Source: ours (Kim et al., 2020, arXiv 2006.10903, neuron merging, takes s from the weights).
+    best a consumer can do. m is the mean by place, so that means come out right under padding too. Source: ours (Kim et al., 2020, arXiv 2006.10903, neuron merging, takes s from the weights).
     """
     _refuse_changed(case, "merge")
     merged = copy.deepcopy(case.teacher)
@@ -63,11 +63,10 @@ def merge(case: Case) -> None:
         if inputs is None or getattr(module, "groups", 1) > 1 or not case.called_once(name):
             continue
         mean, products = _moments(walk, name, module)
-        means = mean.flatten(2).mean((0, 2)) if mean.dim() > 2 else mean.flatten()
         rest = torch.zeros_like(mean)
         for group in case.structure:
             for slot in (s for s in group.consumers if s.module == name and group.name in case.removed):
-                _give(module, slot, case.removed[group.name], means, products, rest)
+                _give(module, slot, case.removed[group.name], mean, products, rest)
         shifts[name] = mean_given(case.teacher.get_submodule(name), rest, inputs, case.kept_of(name, "out"))
     _take(case, merged)
     for name, shift in shifts.items():
@@ -75,6 +74,7 @@ def merge(case: Case) -> None:
             case.shift(name, shift)
         else:
             case.note(f"{name} has neither a bias nor a batch norm behind it: means are not given back")
+    case.note_products("merge")
 
 
 def _refuse_changed(case: Case, name: str) -> None:
@@ -167,9 +167,11 @@ def _moments(walk: Walk, name: str, module: Any) -> tuple[torch.Tensor, torch.Te
 
 
 def _give(
-    module: Any, slot: Slot, gone: IntArray, means: torch.Tensor, products: torch.Tensor, rest: torch.Tensor
+    module: Any, slot: Slot, gone: IntArray, mean: torch.Tensor, products: torch.Tensor, rest: torch.Tensor
 ) -> None:
-    """Move the weights of what goes to what tells it best; what is left of its mean is written into `rest` (1, C, …).
+    """Move the weights of what goes to what tells it best; what is left of its mean, place by place, is written into `rest`.
+
+    mean, rest: (1, C, …): a line's constant is the mean of what it leaves, which at the borders of an image is another.
 
     A kept channel that hardly varies beside its size tells nothing: its variance is what rounding makes of a constant.
     """
@@ -178,6 +180,7 @@ def _give(
     if not len(away) or not len(kept):
         return
     shared, variance = products[kept][:, away], products.diagonal()[kept]
+    means = mean.flatten(2).mean((0, 2)) if mean.dim() > 2 else mean.flatten()
     varies = variance > _VARIES * (means[kept] ** 2 + variance)
     slope = torch.where(
         varies.unsqueeze(1), shared / variance.where(varies, torch.ones_like(variance)).unsqueeze(1), 0.0
@@ -188,5 +191,5 @@ def _give(
     shape = [1, -1] + [1] * (weight.dim() - 2)
     moved = weight.index_select(1, away.to(weight.device)) * s.to(weight).view(shape)
     weight.index_add_(1, into.to(weight.device), moved)
-    left = (means[away] - s * means[into]).view([1, -1] + [1] * (rest.dim() - 2))
-    rest.index_copy_(1, away, left.expand(1, -1, *rest.shape[2:]).contiguous())
+    scale = s.view([1, -1] + [1] * (rest.dim() - 2))
+    rest.index_copy_(1, away, mean.index_select(1, away) - scale * mean.index_select(1, into))

@@ -36,7 +36,7 @@ class Recovery:
 
     `declined`: why the network is as it was, or None; `raw`: the recovered network all the same. `score_before`,
     `score_after`, `quality_before`, `quality_after`: means of σ and of quality on the `judged` calibration samples, those that
-    did not fit where something is fitted, else all. `notes`: what was left as it was, and why; `facts`: figures by step.
+    did not fit where `lstsq` is among the steps, else all, on which the statistics of `bn`, `bias` and `merge` were taken too. `notes`: what was left as it was, and why; `facts`: figures by step.
     """
 
     model: nn.Module
@@ -113,14 +113,15 @@ def recovered(
         removed, kept = made.removed, made.kept
     plain, changed = _still(small, device), _still(small, device)
     _check_shapes(small, original, kept)
-    case = Case(changed, original, calibration, structure, removed, kept, device, memory)
+    held = choosing(calibration) if "lstsq" in names else np.empty(0, dtype=np.int64)
+    case = Case(changed, original, calibration, structure, removed, kept, device, memory, held)
     gone = any(len(units) for units in removed.values())
     if not gone:
         case.note("nothing was removed: nothing to give back")
     with exact(torch.device(device), False):
         for name in names if gone else []:
             STEPS[name](case)
-    numbers = choosing(calibration) if "lstsq" in names else np.arange(len(calibration))
+    numbers = held if len(held) else np.arange(len(calibration))
     judges = calibration.part(numbers)
     before, after = (_measured(net, judges, task, device) for net in (plain, case.small))
     declined = _why_not(before, after)
