@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import cswap
-from cswap.causal.compensation import CompensatedPlainEngine, CompensatedReplayEngine
+from cswap.causal.compensation import CompensatedPlainEngine, CompensatedReplayEngine, forget
 from cswap.causal.replay import ReplayEngine, engine_for
 from cswap.linear.elimination import DAMPING
 from cswap.methods import registry
@@ -180,6 +180,63 @@ def test_a_resumed_run_ends_the_same(digits_case, tmp_path, method):
     tested = [d for d in whole if d.phase in ("walk", "test")]
     again = run(Start(tuple(tested)), "units=0.9")
     assert [(d.group, d.unit, d.quality) for d in again] == [(d.group, d.unit, d.quality) for d in whole]
+
+
+@pytest.mark.parametrize("kind", sorted(PATTERN_NETS))
+def test_greedy_compensates_on_the_network_as_it_stands(kind):
+    """Each pick is the one of an engine that has known nothing else."""
+    net, data = trained_on_patterns(kind)
+    calibration = cswap.calibration_set(data, 12)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    task, options = cswap.Classification(), Options(cut="compensated")
+
+    def run(start: Start) -> cswap.PruningPath:
+        return registry.call(
+            "greedy",
+            net,
+            structure,
+            calibration,
+            task,
+            target=Target.parse(f"units={6 / structure.units}"),
+            options=options,
+            start=start,
+        )
+
+    path = run(Start())
+    assert len({d.group for d in path}) > 1
+    for k in range(1, len(path)):
+        engine = engine_for(net, structure, calibration, task, cut="compensated")
+        for d in path.decisions[:k]:
+            forget(engine)
+            engine.remove(d.group, [d.unit])
+        forget(engine)
+        best = None
+        for group in structure:
+            gone = {d.unit for d in path.decisions[:k] if d.group == group.name}
+            left = [n for n in range(group.size) if n not in gone]
+            if len(left) == 1:
+                continue
+            engine.enter(group)
+            base = engine.scores(group).sigma.sum()
+            for n, found in zip(left, engine.cut(group, [[n] for n in left]), strict=True):
+                gain = float(found.sigma.sum() - base)
+                if best is None or gain > best[0]:
+                    best = gain, group.name, n
+        assert best[1:] == (path[k].group, path[k].unit)
+    again = run(Start(tuple(path.decisions[:2])))
+    assert [(d.group, d.unit, d.quality) for d in again] == [(d.group, d.unit, d.quality) for d in path]
+
+
+@pytest.mark.parametrize("engine", [CompensatedPlainEngine, CompensatedReplayEngine])
+def test_a_cut_that_is_tried_leaves_no_trace(case, engine):
+    """Of a group whose moments were not known before, too."""
+    _, net, calibration, structure = case
+    tried, other = (engine(net, structure, calibration, cswap.Classification()) for _ in range(2))
+    group = structure.groups[0]
+    tried.once(group, [1])
+    for e in (tried, other):
+        e.remove(group.name, [0])
+    np.testing.assert_allclose(tried.scores().sigma, other.scores().sigma, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", sorted(PATTERN_NETS))

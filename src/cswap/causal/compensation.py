@@ -267,6 +267,10 @@ class CompensatedPlainEngine(PlainEngine):
             if note not in self.notes:
                 self.notes.append(note)
 
+    def once(self, group: Group, cut: Sequence[int]) -> Scores:
+        self.enter(group)
+        return super().once(group, cut)
+
     @contextmanager
     def _hooked(self, group: Group | None, cuts: Sequence[Sequence[int]], shares: list[int]) -> Iterator[None]:
         handles = []
@@ -361,6 +365,7 @@ class CompensatedReplayEngine(ReplayEngine):
         self._whole = self._planned = self._drawn = None  # its weights are others now
 
     def once(self, group: Group, cut: Sequence[int]) -> Scores:
+        self.plain.enter(group)  # measured before, so that what the cut makes of the moments is undone too
         held = copy.deepcopy((self.model.state_dict(), self.plain.net.state_dict(), self.removed))
         read = {s.module for s in group.consumers}
         inverses = {k: copy.deepcopy(v) for k, v in self.compensation.inverses.items() if k[1] in read}

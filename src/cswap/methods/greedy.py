@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from cswap.causal.compensation import forget
 from cswap.causal.engine import refuse_near_chance
 from cswap.causal.judge import Judge, Judgement
 from cswap.causal.replay import engine_for
@@ -64,6 +65,7 @@ def greedy(
         path.decisions.append(d)
         ledger.remove(units[d.group], d.unit)
         engine.remove(d.group, [d.unit])
+        forget(engine)
     while not target.reached(ledger.ratio()):
         best: tuple[tuple[bool, float], str, int, Judgement, float] | None = None
         for group in units:
@@ -88,6 +90,7 @@ def greedy(
             return path
         ledger.remove(units[name], n)
         engine.remove(name, [n])
+        forget(engine)  # compensation is of the network as it stands
         decision = Decision(
             step=len(path) + 1, phase="pick", group=name, unit=n, removed=True, reason="best of all that were left",
             verdict=found.verdict, xi=found.xi, score=found.xi, effects=found.effects, ratio=ledger.ratio(), quality=quality,

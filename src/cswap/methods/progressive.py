@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from cswap.causal.compensation import forget
 from cswap.causal.engine import Engine, Scores, refuse_near_chance
 from cswap.causal.evaluation import Evaluation, FirstCritical, Full
 from cswap.causal.judge import Judge, Judgement
@@ -291,6 +292,7 @@ class _Walk:
 
     def _buffer(self) -> None:
         """Critical units by largest signed ξ (or smallest |ξ|), until the target is met."""
+        forget(self.engine)  # the walk went on after their moments were taken
         queue = self._waiting()
         self.engine.leave()
         done = {(d.group, d.unit): d for d in self._known("buffer")}
