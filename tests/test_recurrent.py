@@ -285,13 +285,14 @@ def test_loading_into_another_architecture_is_one_line():
         replace_recurrent_(nn.Linear(2, 2), ["rnn"])
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_the_next_layer_and_the_classifier_are_refitted(kind):
+def test_the_next_layer_and_the_classifier_are_refitted(kind, bias):
     """What reads a layer's outputs is refitted, of every gate; the recurrence, called once a step, is left and said so."""
     from cswap.recovery import recovered
     from tests.test_recovery import _pruned_of
 
-    net, calibration, structure = _case(kind, {"num_layers": 2, "bidirectional": True})
+    net, calibration, structure = _case(kind, {"num_layers": 2, "bidirectional": True, "bias": bias})
     removed = {n: u.tolist() for n, u in random_half(structure, 2).items() if n.startswith("rnn.l0")}
     small, _ = _pruned_of(net, structure, calibration, removed)
     found = recovered(small, net, calibration, "lstsq", structure=structure)
@@ -311,7 +312,7 @@ def test_the_next_layer_and_the_classifier_are_refitted(kind):
                 handle.remove()
         return float((seen[0] - seen[1]).square().mean())
 
-    assert gap(found.raw) < 0.5 * gap(small)
+    assert gap(found.raw) < (0.5 if bias else 0.7) * gap(small)
 
 
 def test_gates_are_left_by_recoveries_that_do_not_know_them():

@@ -16,7 +16,7 @@ from torch import nn
 from cswap.causal.engine import exact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.truth import moved
-from cswap.errors import CswapWarning, InputError
+from cswap.errors import ArtifactError, CswapWarning, InputError
 from cswap.recovery.base import STEPS, Case, choosing, steps_of
 from cswap.structure.check import tensors_of
 from cswap.structure.detectors import forward_of
@@ -77,7 +77,8 @@ def recover(
     how: `bias`, `bn`, `lstsq`, `merge`, `fold`, or several joined by `+`, done in that order. When the score falls on calibration
     samples that did not fit (paired one-sided t-test at 5 %), or quality does and the score does not rise by the same test, the
     copy is as `small` was, and a warning says so; unless both figures are as good as the original's, or neither fall is significant and
-    the outputs are significantly nearer to the original's; `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors.
+    the outputs are significantly nearer to the original's; `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors; its
+    attention and recurrent layers come back as the equivalents that the structure names.
     Raises InputError when they do not match.
     """
     found = recovered(small, teacher, calibration, how, task=task, structure=structure, device=device, memory=memory)
@@ -107,6 +108,7 @@ def recovered(
     )
     original = prepared_copy(teacher, structure).eval().to(device)
     if made is None:
+        small = _prepared(small, structure)
         removed = removed_units(small, original, structure)
         kept: KeptIndices = kept_indices(structure, removed)
     else:
@@ -158,6 +160,17 @@ def _check_dtype(teacher: nn.Module, calibration: CalibrationSet) -> None:
     other = next((p.dtype for p in teacher.parameters() if p.is_floating_point() and p.dtype != inputs), None)
     if inputs.is_floating_point and other is not None:
         raise InputError(f"recover: expected networks in {inputs}, as the calibration inputs are, got {other}")
+
+
+def _prepared(small: nn.Module, structure: Structure) -> nn.Module:
+    """The foreign module with the equivalents that the structure names. Raises InputError."""
+    try:
+        net = prepared_copy(small, structure)
+    except ArtifactError as error:
+        raise InputError(f"recover: the pruned module is not laid out as the original: {error}") from None
+    for name in structure.replaced:
+        net.get_submodule(name).train(small.get_submodule(name).training)
+    return net
 
 
 def _check_shapes(small: nn.Module, original: nn.Module, kept: KeptIndices) -> None:

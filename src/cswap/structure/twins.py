@@ -20,13 +20,12 @@ def removed_units(small: nn.Module, original: nn.Module, structure: Structure) -
     """
     removed: Removed = {}
     for group in structure:
-        left = _width(small, group)
-        if left == group.size:
+        if not _shrank(small, original, group, structure):
             continue
         mark, seen = _marks(original, group), _marks(small, group)
         if mark is None or seen is None:
             raise InputError(
-                f"recover: group {group.name} shrank and has no bias or norm to match; pass a module of path.apply"
+                f"recover: group {group.name} shrank and no bias or norm tells its units apart; pass a module of path.apply"
             )
         kept = _in_order(mark, seen)
         if kept is None:
@@ -39,10 +38,12 @@ def removed_units(small: nn.Module, original: nn.Module, structure: Structure) -
     return removed
 
 
-def _width(net: nn.Module, group: Group) -> int:
+def _shrank(small: nn.Module, original: nn.Module, group: Group, structure: Structure) -> bool:
+    """Whether the dimension that the first producer writes is smaller; a group may live on a part of it."""
     slot = group.producers[0]
-    size = int(net.get_submodule(slot.module).get_parameter("weight").shape[0])
-    return size * group.size // len(slot.positions) if len(slot.positions) == group.size else group.size
+    (tensor, dim), *_ = structure.layers[slot.module].axes[slot.side]
+    left, whole = (getattr(net.get_submodule(slot.module), tensor).shape[dim] for net in (small, original))
+    return bool(left != whole)
 
 
 def _marks(net: nn.Module, group: Group) -> torch.Tensor | None:
