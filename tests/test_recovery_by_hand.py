@@ -18,6 +18,7 @@ from cswap.errors import InputError
 from cswap.linear.patches import groups_of, matrix_of
 from cswap.methods.obs import obs_scores
 from cswap.recovery import recovered
+from cswap.recovery.lstsq import STRENGTHS
 from cswap.structure.check import randomise_
 from cswap.structure.surgery import prepared_copy
 from cswap.tasks import Classification
@@ -66,9 +67,26 @@ LAYERS = {
 }
 
 
+def _chosen(at: dict[float, float]) -> float:
+    """Downhill from the middle, the weaker side first; a tie stays."""
+    strengths = sorted(at)
+    best = len(strengths) // 2
+    for way in (-1, 1):
+        here = best
+        while 0 <= here + way < len(strengths) and at[strengths[here + way]] < at[strengths[here]]:
+            here += way
+        if here != best:
+            return strengths[here]
+    return strengths[best]
+
+
 @pytest.mark.parametrize("kind", list(LAYERS))
 def test_every_refitted_layer_is_the_dense_solve_with_its_constant(kind):
-    """What a layer of the recovered network reads is what it was fitted on: layers before it were fitted first."""
+    """What a layer of the recovered network reads is what it was fitted on: layers before it were fitted first.
+
+    The strength is the one whose solve errs least on the samples that did not fit, and where none errs less than the weights
+    that were there, these stay.
+    """
     build, shape = LAYERS[kind]
     torch.manual_seed(0)
     net = randomise_(build(), seed=3).double().eval()
@@ -78,35 +96,81 @@ def test_every_refitted_layer_is_the_dense_solve_with_its_constant(kind):
     removed = {next((n for n in names if "#v" in n), names[-1]): [0, 2]}
     small, structure = _without(net, calibration, removed)
     found = recovered(small, net, calibration, "lstsq")
-    whole, fitting = prepared_copy(net, structure), [i for i in range(40) if i % 10 < 8]  # the last fifth chooses
-    refitted = {n: f for n, f in found.facts["lstsq"].items() if f["strength"] is not None}
-    assert len(refitted) >= 2
+    whole, held = prepared_copy(net, structure), np.asarray([i for i in range(40) if i % 10 >= 8])  # the last fifth
+    fitting = np.setdiff1d(np.arange(40), held)
+    assert found.judged == len(held)
+    assert sum(f["strength"] is not None for f in found.facts["lstsq"].values()) >= 2
     norms = {"3": "4", "6": "7"} if kind in ("solid", "wide") else {"conv": "bn", "squeeze": "bn"}
-    for name, fact in refitted.items():
-        got = {}
-        for key, model in (("whole", whole), ("raw", found.raw)):
-            handle = model.get_submodule(name).register_forward_hook(
-                lambda _m, i, o, key=key, got=got: got.update({key: (i[0].detach(), o.detach())})
-            )
-            model(calibration.inputs(0, 40)[fitting])
-            handle.remove()
+    for name, fact in found.facts["lstsq"].items():
         layer, before = found.raw.get_submodule(name), small.get_submodule(name)
-        kept = small._cswap.kept.get(f"{name}.weight", {}).get(0, np.arange(whole.get_submodule(name).weight.shape[0]))
         channel = -1 if isinstance(layer, nn.Linear) else 1
-        targets = targets_by_hand(layer, got["whole"][1].index_select(channel, torch.from_numpy(kept)))
-        rows = rows_by_hand(layer, got["raw"][0])
-        if layer.bias is not None:
-            constant = layer.bias.detach()
-        else:
-            norm = norms[name]
-            constant = (whole.get_submodule(norm).running_mean - found.raw.get_submodule(norm).running_mean).detach()
-            torch.testing.assert_close(found.raw.get_submodule(norm).running_var, whole.get_submodule(norm).running_var)
-        assert fact["rows"] == len(rows[0])
-        constant = constant.reshape(groups_of(layer), -1)
-        for g, (x, y, prior) in enumerate(zip(rows, targets, matrix_of(before), strict=True)):
-            w, c = ridge_by_hand(x, y, prior, fact["strength"], intercept=True)
+        kept = small._cswap.kept.get(f"{name}.weight", {}).get(0, np.arange(whole.get_submodule(name).weight.shape[0]))
+        rows, targets = {}, {}
+        for part, numbers in (("fit", fitting), ("held", held)):
+            got = {}
+            for key, model in (("whole", whole), ("raw", found.raw)):
+                handle = model.get_submodule(name).register_forward_hook(
+                    lambda _m, i, o, key=key, got=got: got.update({key: (i[0].detach(), o.detach())})
+                )
+                model(calibration.inputs(0, 40)[numbers])
+                handle.remove()
+            targets[part] = targets_by_hand(layer, got["whole"][1].index_select(channel, torch.from_numpy(kept)))
+            rows[part] = rows_by_hand(layer, got["raw"][0])
+        assert fact["rows"] == len(rows["fit"][0])
+
+        def error(solved, rows=rows, targets=targets) -> float:
+            held = zip(rows["held"], targets["held"], solved, strict=True)
+            return float(sum((y - x @ w - c).square().sum() for x, y, (w, c) in held))
+
+        def constant(net: nn.Module, name=name, layer=layer) -> torch.Tensor:
+            if layer.bias is not None:
+                return net.get_submodule(name).bias.detach().reshape(groups_of(layer), -1)
+            here, was = (m.get_submodule(norms[name]).running_mean for m in (net, whole))
+            return (was - here).detach().reshape(groups_of(layer), -1)
+
+        fits = list(zip(rows["fit"], targets["fit"], matrix_of(before), strict=True))
+        solved = {s: [ridge_by_hand(x, y, prior, s, intercept=True) for x, y, prior in fits] for s in STRENGTHS}
+        errors = {s: error(found) for s, found in solved.items()}
+        start = error(list(zip(matrix_of(before), constant(small), strict=True)))
+        strength = _chosen(errors)
+        spread = float(sum((y - y.mean(0)).square().sum() for y in targets["held"]))
+        assert fact["error_before"] == pytest.approx(start / spread, rel=1e-6)
+        if not errors[strength] < start:
+            assert fact["strength"] is None
+            torch.testing.assert_close(layer.weight, before.weight, rtol=0, atol=0)
+            continue
+        assert fact["strength"] == strength
+        assert fact["error_after"] == pytest.approx(errors[strength] / spread, rel=1e-6)
+        if layer.bias is None:
+            torch.testing.assert_close(
+                whole.get_submodule(norms[name]).running_var, found.raw.get_submodule(norms[name]).running_var
+            )
+        for g, (w, c) in enumerate(solved[strength]):
             torch.testing.assert_close(matrix_of(layer)[g], w, rtol=1e-6, atol=1e-9)
-            torch.testing.assert_close(constant[g], c, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(constant(found.raw)[g], c, rtol=1e-6, atol=1e-9)
+
+
+def test_a_layer_that_no_fit_helps_keeps_its_weights():
+    """What was cut is silent on the samples that choose, so there the weights as they are err nowhere."""
+    net = randomise_(nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4)), seed=3).double().eval()
+    with torch.no_grad():
+        net[0].weight[1], net[0].bias[1] = torch.tensor([3.0, 0.0, 0.0]), 0.0
+    x, labels = (
+        torch.randn(40, 3, generator=torch.Generator().manual_seed(1)).double(),
+        torch.arange(4).repeat_interleave(10),
+    )
+    drawn = cswap.calibration_set(TensorDataset(x, labels), 10).inputs(0, 40)
+    chooses = (x.unsqueeze(1) == drawn[torch.arange(40) % 10 >= 8]).all(2).any(1)
+    assert int(chooses.sum()) == 8
+    x[:, 0] = torch.where(chooses, -1.0, 1.0).double() * x[:, 0].abs()
+    calibration = cswap.calibration_set(TensorDataset(x, labels), 10)
+    small, _ = _without(net, calibration, {"0": [1]})
+    found = recovered(small, net, calibration, "lstsq")
+    fact = found.facts["lstsq"]["2"]
+    assert fact["strength"] is None
+    assert fact["error_after"] == fact["error_before"] < 1e-12
+    for mine, theirs in zip(found.raw.parameters(), small.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def _padded() -> nn.Module:

@@ -364,5 +364,7 @@ def test_a_pruned_module_whose_heads_cannot_be_matched_is_refused():
     structure = discover(model, tokens).select(("*#heads",))
     small = pruned_copy(model, structure, random_half(structure, 3))
     calibration = cswap.calibration_set(TensorDataset(tokens, torch.arange(24) % 2), 12)
-    with pytest.raises(cswap.errors.InputError, match=r"#heads shrank and no bias or norm tells its units apart; .*path.apply"):
+    with pytest.raises(
+        cswap.errors.InputError, match=r"#heads shrank and no bias or norm tells its units apart; .*path.apply"
+    ):
         recovered(small, model, calibration, "lstsq", task=Text(), structure=structure)
