@@ -46,6 +46,28 @@ def test_cbp_ranks_what_is_not_needed_first_and_tests_on_the_original_network():
     assert path.prefix("noncritical")[0]["hidden"].tolist() == [3, 4]
 
 
+def test_cbp_up_to_what_is_needed_says_that_more_is_left():
+    path = _path(Planted(duplicates=False), method="cbp", target="noncritical")
+    assert path.ended == "every unit was tested"
+    with pytest.raises(TargetError, match="every unit was tested"):
+        path.prefix("units=0.6")
+    assert _path(Planted(duplicates=False), method="cbp").ended == "nothing is left to remove"
+
+
+@pytest.mark.parametrize("method", ["cswap", "cbp", "greedy", "magnitude"])
+def test_every_method_tells_of_a_cliff(method):
+    path = _path(Planted(duplicates=False), method=method, target=Target("complete"))
+    assert len(path.cliffs) == 1
+    assert path.cliffs[0].before > path.cliffs[0].after + 0.1
+
+
+@pytest.mark.parametrize("method", ["cbp", "greedy", "magnitude"])
+def test_a_fall_that_is_not_gone_into_is_no_cliff(method):
+    path = _path(Planted(duplicates=False), method=method, max_drop=0.05)
+    assert path.ended.startswith("max-drop")
+    assert path.cliffs == []
+
+
 class Fallen(Silence):
     def __init__(self, step):
         self.step, self.heard = step, []
@@ -209,6 +231,9 @@ def test_a_store_is_kept_read_again_and_goes_on(digits_case, store, tmp_path):
     other = cswap.calibration_set(TensorDataset(*(t[:600] for t in calibration.dataset.tensors)), 20)
     with pytest.raises(InputError, match="another network or other samples"):
         measure_differences(model, structure, other, Classification(), file=file)
+    turned = Classification(outputs=[1, 0, *range(2, 10)])  # another score of the same outputs
+    with pytest.raises(InputError, match="another network or other samples"):
+        measure_differences(model, structure, calibration, turned, file=file)
     save_file({"x": torch.zeros(2)}, tmp_path / "no.safetensors")
     with pytest.raises(ArtifactError, match="no store"):
         DifferenceStore.load(tmp_path / "no.safetensors")

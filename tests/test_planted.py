@@ -367,3 +367,10 @@ def test_what_is_no_task_is_refused_in_one_line():
     ):  # fmt: skip
         with pytest.raises(error, match=words):
             cswap.prune_path(model, calibration, task=task, target="noncritical")
+
+
+def test_an_option_that_the_method_would_forget_is_refused_in_python_too():
+    with pytest.raises(InputError, match="effects: sequential is for --method cswap, got --method cbp"):
+        _path(Planted(), method="cbp", effects="sequential")
+    with pytest.raises(InputError, match="per: macs goes with --scope global, got --scope raw"):
+        _path(Planted(), method="taylor", per="macs", scope="raw")

@@ -14,13 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import cswap
 from cswap.artifacts.files import write_json
 from cswap.cli.app import main
 from cswap.compare import measure
 from cswap.compare.clock import Clock, timed
 from cswap.compare.workers import _that_travels
+from cswap.data.models import ModelSpec
 from cswap.errors import InputError, RunError
 from cswap.evaluate.curve import sauce
+from cswap.methods.options import Options
+from cswap.pipeline import DataChoice, Source
 
 
 def _arguments(place, *more: str) -> list[str]:
@@ -391,3 +395,22 @@ def test_a_full_disk_loses_nothing(place, capsys, most):
     held = (place.root / "c" / "run.json").exists()
     _told(capsys, _arguments(place, *FEW, *(["--resume"] if held else [])), 0)
     assert not list((place.root / "c").rglob("*tmp*"))
+
+
+def test_a_method_gets_the_options_it_reads_and_what_cannot_be_asked_is_refused_at_once(place):
+    def job(*methods: str, **options: object) -> cswap.CompareJob:
+        source = Source(ModelSpec.parse(f"{place.factory}:colours"))
+        return cswap.CompareJob(source, DataChoice("x"), place.root / "out", methods, options=Options(**options))
+
+    looks = job("cswap", "cbp", "magnitude", effects="sequential", order="reverse")
+    settings = {n: looks.settings(n, 3)[1] for n in looks.methods}
+    assert {n: (o.effects, o.order, o.seed) for n, o in settings.items()} == {
+        "cswap": ("sequential", "reverse", 3), "cbp": ("full", "index", 3), "magnitude": ("full", "index", 3),
+    }  # fmt: skip
+    assert settings["cbp"].rule.alpha == 0.05 > settings["cswap"].rule.alpha
+    for name in ("taylor:raw:params", "taylor:layer:macs"):
+        with pytest.raises(InputError, match="goes with --scope global"):
+            job("cswap", name)
+    with pytest.raises(InputError, match="per: params goes with --scope global, got --scope layer"):
+        job("cswap", "taylor", per="params")
+    assert job("cswap", "taylor:global", per="params").settings("taylor:global", 0)[1].per == "params"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import nn
@@ -107,6 +108,8 @@ def source_of(model: nn.Module, structure: Structure, calibration: CalibrationSe
     """Hash of what differences depend on: weights, groups, samples, and the score that the task reads from the outputs."""
     digest = hashlib.sha256(calibration.fingerprint().encode())
     digest.update(f"{type(task).__module__}.{type(task).__qualname__} {task.name}".encode())
+    for setting, value in sorted(getattr(task, "__dict__", {}).items()):  # which output is which class, and the like
+        digest.update(f"{setting}={value.tolist() if isinstance(value, torch.Tensor) else value!r}".encode())
     digest.update(json.dumps([[g.name, g.size] for g in structure]).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().numpy().tobytes())

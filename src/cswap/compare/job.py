@@ -10,7 +10,7 @@ from cswap.errors import InputError
 from cswap.methods import registry
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, Source
-from cswap.pipeline.jobs import reads
+from cswap.pipeline.jobs import check_options, forgotten, reads
 from cswap.recovery.base import steps_of
 from cswap.types import RATIO_KINDS
 
@@ -94,7 +94,10 @@ class CompareJob:
                 f"methods: {method} ranks nothing by scope, got {name!r}; expected {method}, or {method}:global:params (or :macs)"
             )
         chosen: dict[str, Any] = {"scope": scope or self.options.scope, "per": per or self.options.per}
-        return method, replace(self.options, seed=seed, **chosen)
+        options = replace(self.options, seed=seed, **chosen)
+        options = replace(options, **forgotten(method, options))  # what is for others is not this method's
+        check_options(method, options)
+        return method, options
 
 
 def _at_ratios(option: str, texts: tuple[str, ...]) -> dict[str, tuple[float, ...] | None]:

@@ -13,7 +13,7 @@ from cswap.causal.store import DifferenceStore
 from cswap.data.calibration import CalibrationSet
 from cswap.methods.buffer import ordered
 from cswap.methods.options import Options
-from cswap.methods.path import PruningPath, Silence, Sink, Start
+from cswap.methods.path import NOTHING_LEFT, PruningPath, Silence, Sink, Start
 from cswap.methods.ranking import Ranked, remove_in_order
 from cswap.methods.registry import register
 from cswap.structure.groups import Group, Structure
@@ -84,7 +84,10 @@ def cbp(
     if target.kind == "noncritical":
         order = [d for d in order if d.verdict is not Verdict.CRITICAL]
     ranked = [Ranked(d.group, d.unit, _why(d), d.xi or 0.0, d.verdict, d.xi, d.effects) for d in order]
-    return remove_in_order(engine, path, ranked, target, options, start, sink)
+    path = remove_in_order(engine, path, ranked, target, options, start, sink)
+    if target.kind == "noncritical" and path.ended == NOTHING_LEFT:
+        path.ended = "every unit was tested"  # those that some class needs are left, and a larger target goes on
+    return path
 
 
 def _judged(

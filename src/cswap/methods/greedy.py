@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from cswap.causal.compensation import forget
-from cswap.causal.engine import refuse_near_chance
+from cswap.causal.engine import Scores, refuse_near_chance
 from cswap.causal.judge import Judge, Judgement
 from cswap.causal.replay import engine_for
 from cswap.data.calibration import CalibrationSet
@@ -66,8 +66,13 @@ def greedy(
         ledger.remove(units[d.group], d.unit)
         engine.remove(d.group, [d.unit])
         forget(engine)
+    if start.decisions and start.kept is not None:
+        watch.restore(start.kept.watched)
+    elif start.decisions:
+        watch.restart(len(start.decisions), engine.scores())
+        watch.cliffs = list(start.cliffs)
     while not target.reached(ledger.ratio()):
-        best: tuple[tuple[bool, float], str, int, Judgement, float] | None = None
+        best: tuple[tuple[bool, float], str, int, Judgement, Scores] | None = None
         for group in units:
             gone = ledger.gone(group.name)
             left = [n for n in range(group.size) if n not in gone and not ledger.last(group, [n])]
@@ -80,14 +85,15 @@ def greedy(
                 change = float((scores.sigma - base.sigma).sum())
                 key = (change < 0, change / cost if change < 0 else change)
                 if best is None or (key[0], -key[1]) < (best[0][0], -best[0][1]):
-                    best = key, group.name, n, judge.judge(scores, base), float(scores.quality.mean())
+                    best = key, group.name, n, judge.judge(scores, base), scores
         if best is None:
-            return path
-        _, name, n, found, quality = best
+            break
+        _, name, n, found, after = best
+        quality = float(after.quality.mean())
         drop = watch.base - quality
         if options.max_drop is not None and drop > options.max_drop + 1e-12:
             path.ended = f"max-drop: removing the next unit would cost {drop:.4f} of calibration quality"
-            return path
+            break
         ledger.remove(units[name], n)
         engine.remove(name, [n])
         forget(engine)  # compensation is of the network as it stands
@@ -97,6 +103,10 @@ def greedy(
             knife_edge=found.knife_edge,
         )  # fmt: skip
         path.decisions.append(decision)
+        watch.saw(decision.step, decision.step, name, after)
+        sink.keep(decision.step, after, watch.state())
         sink.decided(decision, found.stats)
-    path.ended = "target reached"
+    else:
+        path.ended = "target reached"
+    path.cliffs, path.notes = watch.cliffs, list(engine.notes)
     return path

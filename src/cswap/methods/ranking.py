@@ -158,11 +158,12 @@ def remove_in_order(
         quality = None
         if (i + 1) % every == 0:
             now = engine.scores()
-            drop = watch.saw(i + 1, len(path) + 1, r.group, now)
             quality = float(now.quality.mean())
+            drop = watch.base - quality
             if options.max_drop is not None and drop > options.max_drop + 1e-12:
                 path.ended = f"max-drop: removing the next unit would cost {drop:.4f} of calibration quality"
                 break
+            watch.saw(i + 1, len(path) + 1, r.group, now)
         ledger.remove(group, r.unit)
         decision = Decision(
             step=len(path) + 1, phase="rank", group=r.group, unit=r.unit, removed=True, reason=r.reason, score=r.score,

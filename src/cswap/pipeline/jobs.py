@@ -180,6 +180,25 @@ def reads(method: str, option: str) -> bool:
     return method in _OF_SOME_METHODS[option] or not registry.find(method).__module__.startswith("cswap.")
 
 
+def forgotten(method: str, options: Options) -> dict[str, Any]:
+    """What was given and the method would not read, each with its usual value."""
+    usual = Options()
+    return {
+        option: getattr(usual, option)
+        for option in _OF_SOME_METHODS
+        if getattr(options, option) != getattr(usual, option) and not reads(method, option)
+    }
+
+
+def check_options(method: str, options: Options) -> None:
+    """Raises InputError for an option that the method would forget, and for scores a parameter or MAC of a ranking by layer."""
+    for option in forgotten(method, options):
+        shown, of = option.replace("_", "-"), " or ".join(_OF_SOME_METHODS[option])
+        raise InputError(f"{shown}: {getattr(options, option)} is for --method {of}, got --method {method}")
+    if method in _RANKINGS and options.per != "unit" and options.scope != "global":
+        raise InputError(f"per: {options.per} goes with --scope global, got --scope {options.scope}")
+
+
 PLAIN = Wish()
 """The network as it was cut."""
 
@@ -204,12 +223,7 @@ class PruneJob:
 
     def __post_init__(self) -> None:
         self.wish.check_target(self.target)
-        usual = Options()
-        for option, methods in _OF_SOME_METHODS.items():
-            given = getattr(self.options, option)
-            if given != getattr(usual, option) and not reads(self.method, option):
-                shown, of = option.replace("_", "-"), " or ".join(methods)
-                raise InputError(f"{shown}: {given} is for --method {of}, got --method {self.method}")
+        check_options(self.method, self.options)
 
     @property
     def analysed_to(self) -> Target:

@@ -12,7 +12,7 @@ from cswap.methods import registry
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink, Start
 from cswap.pipeline.checks import task_named
-from cswap.pipeline.jobs import Machine
+from cswap.pipeline.jobs import Machine, check_options
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
 from cswap.tasks import Task, completed
@@ -42,6 +42,8 @@ def prune_path(
         chosen = Options(**options)
     except TypeError as error:
         raise InputError(f"prune_path: {error}") from None
+    registry.find(method)
+    check_options(method, chosen)
     chosen_task = completed(task) if task is not None else task_named("classification")
     structure = structure or discover(model, calibration.inputs(0, 2))
     if not structure.groups:
