@@ -166,3 +166,81 @@ def test_what_has_no_rule_is_still_refused():
     structure = cswap.discover(net, calibration.inputs(0, 2))
     with pytest.raises(InputError, match="no rule hands relevance through .*cos"):
         lrp_scores(net, structure, calibration, Classification())
+
+
+class Upstream(nn.Module):
+    """A hidden layer in front of an attention, which is written out, or torch's own of two heads; no constants anywhere."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 7, bias=False), nn.Linear(7, 6, bias=False)
+        self.q, self.k, self.v = (nn.Linear(6, 6, bias=False) for _ in range(3))
+        self.many = nn.MultiheadAttention(6, heads, bias=False, batch_first=True) if heads > 1 else None
+        self.fc = nn.Linear(6, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.down(torch.relu(self.up(x)))
+        if self.many is not None:
+            return self.fc(self.many(x, x, x, need_weights=False)[0].mean(1))
+        shares = torch.softmax(torch.matmul(self.q(x), self.k(x).transpose(1, 2)), -1)
+        return self.fc(torch.matmul(shares, self.v(x)).mean(1))
+
+
+def _through(weight: np.ndarray, x: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+    """Epsilon, by loops: x (L, I), weight (O, I), relevance (L, O) of the outputs -> (L, I) of the inputs."""
+    found = np.zeros_like(x)
+    for place in range(len(x)):
+        for o in range(len(weight)):
+            z = _stable(sum(weight[o, i] * x[place, i] for i in range(x.shape[1])))
+            for i in range(x.shape[1]):
+                found[place, i] += weight[o, i] * x[place, i] * relevance[place, o] / z
+    return found
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_unit_in_front_of_an_attention_by_hand(heads):
+    torch.manual_seed(1)
+    net = Upstream(heads).eval().double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.normal_(0, 0.7)
+    tokens = _tokens()
+    data = TensorDataset(tokens.inputs(0, 24).double(), torch.from_numpy(tokens.targets))
+    calibration = cswap.calibration_set(data, 6)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    (group,) = [g for g in structure if [s.module for s in g.producers] == ["up"]]
+    scores = lrp_scores(net, structure, calibration, Classification())[group.name]
+    if heads > 1:
+        q, k, v = (w.detach().numpy() for w in net.many.in_proj_weight.chunk(3))
+        out_weight, size = net.many.out_proj.weight.detach().numpy(), 3
+    else:
+        q, k, v = (m.weight.detach().numpy() for m in (net.q, net.k, net.v))
+        out_weight, size = None, 6
+    up, down, fc = (m.weight.detach().numpy() for m in (net.up, net.down, net.fc))
+    total, without = np.zeros(7), np.zeros(7)
+    for x, target in zip(calibration.inputs(0, 24).numpy(), calibration.targets, strict=True):
+        hidden = np.maximum(x @ up.T, 0.0)
+        t = hidden @ down.T
+        qs, ks, vs = t @ q.T, t @ k.T, t @ v.T
+        scale, mixed = (size**-0.5 if heads > 1 else 1.0), np.zeros_like(t)
+        for h in range(heads):
+            own = slice(h * size, (h + 1) * size)
+            s = np.exp(scale * qs[:, own] @ ks[:, own].T)
+            mixed[:, own] = (s / s.sum(1, keepdims=True)) @ vs[:, own]
+        given = mixed if out_weight is None else mixed @ out_weight.T
+        mean = given.mean(0)
+        logit = fc[target] @ mean
+        at_mean = fc[target] * mean * logit / _stable(logit)
+        at_given = given / len(given) / np.array([_stable(m) for m in mean]) * at_mean
+        at_mixed = at_given if out_weight is None else _through(out_weight, mixed, at_given)
+        parts = []
+        for h in range(heads):
+            own = slice(h * size, (h + 1) * size)
+            parts.append(_by_hand(qs[:, own], ks[:, own], vs[:, own], scale, np.zeros((5, 5)), at_mixed[:, own]))
+        to_q, to_k, to_v = (np.concatenate(p, 1) for p in zip(*parts, strict=True))
+        values = _through(v, t, to_v)
+        at_t = _through(q, t, to_q) + _through(k, t, to_k) + values
+        total += np.abs(_through(down, hidden, at_t).sum(0))
+        without += np.abs(_through(down, hidden, 2 * values).sum(0))
+    assert np.abs(total - without).max() > 0.05 * total.max()  # what scores hand on is not nothing
+    np.testing.assert_allclose(scores, total / 24, rtol=1e-5)

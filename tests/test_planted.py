@@ -19,6 +19,7 @@ from cswap.report.explain import explanation
 from cswap.structure.discover import discover
 from cswap.tasks import completed
 from cswap.types import Verdict
+from tests.conftest import ResidualNet
 
 
 class Planted(nn.Module):
@@ -216,6 +217,26 @@ def test_rankings_by_hand():
         assert [d.unit for d in path] == [4, 3, 2, 1]
     orders = [[d.unit for d in _path(model, method="random", seed=s)] for s in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_a_residual_stream_s_norm_is_over_all_that_writes_it(norm):
+    from cswap.methods.lamp import lamp_scores
+    from cswap.methods.magnitude import magnitude_scores
+
+    torch.manual_seed(0)
+    model = ResidualNet()
+    structure = discover(model, torch.randn(2, 3, 8, 8))
+    streams = {frozenset(s.module for s in g.producers): g.name for g in structure if len(g.producers) > 1}
+    assert set(streams) == {frozenset({"conv", "b"}), frozenset({"c", "skip"})}
+    scores, lamps = magnitude_scores(model, structure, norm), lamp_scores(model, structure)
+    for writers, name in streams.items():
+        rows = torch.cat([model.get_submodule(w).weight.detach().double().flatten(1) for w in sorted(writers)], 1)
+        found = rows.abs().sum(1) if norm == "l1" else rows.square().sum(1).sqrt()
+        np.testing.assert_allclose(scores[name], found.numpy(), rtol=1e-12)
+        squares = rows.square().sum(1).numpy()
+        expected = [s / squares[squares >= s].sum() for s in squares]
+        np.testing.assert_allclose(lamps[name], expected, rtol=1e-12)
 
 
 def test_lamp_by_hand():
