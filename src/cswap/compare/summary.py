@@ -45,6 +45,9 @@ def spread(by_seed: dict[str, Any], headline: str) -> dict[str, Any]:
             row["quality"] = {
                 how: _mean_std([quality_of(p, how)[headline] for p in m]) for how, m in measured.items() if m
             }
+            row["by_class"] = {
+                how: _classes([quality_of(p, how)["by_class"] for p in m]) for how, m in measured.items() if m
+            }
             for label, pick in _COLUMNS.items():
                 values = [v for p in at if (v := pick(p)) is not None]
                 if values:
@@ -55,12 +58,18 @@ def spread(by_seed: dict[str, Any], headline: str) -> dict[str, Any]:
     areas = {n: [r["sauce"][n] for r in runs if r["sauce"].get(n) is not None] for n in ways}
     return {
         "by_seed": by_seed, "curves": summary, "sauce": {n: _mean_std(v) for n, v in areas.items() if v},
-        "seconds": float(np.mean([r["seconds"] for r in runs])),
+        "seconds": float(np.mean([r["seconds"] for r in runs])), "seconds_std": _mean_std([r["seconds"] for r in runs])["std"],
     }  # fmt: skip
 
 
 def _mean_std(values: list[float]) -> dict[str, float | None]:
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+
+
+def _classes(by_seed: list[list[float | None]]) -> list[dict[str, float | None] | None]:
+    """Class by class; None for one that no seed measured."""
+    by_class = ([v for v in values if v is not None] for values in zip(*by_seed, strict=True))
+    return [_mean_std(values) if values else None for values in by_class]
 
 
 _COLUMNS: dict[str, Callable[[dict[str, Any]], float | None]] = {
