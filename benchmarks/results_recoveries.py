@@ -6,7 +6,7 @@ from statistics import mean
 from typing import Any
 
 from results_common import label, origin, point_at, table
-from results_methods import WAYS
+from results_methods import WAYS, losses
 
 
 def recoveries(data: dict[str, Any]) -> list[str]:
@@ -40,7 +40,7 @@ def every_recovery(data: dict[str, Any]) -> list[str]:
     others = [w for w in ways if w != "none"]
     lines = [
         "## Every method with every recovery: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
-        f"{data['held_out_samples']:,} test images in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %), whose standard error is 0.8 "
+        f"{data['held_out_samples']:,} test images in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %), whose standard error is {100 * (base * (1 - base) / data['held_out_samples']) ** 0.5:.1f} "
         f"points; {data['per_class']} images a class to choose by, {data['recover_per_class']} to recover with, the same for all. "
         "Accuracy in % of the recovered network, the best recovery of a method bold; ° where cswap declines it, because it would lose on the "
         "calibration images.", "",
@@ -77,6 +77,7 @@ def every_recovery(data: dict[str, Any]) -> list[str]:
              for w, v in gained.items()],
         ),
         "Points are those of the recovered network itself, also where it is declined; seconds on one core, while another method was measured.", "",
+        *losses(data),
     ]  # fmt: skip
 
 

@@ -115,7 +115,12 @@ def finding(data: dict[str, Any]) -> str:
         f"Rankings go stale: the rank correlation of ξ with ξ on the original network falls to {at['0.1']['all']:.2f}, {at['0.25']['all']:.2f} and "
         f"{at['0.5']['all']:.2f} with 10, 25 and 50 % of the units gone, most in {stalest} ({half[stalest]:.2f}) and least in {freshest} "
         f"({half[freshest]:.2f}); against the distance from the output the correlation has a trend of {trend:+.2f}. On the digits the area "
-        f"under the curve is {d['greedy']['sauce']:.3f} for the ideal greedy, {d['cswap']['sauce']:.3f} for C-SWAP and {d['cbp']['sauce']:.3f} for C-BP."
+        f"under the curve is {d['greedy']['sauce']:.3f} for the ideal greedy, {d['cswap']['sauce']:.3f} for C-SWAP and {d['cbp']['sauce']:.3f} for C-BP"
+        + (
+            ", whose curves are the same point for point: that network does not tell the two apart."
+            if d["cswap"]["curves"] == d["cbp"]["curves"]
+            else "."
+        )
     )
 
 
