@@ -10,6 +10,7 @@ from typing import Any
 
 from results_common import origin, table
 from results_dense import dense
+from results_digits import digits
 from results_effects import growth, path, peak, prune, speed
 from results_methods import joint, joint_cost, methods, more_samples, peers
 from results_overview import overview
@@ -27,6 +28,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "effects_peak": peak,
     "effects_path": path,
     "effects_growth": growth,
+    "digits": digits,
     "methods_resnet18": methods,
     "methods_resnet18_128": methods,
     "methods_resnet18_long": methods,

@@ -215,7 +215,7 @@ def peers(data: dict[str, Any]) -> list[str]:
         f"## Torch-Pruning's own importances, pruned by Torch-Pruning: {'half of the parameters' if ratios == [0.5] else 'by parameters removed'}", "",
         origin(data),
         f"{data['held_out_samples']:,} test images in {data.get('precision', 'bfloat16')} (unpruned {100 * data['unpruned']['plain']['accuracy']:.2f} %), "
-        f"{data['calibration_samples']} calibration images, parameters removed" + ("; refitted: by cswap's `lstsq`, of the network that Torch-Pruning made." if "lstsq" in ways else "."), "",
+        f"{data['calibration_samples']} calibration images, from which importances with gradients are taken too (rankings of cswap from as many: the table of methods with {data['per_class']} a class), parameters removed" + ("; refitted: by cswap's `lstsq`, of the network that Torch-Pruning made." if "lstsq" in ways else "."), "",
         *([f"{data['note']}.", ""] if "note" in data else []),
     ]  # fmt: skip
     for way in ways:

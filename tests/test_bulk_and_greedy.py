@@ -140,12 +140,12 @@ def test_greedy_weighs_a_loss_by_what_goes_parameters_or_macs(digits_case):
 
 @pytest.mark.slow
 def test_greedy_is_at_least_as_good_as_cswap_at_every_ratio(digits_case):
-    """By parameters and by units, on the images it chooses by and on images never seen: no fewer are right."""
+    """By parameters, MACs and units, on the images it chooses by and on images never seen: no fewer are right."""
     model, _, structure = digits_case
     train, unseen = digits()
     calibration = cswap.calibration_set(train, 16)
     kept = {"seen": Subset(train, calibration.indices.tolist()), "unseen": unseen}
-    targets = [f"{kind}={r / 10}" for kind in ("params", "units") for r in range(1, 9)]
+    targets = [f"{kind}={r / 10}" for kind in ("params", "macs", "units") for r in range(1, 9)]
     right: dict[str, dict[str, float]] = {data: {} for data in kept}
     for method in ("cswap", "greedy"):
         path = cswap.prune_path(model, calibration, structure=structure, method=method)
@@ -161,6 +161,23 @@ def test_greedy_is_at_least_as_good_as_cswap_at_every_ratio(digits_case):
     }
     assert not behind
     assert all(right["unseen"][f"greedy {k}=0.5"] > right["unseen"][f"cswap {k}=0.5"] for k in ("params", "units"))
+
+
+@pytest.mark.parametrize(
+    "method", ["cswap", "cbp", "joint", "taylor", "taylor2", "obs", "deeplift", "lrp", "lamp", "magnitude", "random"]
+)
+def test_a_complete_path_is_the_same_again(digits_case, method):
+    """By every method, on a network of digits; another seed is another draw for `random` alone, on the same images."""
+    model, _, structure = digits_case
+    for extra in {"deeplift": ["captum"], "lrp": ["zennit"]}.get(method, []):
+        pytest.importorskip(extra)
+    calibration = cswap.calibration_set(digits()[0], 8)
+    paths = [cswap.prune_path(model, calibration, structure=structure, method=method, seed=s) for s in (0, 0, 1)]
+    told = [[(d.phase, d.group, d.unit, d.removed, d.score) for d in p] for p in paths]
+    assert told[0] == told[1]
+    assert (told[0] != told[2]) == (method == "random")
+    gone = {(d.group, d.unit) for d in paths[0] if d.removed}
+    assert len(gone) == structure.units - len(structure.groups)  # all but one of each group
 
 
 @pytest.fixture(scope="module")

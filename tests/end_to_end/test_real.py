@@ -68,7 +68,7 @@ def case(shared, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("method", ["magnitude", "random", "lamp", "taylor"])
+@pytest.mark.parametrize("method", ["magnitude", "random", "lamp", "taylor", "taylor2", "deeplift", "lrp"])
 def test_rankings_of_resnet18_are_complete_and_the_same_again(case, method, scope):
     model, calibration, structure = case
     paths = [
