@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cswap.linear.elimination import DAMPING, Inverse
-from cswap.linear.moments import Moments, ridge
+from cswap.linear.moments import Moments, Ridge
 from cswap.linear.patches import Grid, grid_for, groups_of, input_rows, matrix_of, output_rows, refusal, set_matrix
 from tests.reference.least_squares import ridge_by_hand, rows_by_hand, targets_by_hand
 
@@ -59,7 +59,9 @@ def test_ridge_is_the_dense_solve(kind, intercept, strength):
     for part in range(0, len(x), 5):  # a stream of uneven parts
         moments.add(layer, x[part : part + 5], y[part : part + 5])
     prior = matrix_of(layer) * 1.3
-    matrix, constant = ridge(moments, prior, strength, intercept=intercept)
+    problem = Ridge(moments, prior, intercept=intercept)
+    problem.at(7.0)  # one strength leaves nothing behind for the next
+    matrix, constant = problem.at(strength)
     hand = zip(rows_by_hand(layer, x), targets_by_hand(layer, y), strict=True)
     error = 0.0
     for g, (rows, targets) in enumerate(hand):
@@ -155,7 +157,7 @@ def test_large_means_do_not_drown_the_moments():
         moments.add(layer, x[part : part + 500], y[part : part + 500])
     exact = x.double() - x.double().mean(0)
     torch.testing.assert_close(moments.centred()[0][0], exact.T @ exact, rtol=1e-3, atol=1.0)
-    matrix, constant = ridge(moments, torch.zeros(1, 6, 2).double(), 1e-9, intercept=True)
+    matrix, constant = Ridge(moments, torch.zeros(1, 6, 2).double(), intercept=True).at(1e-9)
     error = (y.double() - x.double() @ matrix[0] - constant[0]).square().sum()
     assert moments.error(matrix, constant) == pytest.approx(float(error), rel=1e-3)
     assert float(error) / 8000 < 0.011

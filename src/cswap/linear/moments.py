@@ -29,6 +29,7 @@ class Moments:
     origin: torch.Tensor | None = None
     start: torch.Tensor | None = None
     rows: int = 0
+    mirrored: bool = False  # whether the lower half of `upper` is the upper one's mirror
 
     @classmethod
     def empty(cls, groups: int, columns: int, outputs: int) -> Moments:
@@ -74,6 +75,7 @@ class Moments:
         self.y += b.sum(1, dtype=torch.float64)
         self.yy += b.double().square().sum(1)
         self.rows += len(rows)
+        self.mirrored = False
 
     def _move(self, device: torch.device) -> None:
         for name in ("upper", "xy", "x", "y", "yy"):
@@ -90,8 +92,10 @@ class Moments:
         return self.x / max(1, self.rows) + self._places()[0]
 
     def _second(self) -> torch.Tensor:
-        above = self.upper.triu()
-        return above + above.triu(1).transpose(1, 2)
+        if not self.mirrored:
+            above = self.upper.triu()
+            self.upper, self.mirrored = above + above.triu(1).transpose(1, 2), True
+        return self.upper
 
     def centred(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Sums of products of what is left without the means: xx (G, D, D), xy (G, D, O)."""
@@ -125,20 +129,23 @@ class Moments:
         return float(total + 2 * (c * torch.einsum("gd,gdo->go", self.x, w)).sum())
 
 
-def ridge(
-    moments: Moments, prior: torch.Tensor, strength: float, *, intercept: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """argmin Σ (y − x·W − c)² + strength · mean diagonal · ‖W − prior‖², as (W (G, D, O), c (G, O)), float64.
+class Ridge:
+    """argmin Σ (y − x·W − c)² + strength · mean diagonal · ‖W − prior‖², at any strength: what strengths share is made once.
 
     prior: (G, D, O), the weights to stay near. The mean diagonal is that of the matrix of second moments (centred with an
-    intercept), so that `strength` has no unit. Raises RuntimeError when the system is singular at this strength.
+    intercept), so that a strength has no unit.
     """
-    xx, xy = moments.centred() if intercept else moments.whole()
-    mean = xx.diagonal(dim1=1, dim2=2).mean(1)
-    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
-    system = xx.clone()
-    system.diagonal(dim1=1, dim2=2).add_((strength * mean).unsqueeze(1))
-    factor = torch.linalg.cholesky(system)
-    matrix = prior + torch.cholesky_solve(xy - torch.bmm(xx, prior), factor)
-    constant = moments.intercept(matrix) if intercept else torch.zeros_like(moments.y)
-    return matrix, constant
+
+    def __init__(self, moments: Moments, prior: torch.Tensor, *, intercept: bool) -> None:
+        self.moments, self.prior, self.intercept = moments, prior, intercept
+        self._system, xy = moments.centred() if intercept else moments.whole()
+        self._gap = xy - torch.bmm(self._system, prior)
+        self._diagonal = self._system.diagonal(dim1=1, dim2=2).clone()
+        mean = self._diagonal.mean(1, keepdim=True)
+        self._mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+
+    def at(self, strength: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """W (G, D, O) and c (G, O), float64. Raises RuntimeError when the system is singular at this strength."""
+        self._system.diagonal(dim1=1, dim2=2).copy_(self._diagonal + strength * self._mean)
+        matrix = self.prior + torch.cholesky_solve(self._gap, torch.linalg.cholesky(self._system))
+        return matrix, self.moments.intercept(matrix) if self.intercept else torch.zeros_like(self.moments.y)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cswap.linear.moments import Moments, ridge
+from cswap.linear.moments import Moments, Ridge
 from cswap.linear.patches import columns_of, groups_of, matrix_of, moving_grid, refusal, set_matrix
 from cswap.recovery.attention import query_targets
 from cswap.recovery.base import Case, step
@@ -98,9 +98,11 @@ def _best(
 ) -> tuple[float, float, Any, Any]:
     """Error on `judge`, strength, weights and constant of the best fit: from the middle of `STRENGTHS` downhill."""
 
+    problem = Ridge(fit, before, intercept=shift)
+
     def at(i: int) -> tuple[float, float, Any, Any]:
         try:
-            matrix, c = ridge(fit, before, STRENGTHS[i], intercept=shift)
+            matrix, c = problem.at(STRENGTHS[i])
         except RuntimeError:  # singular at this strength
             return math.inf, STRENGTHS[i], None, None
         return judge.error(matrix, c if shift else constant), STRENGTHS[i], matrix, c
