@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from results_common import label
+from results_methods import losses
 
 _NAMES = {"minilm": "MiniLM", "lstm": "An LSTM reader"}
 
@@ -59,4 +60,4 @@ def text(data: dict[str, Any]) -> list[str]:
                 *(_cell(p, how) for how in ways),
             ]
             lines.append(f"| {' | '.join([*cells, format(x['seconds'], '.0f')])} |")
-    return [*lines, "", *_anchor(data)]
+    return [*lines, "", *_anchor(data), *losses(data)]
