@@ -24,6 +24,7 @@ from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, Source
 from cswap.types import TESTS
+from results_common import RULE
 
 METHODS = (
     "cswap,cbp,taylor:global:params,obs:global:params,obs:global:macs,taylor:global,taylor2:global,deeplift:global,lrp:global,"
@@ -104,7 +105,7 @@ def run() -> None:
     write_result(
         given.result or f"methods_{given.network}",
         {
-            "command": command, **machine(), "seed": given.seed, "network": given.network, "jobs": given.jobs, "scopes": ["layer", "global", "raw"], "recover_rule": "nearer outputs decide in doubt", **({"measured_by": runs} if len(runs) > 1 else {}),
+            "command": command, **machine(), "seed": given.seed, "network": given.network, "jobs": given.jobs, "scopes": ["layer", "global", "raw"], "recover_rule": RULE, **({"measured_by": runs} if len(runs) > 1 else {}),
             **({"note": given.note} if given.note else {}),
             **{k: result[k] for k in ("unpruned", "measured_in", "per_class", "recover_per_class", "held_out_samples", "recover",
                                       "ratios", "kinds", "classes", "units")},

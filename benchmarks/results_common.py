@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+RULE = "score and quality outweigh each other"
+"""What decides today whether a recovery is taken: kept by results, so that older ones can say that theirs was another."""
+
 
 def origin(data: dict[str, Any]) -> str:
     """The command and where it ran."""

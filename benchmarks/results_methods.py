@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from results_common import bold_best, hours, label, origin, point_at, table
+from results_common import RULE, bold_best, hours, label, origin, point_at, table
 
 HERE = Path(__file__).resolve().parent
 
@@ -198,7 +198,7 @@ def losses(data: dict[str, Any]) -> list[str]:
     lines = [
         text + (": " + "; ".join(worse[:12]) + ("; …" if len(worse) > 12 else "") if worse else "")
         + f"; {doubtful} at p < 0.05, where networks alike would give {0.05 * count:.0f}; the smallest p is {least:.1g}. "
-        + ("" if "recover_rule" in data else "What is declined was decided by the rule of that commit, which today's has replaced.")
+        + ("" if data.get("recover_rule") == RULE else "What is declined was decided by the rule of that commit, which today's has replaced.")
     ]  # fmt: skip
     lost = sum(change < 0 for change, _ in declined)
     if not declined:

@@ -51,17 +51,13 @@ def every_recovery(data: dict[str, Any]) -> list[str]:
         points = {n: p for n, x in data["methods"].items() if (p := point_at(x["points"], "params", ratio))}
         rows = []
         for name, p in points.items():
-            found = {w: p["raw_accuracy"].get(w, p["accuracy"]["none"]) for w in ways}
-            for w in others:
+            found = {"none": p["accuracy"]["none"], **p["raw_accuracy"]}
+            for w in p["raw_accuracy"]:
                 gained[w].append(100 * (found[w] - found["none"]))
-            cells = [f"{100 * v:.2f}" + ("°" if w in p["declined"] else "") for w, v in found.items()]
             best = max(found.values())
-            rows.append(
-                [
-                    label(name, data),
-                    *(f"**{c}**" if v >= best else c for c, v in zip(cells, found.values(), strict=True)),
-                ]
-            )
+            texts = {w: f"{100 * v:.2f}" + ("°" if w in p["declined"] else "") for w, v in found.items()}
+            texts = {w: f"**{t}**" if found[w] >= best else t for w, t in texts.items()}
+            rows.append([label(name, data), *(texts.get(w, "–") for w in ways)])
         lines += [f"### {ratio:g} of the parameters removed", ""]
         lines += table(["method", *(WAYS.get(w, w) for w in ways)], rows)
     seconds = {
@@ -89,7 +85,11 @@ def finding(data: dict[str, Any]) -> str:
     for ratio in ratios:
         points = {n: p for n, x in data["methods"].items() if (p := point_at(x["points"], "params", ratio))}
         plain = mean(p["accuracy"]["none"] for p in points.values())
-        after = {w: mean(p["raw_accuracy"].get(w, p["accuracy"]["none"]) for p in points.values()) for w in ways}
+        after = {
+            w: mean(p["raw_accuracy"][w] for p in points.values())
+            for w in ways
+            if all(w in p["raw_accuracy"] for p in points.values())
+        }
         top = max(after, key=lambda w: after[w])
         value, name, how = max((v, n, w) for n, p in points.items() for w, v in p["accuracy"].items())
         said.append(

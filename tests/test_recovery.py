@@ -250,12 +250,13 @@ def test_a_recovery_that_loses_is_declined(monkeypatch):
 def _scores(
     n: int, gain: float, spread: float, flips: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """σ and quality of n samples before and after: σ changes by `gain` ± `spread`, the first `flips` samples turn wrong."""
+    """σ and quality of n samples before and after: σ changes by `gain` ± `spread`, the first `flips` samples turn wrong (below 0: right)."""
     rng = np.random.default_rng(0)
     sigma, right = rng.uniform(0.3, 0.7, n), np.ones(n)
     noise = rng.normal(size=n)
     later = sigma + gain + spread * (noise - noise.mean()) / noise.std(ddof=1)
-    return (sigma, right), (later, np.where(np.arange(n) < flips, 0.0, 1.0))
+    some = np.where(np.arange(n) < abs(flips), 0.0, 1.0)
+    return (sigma, some if flips < 0 else right), (later, right if flips < 0 else some)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +268,8 @@ def _scores(
         (0.05, 0.1, 1, None),  # one of 50 turns wrong, and the score rises beyond doubt
         (0.005, 0.1, 1, "quality"),  # one turns wrong, and nothing speaks for the recovery
         (0.05, 0.1, 9, "quality"),  # nine of 50 turn wrong: significant by itself
+        (-0.05, 0.1, -9, None),  # less sure, and right nine times more of 50: that is what counts
+        (-0.05, 0.1, -1, "mean score"),  # once more proves nothing
         (float("nan"), 0.1, 0, "no finite scores"),
     ],
 )

@@ -75,7 +75,7 @@ def recover(
     """A copy of the pruned network `small` with what can be given back; `teacher` is its original. Both are untouched.
 
     how: `bias`, `bn`, `lstsq`, `merge`, `fold`, or several joined by `+`, done in that order. When the score falls on calibration
-    samples that did not fit (paired one-sided t-test at 5 %), or quality does and the score does not rise by the same test, the
+    samples that did not fit (paired one-sided t-test at 5 %) and quality does not rise by the same test, or quality does and the score does not rise, the
     copy is as `small` was, and a warning says so; unless both figures are as good as the original's, or neither fall is significant and
     the outputs are significantly nearer to the original's; `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors; its
     attention and recurrent layers come back as the equivalents that the structure names.
@@ -233,8 +233,8 @@ def _away(net: nn.Module, original: nn.Module, part: CalibrationSet, device: str
 def _why_not(before: tuple[FloatArray, FloatArray], after: tuple[FloatArray, FloatArray]) -> str | None:
     """Why a recovery is not taken: scores that are no numbers, or what `calibration` samples say of score and quality.
 
-    Scores are finer than quality, which moves in steps: a fall of quality is outweighed where it is not significant itself and
-    the score rises significantly (paired one-sided t-tests, both at 5 %; ours).
+    Each outweighs the other: a fall of quality where it is not significant itself and the score, which is finer, rises
+    significantly; a fall of the score where quality rises significantly (paired one-sided t-tests at 5 %; ours).
     """
     if not np.isfinite(after[0]).all():
         return "declined: the recovered network gives no finite scores"
@@ -244,7 +244,7 @@ def _why_not(before: tuple[FloatArray, FloatArray], after: tuple[FloatArray, Flo
             f"declined: quality on {len(after[1])} calibration samples would fall from {before[1].mean():.4f} to "
             f"{after[1].mean():.4f}"
         )
-    if _surely_below_zero(score):
+    if _surely_below_zero(score) and not _surely_below_zero(-quality):
         return (
             f"declined: the mean score of {len(score)} calibration samples would fall from {before[0].mean():.4f} to "
             f"{after[0].mean():.4f}"
