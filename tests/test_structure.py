@@ -209,7 +209,7 @@ def test_a_layer_with_some_of_a_group_s_units_keeps_one(method, per):
     calibration = cswap.calibration_set(TensorDataset(x, y), int(torch.bincount(y).min()))
     structure = cswap.discover(net, calibration.inputs(0, 2))
     wide = next(g for g in structure if any(s.module == "a" for s in g.slots))
-    scope = "layer" if per == "unit" else "global"
+    scope = "global" if per == "params" and method in ("magnitude", "random", "taylor") else "layer"
     path = cswap.prune_path(net, calibration, method=method, structure=structure, scope=scope, per=per)
     assert any(len(slot.by_unit) < wide.size for slot in wide.slots), "or there is nothing to test"
     removed, _, ratio = path.prefix(Target("complete"))
