@@ -67,8 +67,9 @@ def run() -> None:
     source = Source(ModelSpec.parse("cswap.demo:digits_resnet"), network(given.work, given.seed))
     data = DataChoice("cswap.demo:digits", per_class=PER_CLASS)
     file = RESULTS / "digits.json"
-    earlier = json.loads(file.read_text()) if given.skip else {}
-    found: dict[str, Any] = {given.skip: earlier[given.skip]} if given.skip else {}
+    earlier = json.loads(file.read_text()) if given.skip and file.exists() else {}
+    kept = (given.skip, "seeds", "held_out_samples", "unpruned")
+    found: dict[str, Any] = {k: v for k, v in earlier.items() if k in kept}
     job = CompareJob(source, data, given.work / "all", tuple(ALL.split(",")), jobs=JOBS, force=True)
     if given.skip != "all":
         begin = time.perf_counter()
@@ -79,6 +80,7 @@ def run() -> None:
             "methods": curves(result),
             "refused": result["refused"],
         }
+        found |= {k: result[k] for k in ("held_out_samples", "unpruned")}
     if given.skip != "options":
         found["options"] = {}
         seeds = tuple(int(s) for s in given.seeds.split(","))
@@ -91,9 +93,7 @@ def run() -> None:
                 Log(),
             )  # fmt: skip
             found["options"][name] = curves(result)
-            found |= {"seeds": list(seeds), **{k: result[k] for k in ("held_out_samples", "unpruned")}}
-    for key in ("seeds", "held_out_samples", "unpruned"):
-        found.setdefault(key, earlier.get(key))
+            found["seeds"] = list(seeds)
     write_result("digits", {
         "command": f"python benchmarks/digits.py --seeds {given.seeds} --seed {given.seed}", **machine(), "seed": given.seed,
         "per_class": PER_CLASS, **found,

@@ -41,6 +41,8 @@ def digits(data: dict[str, Any]) -> list[str]:
         *table(["method", *(f"{r:g}" for r in ratios), "SAUCE", "analysis, s"], rows),
         *(f"{name} is left out: {why}" for name, why in whole["refused"].items()),
     ]  # fmt: skip
+    if "options" not in data:
+        return lines
     options = data["options"]
     asked = sorted({r for ms in options.values() for m in ms.values() for r in _rows(m, "params", "lstsq")})
     lines += [
