@@ -37,6 +37,11 @@ def table(head: list[str], rows: list[list[Any]]) -> list[str]:
     return [f"| {' | '.join(str(c) for c in row)} |" for row in (head, ["---"] * len(head), *rows)] + [""]
 
 
+def standard_error(accuracy: float, samples: int) -> float:
+    """Of an accuracy, in points."""
+    return float(100 * (accuracy * (1 - accuracy) / samples) ** 0.5)
+
+
 def hours(seconds: float) -> str:
     return (
         f"{seconds:.0f} s"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from results_common import RULE, bold_best, hours, label, origin, point_at, table
+from results_common import RULE, bold_best, hours, label, origin, point_at, standard_error, table
 
 HERE = Path(__file__).resolve().parent
 
@@ -139,7 +139,7 @@ def _goals(data: dict[str, Any], base: float) -> list[str]:
     return [
         "### Points lost by the best combination",
         "",
-        f"The best of all methods and recoveries above, chosen by these test images, which tell an accuracy to ±{100 * (base * (1 - base) / data['held_out_samples']) ** 0.5:.2f} points (standard error).",
+        f"The best of all methods and recoveries above, chosen by these test images, which tell an accuracy to ±{standard_error(base, data['held_out_samples']):.2f} points (standard error).",
         "",
         *table(["target", "method, recovery", "accuracy, %", "points lost", "goal: at most", "reached"], rows),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from results_common import label, origin, point_at, table
+from results_common import label, origin, point_at, standard_error, table
 from results_methods import WAYS, losses
 
 
@@ -40,7 +40,7 @@ def every_recovery(data: dict[str, Any]) -> list[str]:
     others = [w for w in ways if w != "none"]
     lines = [
         "## Every method with every recovery: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
-        f"{data['held_out_samples']:,} test images in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %), whose standard error is {100 * (base * (1 - base) / data['held_out_samples']) ** 0.5:.1f} "
+        f"{data['held_out_samples']:,} test images in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %), whose standard error is {standard_error(base, data['held_out_samples']):.1f} "
         f"points; {data['per_class']} images a class to choose by, {data['recover_per_class']} to recover with, the same for all. "
         "Accuracy in % of the recovered network, the best recovery of a method bold; ° where cswap declines it, because it would lose on the "
         "calibration images.", "",

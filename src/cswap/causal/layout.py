@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cswap.errors import MethodError
+from cswap.structure.calls import run_hooked
 from cswap.structure.layers import channel_dim
 
 TURNS = -1  # position by position in dimension 0, the samples of each side by side
@@ -46,12 +47,7 @@ def _read(net: nn.Module, names: Iterable[str], inputs: torch.Tensor) -> list[tu
         return lambda _module, args: seen.append((name, args[0].movedim(dim, -1).clone()))
 
     handles = [net.get_submodule(n).register_forward_pre_hook(see(n, channel_dim(net.get_submodule(n)))) for n in names]
-    try:
-        with torch.no_grad():
-            net(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(net, inputs, handles)
     return seen
 
 

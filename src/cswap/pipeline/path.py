@@ -42,7 +42,6 @@ def prune_path(
         chosen = Options(**options)
     except TypeError as error:
         raise InputError(f"prune_path: {error}") from None
-    registry.find(method)
     check_options(method, chosen)
     chosen_task = completed(task) if task is not None else task_named("classification")
     structure = structure or discover(model, calibration.inputs(0, 2))

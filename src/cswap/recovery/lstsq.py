@@ -97,7 +97,6 @@ def _best(
     fit: Moments, judge: Moments, before: torch.Tensor, constant: torch.Tensor, shift: bool
 ) -> tuple[float, float, Any, Any]:
     """Error on `judge`, strength, weights and constant of the best fit: from the middle of `STRENGTHS` downhill."""
-
     problem = Ridge(fit, before, intercept=shift)
 
     def at(i: int) -> tuple[float, float, Any, Any]:

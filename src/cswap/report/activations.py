@@ -20,6 +20,7 @@ from cswap.data.calibration import CalibrationSet
 from cswap.data.sources import ImageFormat
 from cswap.errors import InputError
 from cswap.pipeline import OtherData, Source, reopened
+from cswap.structure.calls import run_hooked
 from cswap.structure.groups import Group, Structure
 from cswap.structure.layers import channel_dim
 from cswap.structure.surgery import prepared_copy
@@ -76,12 +77,7 @@ def _see(net: nn.Module, groups: list[Group], inputs: torch.Tensor, found: dict[
             np.maximum.at(found[group.name].T, slot.owner, highest[:, slot.positions].T)
 
         handles.append(module.register_forward_pre_hook(hook))
-    try:
-        with torch.no_grad():
-            net(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(net, inputs, handles)
 
 
 def pixels(inputs: torch.Tensor, form: ImageFormat, normalised: bool = True) -> IntArray:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+
+def run_hooked(net: nn.Module, inputs: torch.Tensor, handles: Iterable[RemovableHandle]) -> None:
+    """One pass without gradients; the hooks are taken off afterwards, also where it fails."""
+    try:
+        with torch.no_grad():
+            net(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def call_counts(net: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, int], dict[str, int]]:
@@ -24,10 +36,5 @@ def call_counts(net: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, int], d
 
         # the order is that of the calls, not of the returns: leaves return before the next one is called
         handles.append(module.register_forward_hook(note))
-    try:
-        with torch.no_grad():
-            net(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(net, inputs, handles)
     return counts, dims

@@ -12,6 +12,7 @@ from torch import nn
 
 from cswap.errors import pass_on_out_of_memory
 from cswap.structure.attention import HeadAttention
+from cswap.structure.calls import run_hooked
 from cswap.structure.check import TOLERANCE, randomise_, scale_of, tensors_of, widest
 from cswap.structure.groups import Group, LeftOut, Slot
 from cswap.structure.hosts import Unlike, equivalent_of, is_attention, replace_attention_, widths_of
@@ -82,12 +83,7 @@ def _compared(trial: nn.Module, made: dict[str, HeadAttention], inputs: torch.Te
             why.setdefault(name, "")
 
         handles.append(trial.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
-    try:
-        with torch.no_grad():
-            trial(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(trial, inputs, handles)
     return why
 
 
