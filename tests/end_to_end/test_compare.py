@@ -118,7 +118,7 @@ def test_it_goes_on_and_refuses_another_comparison(place, capsys):
     assert main(_arguments(place, "--methods", "cswap,magnitude", *few)) == 0
     first = json.loads((place.root / "c" / "compare.json").read_text())
     (place.root / "c" / "magnitude.0.json").unlink()  # as a run interrupted between the two leaves it
-    assert len(list((place.root / "c" / "points").glob("magnitude.0.*"))) == 2
+    assert len(list((place.root / "c" / "points").glob("*/magnitude.0.*"))) == 2
     capsys.readouterr()
     assert main(_arguments(place, "--methods", "cswap,magnitude,random", "--resume", *few)) == 0
     again = json.loads((place.root / "c" / "compare.json").read_text())
@@ -153,7 +153,41 @@ def test_it_goes_on_and_refuses_another_comparison(place, capsys):
         assert len(err.strip().splitlines()) == 1
 
 
-FEW = ("--methods", "cbp,random", "--ratios", "0,0.5", "--ratio-in", "params", "--no-latency")
+def test_other_held_out_data_are_measured_on_the_paths_that_are_there(place, capsys):
+    """A look at a few held-out images first; the analysis is not paid again for all of them, nor for another calibration set to refit on."""
+    few = [
+        "--methods",
+        "cswap,magnitude",
+        "--ratios",
+        "0,0.8",
+        "--ratio-in",
+        "params",
+        "--no-latency",
+        "--recover",
+        "none,lstsq",
+    ]
+    assert main(_arguments(place, *few, "--eval-samples", "8", "--recover-per-class", "4")) == 0
+    first = json.loads((place.root / "c" / "compare.json").read_text())
+    paths = {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in (place.root / "c" / "paths").glob("*/path.jsonl")}
+    assert main(_arguments(place, *few, "--resume", "--recover-per-class", "8")) == 0
+    assert paths == {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in paths}
+    later = json.loads((place.root / "c" / "compare.json").read_text())
+    assert (first["held_out_samples"], first["recover_per_class"]) == (8, 4)
+    assert (later["held_out_samples"], later["recover_per_class"]) == (15, 8)
+    (place.root / "c").rename(place.root / "resumed")
+    assert main(_arguments(place, *few, "--recover-per-class", "8")) == 0
+    fresh = json.loads((place.root / "c" / "compare.json").read_text())
+
+    def qualities(result):
+        points = result["methods"]["cswap"]["by_seed"]["0"]["points"]
+        return [(p["quality"], p["recovered"]["lstsq"]["raw_quality"]) for p in points]
+
+    assert qualities(later) == qualities(fresh) != qualities(first)
+    assert main(_arguments(place, *few, "--resume", "--eval-samples", "8", "--recover-per-class", "4")) == 0
+    assert qualities(json.loads((place.root / "c" / "compare.json").read_text())) == qualities(first)
+
+
+FEW = ("--methods", "cbp,random", "--ratios", "0,0.5,0.8", "--ratio-in", "units", "--no-latency")
 
 
 def test_a_step_that_answers_two_ratios_is_a_point_of_each(place, capsys):

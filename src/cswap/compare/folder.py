@@ -53,7 +53,7 @@ def _first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str]:
 def write(job: CompareJob, file: Path, data: dict[str, Any]) -> None:
     """Raises RunError for a disk that takes no more."""
     try:
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, data)
     except OSError as error:
         raise RunError(
@@ -64,7 +64,7 @@ def write(job: CompareJob, file: Path, data: dict[str, Any]) -> None:
 def _owns(name: str) -> bool:
     plain = name.removesuffix(".tmp")
     return (
-        plain in (RUN, RESULT, "precision.json", "compare.html", "paths", "points")
+        plain in (RUN, RESULT, "compare.html", "paths", "points")
         or re.fullmatch(r"[\w-]+\.\d+(\.latency|\.seconds)?\.json|differences\.\d+\.safetensors(\.\d+\.part)?", plain)
         is not None
         or re.fullmatch(r"\.tmp\w{6}", name) is not None

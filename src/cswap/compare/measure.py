@@ -55,6 +55,7 @@ class Run:
     structure: Structure
     watcher: Watcher
     device: str
+    kept: Path  # points of these held-out data; paths do not depend on them
     stores: dict[int, DifferenceStore] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
 
@@ -116,14 +117,16 @@ def opened(job: CompareJob, watcher: Watcher) -> tuple[Run, dict[str, Any]]:
         engine = engine_for(model, structure, first, task, device=device, memory=job.machine.memory)
         refuse_near_chance(engine.scores(), first, task)
     held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
+    held = _fingerprint_of(held_out)
     fingerprint = {
         "compare": job.source.spec.text, "weights": state_hash(model), "data": same.fingerprint(), "task": job.task,
-        "options": {k: v for k, v in job.options.as_dict().items() if k != "seed"}, "per_class": job.data.per_class, "eval_samples": job.data.eval_samples,
-        "held_out": _fingerprint_of(held_out), "recover_per_class": job.recover_per_class, "eval_amp": job.eval_amp, "only": list(job.only), "exclude": list(job.exclude),
+        "options": {k: v for k, v in job.options.as_dict().items() if k != "seed"}, "per_class": job.data.per_class,
+        "held_out": held, "only": list(job.only), "exclude": list(job.exclude),
     }  # fmt: skip
     if job.eval_amp and (slow := emulated_bfloat16(device)):
         watcher.note(f"eval-amp: {slow}")
-    run = Run(job, model, task, pair.train, in_memory(held_out), pair.classes, structure, watcher, device)
+    kept = job.out / "points" / (held[:12] + ("-bfloat16" if job.eval_amp else ""))
+    run = Run(job, model, task, pair.train, in_memory(held_out), pair.classes, structure, watcher, device, kept)
     return run, fingerprint
 
 
@@ -251,7 +254,8 @@ _NOTHING = {"seconds": 0.0, "declined": None, "notes": ["nothing was removed: no
 
 def _point(run: Run, small: nn.Module, tag: str, steps: int, how: str, seed: int) -> dict[str, Any]:
     """One network, recovered one way and measured; kept in the folder as soon as it is known."""
-    file = run.job.out / "points" / f"{tag}.{steps}.{how}.json"
+    by = "" if how == "none" else f".{run.job.recover_per_class or run.job.data.per_class}"
+    file = run.kept / f"{tag}.{steps}.{how}{by}.json"
     if file.exists():
         return read_json(file)
     facts: dict[str, Any] = {}

@@ -19,14 +19,14 @@ from cswap.pipeline import Watcher
 def compare(job: CompareJob, watcher: Watcher | None = None) -> dict[str, Any]:
     """Complete paths of every method and seed, their curves, areas and costs; returns what `compare.json` holds.
 
-    With `resume`, what an interrupted run finished is not done again; methods, ratios, seeds and recoveries may be added.
-    A method that has nothing to say of this network is left out, and `refused` has its reason. Raises InputError and what
+    With `resume`, what an interrupted run finished is not done again; methods, ratios, seeds and recoveries may be added,
+    and other held-out data named, or more samples to recover with: paths are kept, and points measured that are not there yet. A method that has nothing to say of this network is left out, and `refused` has its reason. Raises InputError and what
     a method raises; MethodError when all are refused.
     """
     refuse_a_child()
     run, fingerprint = opened(job, watcher or Watcher())
     with replacing(job.out, job.force, resume=job.resume, kind=COMPARISON):
-        claim(job, fingerprint)
+        claim(job, {k: v for k, v in fingerprint.items() if k != "held_out"})  # only points depend on it
         if job.jobs > 1:
             measure_in_processes(run, fingerprint)
         return _compared(run)
@@ -61,7 +61,7 @@ def _measured_in(run: Run) -> dict[str, Any]:
     """The precision quality was measured in; where it is not float32, the unpruned network in both."""
     if not run.job.eval_amp:
         return {"precision": "float32"}
-    file = run.job.out / "precision.json"
+    file = run.kept / "precision.json"
     if not file.exists():
         both = {
             p: measure_quality({"unpruned": run.model}, run.held_out, run.task, len(run.classes), device=run.device, amp=amp)
