@@ -10,13 +10,16 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import cswap
+from cswap.causal.compensation import CompensatedPlainEngine
 from cswap.causal.cut import PlainEngine
 from cswap.causal.first_order import classes_in_order, first_order_all
 from cswap.causal.layout import TURNS, by_samples, sample_dims
-from cswap.errors import MethodError
+from cswap.causal.replay import engine_for
+from cswap.errors import InputError, MethodError
 from cswap.methods.deeplift import deeplift_scores
 from cswap.methods.lrp import lrp_scores
 from cswap.methods.taylor import taylor_scores
+from cswap.report.activations import most_active
 from cswap.structure.check import randomise_
 from cswap.structure.discover import discover
 from cswap.tasks import Classification
@@ -87,6 +90,38 @@ def test_each_samples_own_share_is_found():
         assert (values.std(0) > 0).any()  # rows that were mixed up would be told apart
         np.testing.assert_allclose(found[1][group], values, rtol=1e-4, atol=1e-7)
         np.testing.assert_allclose(found[2][group], values, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("length", [1, 2, 4])
+@pytest.mark.parametrize("cut", ["plain", "compensated"])
+@pytest.mark.parametrize("replay", [False, True])
+def test_a_unit_has_the_same_effect_however_its_tokens_lie(replay, cut, length):
+    """Cut sets share a batch where samples come first; they may not where samples take turns."""
+    expected: dict[str, np.ndarray] = {}
+    for how in ("first", "second", "turns"):
+        net, units, calibration = _with_data(how, length)
+        make = engine_for if replay else {"plain": PlainEngine, "compensated": CompensatedPlainEngine}[cut]
+        engine = make(net, units, calibration, Classification(), **({"cut": cut} if replay else {}))
+        for group in units:
+            engine.enter(group)
+            found = np.stack(
+                [(after.sigma - before.sigma) for _, after, before in engine.one_by_one(group, range(group.size))]
+            )
+            assert (np.abs(found).max(1) > 1e-3).any()
+            np.testing.assert_allclose(
+                found, expected.setdefault(group.name, found), atol=1e-6, err_msg=f"{how} {group.name}"
+            )
+
+
+def test_the_most_active_samples_are_the_same_however_tokens_lie():
+    first, *others = (_with_data(how) for how in ("first", "second", "turns"))
+    expected = most_active(*first, most=4)
+    for case in others:
+        for group, found in most_active(*case, most=4).items():
+            np.testing.assert_array_equal(found.samples, expected[group].samples)
+            np.testing.assert_allclose(found.values, expected[group].values, rtol=1e-5)
+    with pytest.raises(InputError, match="images: .* not laid out by samples"):
+        most_active(*_with_data("first", cls=Mixing))
 
 
 @pytest.mark.parametrize(("how", "dim"), [("first", 0), ("second", 1), ("turns", TURNS)])

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from cswap.causal.engine import Engine, Job, Scores
+from cswap.causal.layout import sample_dims
+from cswap.errors import MethodError
 from cswap.structure.groups import Group, Slot
 from cswap.structure.layers import channel_dim
 from cswap.structure.surgery import prepared_copy, zero_cut_
@@ -63,21 +65,14 @@ class PlainEngine(Engine):
         return largest
 
     def _samples_first(self) -> bool:
-        """Whether dimension 0 of every consumer's input grows with the samples, so that cut sets may share a batch."""
-        lengths: dict[str, list[int]] = {s.module: [] for g in self.structure for s in g.consumers}
-
-        def see(name: str) -> Any:
-            return lambda _m, args: lengths[name].append(args[0].shape[0])
-
-        handles = [self.net.get_submodule(name).register_forward_pre_hook(see(name)) for name in lengths]
+        """Whether every consumer's input has its samples in dimension 0, one after the other, so that cut sets may share a batch."""
+        last = len(self.calibration) - 1
+        one, other = (self._ready(self.calibration.inputs(i, i + 1)) for i in (0, last))
+        names = {s.module: None for g in self.structure for s in g.consumers}
         try:
-            for samples in (1, 2):
-                self.outputs(None, [()], self._ready(self.calibration.inputs(0, samples)))
-        finally:
-            for handle in handles:
-                handle.remove()
-        halves = ((seen[: len(seen) // 2], seen[len(seen) // 2 :]) for seen in lengths.values())
-        return all([2 * n for n in one] == two for one, two in halves)
+            return set(sample_dims(self.net, names, one, other).values()) <= {0}
+        except MethodError:
+            return False
 
     def rows(self, group: Group | None) -> int:
         return self._rows_for(self._largest // 2, 2 * self._largest)

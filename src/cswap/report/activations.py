@@ -15,10 +15,11 @@ from torch import nn
 
 from cswap.artifacts.files import write_whole
 from cswap.artifacts.folder import Artifact
+from cswap.causal.layout import by_samples, sample_dims
 from cswap.data.boxes import is_boxes
 from cswap.data.calibration import CalibrationSet
 from cswap.data.sources import ImageFormat
-from cswap.errors import InputError
+from cswap.errors import InputError, MethodError
 from cswap.pipeline import OtherData, Source, reopened
 from cswap.structure.calls import run_hooked
 from cswap.structure.groups import Group, Structure
@@ -51,10 +52,20 @@ def most_active(
         raise InputError(f"images: expected at least 1, got {most}")
     chosen = [g for g in structure if groups is None or g.name in set(groups)]
     net = prepared_copy(model, structure).eval()
+    last = len(calibration) - 1
+    try:
+        dims = sample_dims(
+            net,
+            {g.consumers[0].module: None for g in chosen},
+            calibration.inputs(0, 1),
+            calibration.inputs(last, last + 1),
+        )
+    except MethodError as error:
+        raise InputError(f"images: {error}") from None
     found = {g.name: np.full((len(calibration), g.size), -np.inf) for g in chosen}
     for start in range(0, len(calibration), _BATCH):
         stop = min(start + _BATCH, len(calibration))
-        _see(net, chosen, calibration.inputs(start, stop), {n: a[start:stop] for n, a in found.items()})
+        _see(net, chosen, calibration.inputs(start, stop), {n: a[start:stop] for n, a in found.items()}, dims)
     most = min(most, len(calibration))
     result = {}
     for name, values in found.items():
@@ -63,8 +74,10 @@ def most_active(
     return result
 
 
-def _see(net: nn.Module, groups: list[Group], inputs: torch.Tensor, found: dict[str, FloatArray]) -> None:
-    """One batch: raise each group's rows to what its first reader gets."""
+def _see(
+    net: nn.Module, groups: list[Group], inputs: torch.Tensor, found: dict[str, FloatArray], dims: dict[str, int]
+) -> None:
+    """One batch: raise each group's rows to what its first reader gets. dims: see `sample_dims`."""
     handles = []
     for group in groups:
         slot = group.consumers[0]
@@ -72,8 +85,8 @@ def _see(net: nn.Module, groups: list[Group], inputs: torch.Tensor, found: dict[
 
         def hook(m: nn.Module, args: tuple[Any, ...], group: Group = group) -> None:
             slot, rows = group.consumers[0], len(inputs)
-            at = args[0].detach().movedim(channel_dim(m), -1)
-            highest = at.reshape(rows, -1, at.shape[-1]).amax(1).double().cpu().numpy()
+            at = by_samples(args[0].detach().movedim(channel_dim(m), -1), dims[slot.module], rows)
+            highest = at.amax(1).double().cpu().numpy()
             np.maximum.at(found[group.name].T, slot.owner, highest[:, slot.positions].T)
 
         handles.append(module.register_forward_pre_hook(hook))
