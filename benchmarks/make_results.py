@@ -12,7 +12,7 @@ from results_common import origin, table
 from results_dense import dense
 from results_digits import digits
 from results_effects import growth, path, peak, prune, speed
-from results_methods import joint, joint_cost, methods, more_samples, peers
+from results_methods import joint, joint_cost, methods, more_samples, peers, same_again
 from results_overview import overview
 from results_product import certificates, export, support
 from results_recoveries import every_recovery, recoveries, recovery_seconds
@@ -29,7 +29,10 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "effects_path": path,
     "effects_growth": growth,
     "digits": digits,
+    "same_again": same_again,
     "methods_resnet18": methods,
+    "methods_resnet18_scopes": lambda data: methods(data, "Every ranking in every scope, half of the parameters"),
+    "methods_resnet18_causal": lambda data: methods(data, "C-SWAP and C-BP"),
     "methods_resnet18_128": methods,
     "methods_resnet18_long": methods,
     "methods_mobilenet_v2": methods,

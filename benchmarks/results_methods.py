@@ -14,11 +14,11 @@ HERE = Path(__file__).resolve().parent
 WAYS = {"none": "plain", "bn": "BN again", "lstsq": "refitted"}
 
 
-def methods(data: dict[str, Any]) -> list[str]:
+def methods(data: dict[str, Any], what: str = "Every method and recovery") -> list[str]:
     base, m = data["unpruned"]["quality"]["accuracy"], data["measured_in"]
     both = "; " + ", ".join(f"{100 * v:.2f} % in {k}" for k, v in m["unpruned"].items()) if "unpruned" in m else ""
     lines = [
-        f"## Every method and recovery: {data['network']} on CIFAR-10 (JPEG), one shot, no fine-tuning, {data['per_class']} images a class to choose by", "",
+        f"## {what}: {data['network']} on CIFAR-10 (JPEG), one shot, no fine-tuning, {data['per_class']} images a class to choose by", "",
         origin(data),
         f"{data['held_out_samples']:,} test images in {m['precision']} (unpruned {100 * base:.2f} %{both}). Effects and scores from {data['per_class']} images a class, recoveries from {data['recover_per_class']}, the same for all. "
         "`:global`: each group's scores by their mean (LAMP's as they are); `:params`, `:macs` (ours): scores as they are, a parameter or MAC. Accuracy in %, the best of a column bold; ° declined, so that the network stays as it was; analysis seconds of the complete "
@@ -372,3 +372,22 @@ def _missed() -> list[str]:
             f"The cause, by these figures: {cause}."
         )
     return [*lines, ""] if lines else []
+
+
+def same_again(data: dict[str, Any]) -> list[str]:
+    """Complete paths of one network, made twice."""
+    rows = [
+        [
+            method, f"{x['first']['steps']:,}", f"{x['first']['gone']:,} of {x['first']['may_go']:,}",
+            "yes" if x["first"]["digest"] == x["again"]["digest"] else "**no**",
+            "yes" if x["first"]["digest"] == x["other seed"]["digest"] else "no",
+            f"{x['first']['seconds']:.0f}, {x['again']['seconds']:.0f}",
+        ]
+        for method, x in data["methods"].items()
+    ]  # fmt: skip
+    return [
+        "## Complete paths of ResNet-18, made twice", "", origin(data),
+        f"Calibrated with {data['per_class']} images a class. Every group keeps one unit; the rest goes in every path. Two paths are the same if every decision is, ξ to the last "
+        "bit; another seed draws other calibration images. Seconds are of one core, beside other work.", "",
+        *table(["method", "decisions", "units gone at its end", "the same again by its seed", "the same by another seed", "seconds"], rows),
+    ]  # fmt: skip
