@@ -36,6 +36,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "methods_resnet18_128": methods,
     "methods_resnet18_long": methods,
     "methods_mobilenet_v2": methods,
+    "methods_vit": methods,
     "recoveries_all_resnet18": every_recovery,
     "recoveries_resnet18": recoveries,
     "recovery_seconds": recovery_seconds,

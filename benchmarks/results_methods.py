@@ -380,7 +380,7 @@ def same_again(data: dict[str, Any]) -> list[str]:
         [
             method, f"{x['first']['steps']:,}", f"{x['first']['gone']:,} of {x['first']['may_go']:,}",
             "yes" if x["first"]["digest"] == x["again"]["digest"] else "**no**",
-            "yes" if x["first"]["digest"] == x["other seed"]["digest"] else "no",
+            "–" if "other seed" not in x else "yes" if x["first"]["digest"] == x["other seed"]["digest"] else "no",
             f"{x['first']['seconds']:.0f}, {x['again']['seconds']:.0f}",
         ]
         for method, x in data["methods"].items()
