@@ -13,6 +13,7 @@ _SHOWN = (
     ("methods_resnet18", "ResNet-18, CIFAR-10", "accuracy", "params", 0.5),
     ("methods_resnet18", "ResNet-18, CIFAR-10", "accuracy", "macs", 0.5),
     ("methods_mobilenet_v2", "MobileNetV2, CIFAR-10", "accuracy", "macs", 0.5),
+    ("methods_vit", "ViT, CIFAR-10", "accuracy", "macs", 0.5),
     ("text_minilm", "MiniLM, SST-2", "accuracy", "macs", 0.5),
     ("text_lstm", "LSTM, SST-2", "accuracy", "macs", 0.5),
     ("dense_camvid", "U-Net, CamVid", "miou", "params", 0.5),
