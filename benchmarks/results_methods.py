@@ -14,11 +14,12 @@ HERE = Path(__file__).resolve().parent
 WAYS = {"none": "plain", "bn": "BN again", "lstsq": "refitted"}
 
 
-def methods(data: dict[str, Any], what: str = "Every method and recovery") -> list[str]:
+def methods(data: dict[str, Any], what: str = "") -> list[str]:
+    """The table; what: of a part of the methods, which say nothing of the goals."""
     base, m = data["unpruned"]["quality"]["accuracy"], data["measured_in"]
     both = "; " + ", ".join(f"{100 * v:.2f} % in {k}" for k, v in m["unpruned"].items()) if "unpruned" in m else ""
     lines = [
-        f"## {what}: {data['network']} on CIFAR-10 (JPEG), one shot, no fine-tuning, {data['per_class']} images a class to choose by", "",
+        f"## {what or 'Every method and recovery'}: {data['network']} on CIFAR-10 (JPEG), one shot, no fine-tuning, {data['per_class']} images a class to choose by", "",
         origin(data),
         f"{data['held_out_samples']:,} test images in {m['precision']} (unpruned {100 * base:.2f} %{both}). Effects and scores from {data['per_class']} images a class, recoveries from {data['recover_per_class']}, the same for all. "
         "`:global`: each group's scores by their mean (LAMP's as they are); `:params`, `:macs` (ours): scores as they are, a parameter or MAC. Accuracy in %, the best of a column bold; ° declined, so that the network stays as it was; analysis seconds of the complete "
@@ -54,7 +55,7 @@ def methods(data: dict[str, Any], what: str = "Every method and recovery") -> li
                 "analysis, s",
             ]
             lines += table(head, rows)
-    return lines + _goals(data, base) + _published(data, base) + _why(data) + losses(data)
+    return lines + ([] if what else _goals(data, base)) + _published(data, base) + _why(data) + losses(data)
 
 
 def _why(data: dict[str, Any]) -> list[str]:
