@@ -27,6 +27,7 @@ from cswap.structure.ledger import Ledger
 from cswap.structure.surgery import prepared_copy
 from cswap.types import Decision, Target
 from tests.conftest import NETS
+from tests.recurrent_factory import Reader
 from tests.reference.least_squares import ridge_by_hand, rows_by_hand, targets_by_hand
 
 
@@ -200,6 +201,28 @@ def test_a_copy_of_a_unit_is_merged_without_loss(how):
     assert float((cut - whole).abs().max()) > 0.05
     tolerance = {"lstsq": 1e-2}.get(how, 1e-4)
     assert float((mended - whole).abs().max()) < tolerance * float(whole.abs().max())
+
+
+@pytest.mark.parametrize("of", ["emb", "rnn.ih"])
+def test_a_copy_in_an_embedding_or_a_recurrent_layer_is_folded_without_loss(of):
+    """An embedding's units lie in the second dimension of its weight, those of a recurrent layer behind its gates."""
+    net = randomise_(Reader("GRU", num_layers=1), seed=3).eval()
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 30, (40, 6), generator=generator)
+    calibration = cswap.calibration_set(TensorDataset(tokens, torch.arange(40) % 4), 10)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    with torch.no_grad():  # unit 3 copies unit 1
+        net.emb.weight[:, 3] = net.emb.weight[:, 1]
+        for gate in range(3):
+            for tensor in (net.rnn.weight_ih_l0, net.rnn.weight_hh_l0, net.rnn.bias_ih_l0, net.rnn.bias_hh_l0):
+                tensor[8 * gate + 3] = tensor[8 * gate + 1]
+    name = next(g.name for g in structure if g.name.startswith(of) or g.name.endswith(of.partition(".")[2] or "none"))
+    small, _ = _pruned_of(net, structure, calibration, {name: [3]})
+    found = recovered(small, net, calibration, "fold").raw
+    with torch.no_grad():
+        whole, cut, mended = net(tokens), small(tokens), found(tokens)
+    assert float((cut - whole).abs().max()) > 0.01
+    assert float((mended - whole).abs().max()) < 1e-5 * float(whole.abs().max())
 
 
 def test_a_module_pruned_elsewhere_is_matched_by_its_tensors():

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from cswap.artifacts.folder import Artifact
 from cswap.data.calibration import CalibrationSet, counted
 from cswap.data.models import ModelSpec
 from cswap.data.sources import DataPair, in_memory
 from cswap.data.truth import kind_of, target_at
-from cswap.errors import DataError, InputError, pass_on_out_of_memory
+from cswap.errors import DataError, InputError, ModelError, pass_on_out_of_memory
 from cswap.evaluate.certificate import refuse_seen
 from cswap.pipeline.jobs import DataChoice, Wish
 from cswap.tasks import TASKS, Classification, Detection, Task
@@ -45,7 +46,7 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
     if sample.is_floating_point() and not torch.isfinite(sample).all():
         raise DataError("the data: expected finite inputs, the first calibration sample holds NaN or Inf")
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
             outputs = model(sample)
     except Exception as error:
         pass_on_out_of_memory(error)
@@ -64,6 +65,53 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
             f"the model has {width} outputs and the data {classes} classes: expected the same, in the same order; "
             "--labels FILE says which output is which class"
         )
+    refuse_unsteady(model, calibration)
+
+
+def refuse_unsteady(model: nn.Module, calibration: CalibrationSet) -> None:
+    """A sample's output must follow from the sample alone, each time: an effect would not be its own otherwise.
+
+    model: in eval mode. Raises ModelError (ours).
+    """
+    last = len(calibration) - 1
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    one, other = (
+        x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+        for x in (calibration.inputs(0, 1), calibration.inputs(last, last + 1))
+    )
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            first, again, beside_itself = (model(torch.cat([one, second])) for second in (other, other, one))
+    except Exception as error:  # noqa: BLE001 — what does not run is told by what runs it next
+        pass_on_out_of_memory(error)
+        return
+    if _apart(tree_leaves(first), tree_leaves(again)):
+        raise ModelError(
+            "the model: expected the same output for the same input, got another one each time (dropout or noise that eval() does not "
+            "switch off, as F.dropout without training=self.training)"
+        )
+    if _apart(_of_the_first(first), _of_the_first(beside_itself)):
+        raise ModelError(
+            "the model: expected an output that follows from the sample alone, got one that depends on the other samples of the batch "
+            "(a batch norm without running statistics, or a reshape that mixes samples)"
+        )
+
+
+def _of_the_first(outputs: Any) -> list[torch.Tensor]:
+    """What two samples' outputs hold of the first, where samples come first; detections are a list by sample."""
+    if isinstance(outputs, list | tuple) and any(isinstance(o, dict) for o in outputs):
+        return []
+    return [t[0] for t in tree_leaves(outputs) if isinstance(t, torch.Tensor) and t.dim() and len(t) == 2]
+
+
+def _apart(ones: list[Any], others: list[Any]) -> bool:
+    """Whether tensors differ by more than rounding; where NaN or Inf is, or shapes differ, it is not for this to say."""
+    pairs = [
+        (a.float(), b.float())
+        for a, b in zip(ones, others, strict=False)
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.shape == b.shape and a.numel()
+    ]
+    return any(bool((a - b).abs().max() > 1e-3 * b.abs().max()) for a, b in pairs)
 
 
 def unseen_data(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from cswap.errors import InputError, StructureError
 from cswap.methods import registry
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink, Start
-from cswap.pipeline.checks import task_named
+from cswap.pipeline.checks import refuse_unsteady, task_named
 from cswap.pipeline.jobs import Machine, check_options
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
@@ -45,6 +46,7 @@ def prune_path(
     check_options(method, chosen)
     chosen_task = completed(task) if task is not None else task_named("classification")
     structure = structure or discover(model, calibration.inputs(0, 2))
+    refuse_unsteady(copy.deepcopy(model).eval(), calibration)
     if not structure.groups:
         raise StructureError("nothing can be pruned in this model")
     path = registry.call(

@@ -38,7 +38,7 @@ def fold(case: Case) -> None:
     joined = 0
     for name, gone in case.removed.items():
         group = case.structure[name]
-        joins = _nearest_weights(case.teacher, group, gone)
+        joins = _nearest_weights(case, group, gone)
         joined += len(joins)
         _fold_group(merged, case, group, joins)
     case.facts["fold"] = {"joined": joined, "removed": sum(len(g) for g in case.removed.values())}
@@ -88,9 +88,9 @@ def _take(case: Case, merged: nn.Module) -> None:
     case.small.load_state_dict(state)
 
 
-def _nearest_weights(net: nn.Module, group: Group, gone: IntArray) -> dict[int, int]:
+def _nearest_weights(case: Case, group: Group, gone: IntArray) -> dict[int, int]:
     """Unit that goes -> the kept unit it joins."""
-    vectors = _written(net, group)
+    vectors = _written(case, group)
     kept = np.setdiff1d(np.arange(group.size), gone)
     square = (vectors**2).sum(1)
     apart = square[gone][:, None] + square[kept] - 2 * vectors[gone] @ vectors[kept].T
@@ -99,13 +99,13 @@ def _nearest_weights(net: nn.Module, group: Group, gone: IntArray) -> dict[int, 
     return {int(n): int(kept[b]) for n, b, d in pairs if d / 2 < square[n]}
 
 
-def _written(net: nn.Module, group: Group) -> FloatArray:
+def _written(case: Case, group: Group) -> FloatArray:
     """All that writes each unit, (size, …) float64: producers' weights, times the scale of the norm on them where each has one."""
-    columns = []
-    norms = [s for s in group.channelwise if hasattr(net.get_submodule(s.module), "running_var")]
+    columns, net = [], case.teacher
+    norms = [s for s in group.channelwise if getattr(net.get_submodule(s.module), "running_var", None) is not None]
     for i, slot in enumerate(group.producers):
         module: Any = net.get_submodule(slot.module)
-        axis = 1 if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) else 0
+        axis = dict(case.structure.layers[slot.module].axes["out"])["weight"]  # of an embedding the second
         weight = module.weight.detach().double().movedim(axis, 0).flatten(1).cpu().numpy()
         rows = _by_unit(weight, slot, group.size)
         columns.append(rows * _scale(net, norms[i], group.size) if len(norms) == len(group.producers) else rows)
