@@ -13,7 +13,7 @@ import cswap
 from cswap.causal.compensation import CompensatedPlainEngine
 from cswap.causal.cut import PlainEngine
 from cswap.causal.first_order import classes_in_order, first_order_all
-from cswap.causal.layout import TURNS, by_samples, sample_dims
+from cswap.causal.layout import CONSTANT, TURNS, by_samples, sample_dims
 from cswap.causal.replay import engine_for
 from cswap.errors import InputError, MethodError
 from cswap.methods.deeplift import deeplift_scores
@@ -129,6 +129,18 @@ def test_the_dimension_of_the_samples_is_found(how, dim):
     net, _, calibration = _with_data(how)
     found = sample_dims(net, ["up", "down"], calibration.inputs(0, 1), calibration.inputs(11, 12))
     assert found == {"up": dim, "down": dim}
+
+
+@pytest.mark.parametrize("how", ["first", "second", "turns"])
+def test_positions_that_are_the_same_in_every_sample_tell_nothing(how):
+    """Blank leading rows, padding on the left: what does not change with a sample must not be read as its place."""
+    net, _, calibration = _with_data(how)
+    one, other = (calibration.inputs(i, i + 1).clone() for i in (0, 11))
+    for x in (one, other):
+        x[:, :2] = 0.0
+    expected = {"first": 0, "second": 1, "turns": TURNS}[how]
+    assert sample_dims(net, ["up", "down"], one, other) == {"up": expected, "down": expected}
+    assert sample_dims(net, ["up", "down"], one, one) == {"up": CONSTANT, "down": CONSTANT}
 
 
 def test_by_samples_puts_each_sample_together():

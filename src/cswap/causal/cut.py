@@ -14,6 +14,7 @@ from cswap.causal.engine import Engine, Job, Scores
 from cswap.causal.layout import sample_dims
 from cswap.errors import MethodError
 from cswap.structure.groups import Group, Slot
+from cswap.structure.images import takes_channels_last
 from cswap.structure.layers import channel_dim
 from cswap.structure.surgery import prepared_copy, zero_cut_
 
@@ -30,7 +31,10 @@ class PlainEngine(Engine):
     def __init__(self, model: nn.Module, *args: Any, **settings: Any) -> None:
         super().__init__(model, *args, **settings)
         net = prepared_copy(model, self.structure).eval().requires_grad_(False).to(self.device)
-        self._net = net.to(memory_format=torch.channels_last) if self.calibration.inputs(0, 1).dim() == 4 else net
+        few = self._ready(self.calibration.inputs(0, 2))
+        last = net.to(memory_format=torch.channels_last) if few.dim() == 4 else net
+        self.channels_last = takes_channels_last(last, few)
+        self._net = last if self.channels_last else last.to(memory_format=torch.contiguous_format)
         self._waiting: dict[str, list[int]] = {}  # removed, and not yet zero in the network
         self._largest = self._probe()
         self._together = self._samples_first()

@@ -16,6 +16,7 @@ from cswap.data.calibration import CalibrationSet
 from cswap.data.truth import Truth, joined, moved
 from cswap.errors import DataError, InputError, RunError
 from cswap.structure.groups import Group, Structure
+from cswap.structure.images import laid
 from cswap.tasks.base import Task
 from cswap.types import FloatArray
 
@@ -127,6 +128,7 @@ class Engine:
         self.by_class = vote_score == "class" and hasattr(task, "class_scores")
         self.most_units = units_per_batch
         self.notes: list[str] = [note] if amp and (note := emulated_bfloat16(self.device)) else []
+        self.channels_last = True  # until the network does not take its images so
         self._squeeze = 1  # rows are divided by it after a device ran out of memory
         self.evaluated = 0  # samples × cut sets so far, in this process
         world = distributed.world()
@@ -251,7 +253,7 @@ class Engine:
         if inputs.is_floating_point():
             inputs = inputs.to(self.dtype)
         inputs = inputs.to(self.device)
-        return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+        return laid(inputs, self.channels_last)
 
     def _scored(self, outputs: Any, jobs: list[Job]) -> list[Scores]:
         """Split the outputs of a batch into the scores of its jobs."""

@@ -45,7 +45,9 @@ class Graph:
     `row_bytes[node]`: bytes a sample of its output.
     """
 
-    def __init__(self, net: nn.Module, inputs: torch.Tensor, *, fold: bool = True, in_place: bool = True) -> None:
+    def __init__(
+        self, net: nn.Module, inputs: torch.Tensor, *, fold: bool = True, in_place: bool = True, formats: bool = True
+    ) -> None:
         self.net = net.eval()
         expected = tensors_of(net(inputs))
         try:
@@ -73,7 +75,7 @@ class Graph:
         self.own = {n for n in fresh if in_place and all(u in fresh for u in n.users)}
         self._formats: dict[fx.Node, torch.memory_format] = {}
         self._check(expected, inputs)
-        if fold and inputs.device.type == "cpu" and inputs.dim() == 4:
+        if fold and formats and inputs.device.type == "cpu" and inputs.dim() == 4:
             self._choose_formats()
 
     def _choose_formats(self) -> None:

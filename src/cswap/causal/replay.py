@@ -58,6 +58,7 @@ class ReplayEngine(Engine):
         self.tuning = tuning
         self.model = prepared_copy(model, self.structure).eval().requires_grad_(False)
         self.plain = PlainEngine(model, *args, **settings)
+        self.channels_last = self.plain.channels_last
         self.removed: dict[str, set[int]] = {}
         self._planned: Plan | None = None
         self._before: Plan | None = None  # the one entered before it, while the next is made
@@ -92,13 +93,15 @@ class ReplayEngine(Engine):
         """The network as pruned so far, on the device."""
         net = masked_copy(self.model, self.structure, self._gone())
         net = shrink_in_place(net, kept_indices(self.structure, self._gone(taken_out=True))).to(self.device)
-        return net.to(memory_format=torch.channels_last) if self._few.dim() == 4 else net
+        return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
     def _graph(self) -> Graph:
         net = self._network()
         try:
             with torch.no_grad():
-                return Graph(net, self._few, fold=self.tuning.fold, in_place=self.tuning.fold)
+                return Graph(
+                    net, self._few, fold=self.tuning.fold, in_place=self.tuning.fold, formats=self.channels_last
+                )
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:

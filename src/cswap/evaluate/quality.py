@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from cswap.causal.engine import exact
 from cswap.data.text import trimmed
 from cswap.data.truth import Truth, collated, moved, stacked
+from cswap.structure.images import Fed
 from cswap.tasks.base import Task
 
 
@@ -54,10 +55,9 @@ def measure_quality(
     try:
         for model in models.values():
             model.eval().to(device)
+        fed = {name: Fed(model) for name, model in models.items()}
         for inputs, targets in batches(dataset, batch or _fitting(dataset, device)):
-            if inputs.dim() == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            for name, model in models.items():
+            for name, model in fed.items():
                 with torch.inference_mode(), exact(place, amp), torch.autocast(place.type, torch.bfloat16, enabled=amp):
                     outputs = model(inputs.to(device))
                 with torch.inference_mode():

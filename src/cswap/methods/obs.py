@@ -36,6 +36,7 @@ from cswap.methods.registry import register
 from cswap.recovery.walk import Chunks, Walk
 from cswap.structure.calls import call_counts
 from cswap.structure.groups import Slot, Structure
+from cswap.structure.images import takes_channels_last
 from cswap.structure.surgery import prepared_copy
 from cswap.tasks.base import Task, smooth
 from cswap.types import FloatArray, IntArray
@@ -79,9 +80,9 @@ def obs_scores(
     memory, are not among them.
     """
     importance = output_importance(model, units, calibration, task, graded, device=device, memory=memory)
-    chunks = Chunks(calibration, [np.arange(len(calibration))], device)
-    walk = Walk(prepared_copy(model, units), chunks, memory, device)
-    few = calibration.inputs(0, 2).to(device)
+    net, few = prepared_copy(model, units).eval().to(device), calibration.inputs(0, 2).to(device)
+    chunks = Chunks(calibration, [np.arange(len(calibration))], device, takes_channels_last(net, few))
+    walk = Walk(net, chunks, memory, device)
     called, norms = [n for n in call_counts(walk.net, few)[0] if n in importance], norms_behind(walk.net, few)
     readers: dict[str, list[_Reader]] = {g.name: [] for g in units}
     scores: dict[str, FloatArray] = {}
@@ -126,9 +127,8 @@ def output_importance(
         def keep(name: str, out: torch.Tensor, given: list[tuple[str, torch.Tensor]] = given) -> torch.Tensor:
             calls[name] = calls.get(name, 0) + 1
             out = out if out.requires_grad else out.detach().requires_grad_()
-            out.retain_grad()
-            given.append((name, out))
-            return out
+            out.register_hook(lambda g: given.append((name, g)))
+            return out.clone()  # what follows may work in place, on memory of its own
 
         handles = [
             engine.net.get_submodule(n).register_forward_hook(lambda _m, _i, out, n=n: keep(n, out))
@@ -143,10 +143,9 @@ def output_importance(
         finally:
             for handle in handles:
                 handle.remove()
-        for name, out in given:
-            if out.grad is not None:
-                squares = output_rows(engine.net.get_submodule(name), out.grad.double().square()).sum((0, 1))
-                found[name] = found.get(name, 0.0) + squares / len(numbers)
+        for name, grad in given:
+            squares = output_rows(engine.net.get_submodule(name), grad.double().square()).sum((0, 1))
+            found[name] = found.get(name, 0.0) + squares / len(numbers)
     return {n: v for n, v in found.items() if calls[n] == 1}
 
 

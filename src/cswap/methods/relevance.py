@@ -95,7 +95,7 @@ class Operations:
         if not examples.is_floating_point():
             raise MethodError(f"method {method}: expected inputs of a floating type, got {examples.dtype}")
         try:
-            whole = Graph(engine.net, examples, in_place=False)
+            whole = Graph(engine.net, examples, in_place=False, formats=engine.channels_last)
         except NotTraceable as reason:
             raise MethodError(
                 f"method {method}: this network cannot be had as a graph of operations: {reason}"

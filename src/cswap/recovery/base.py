@@ -19,6 +19,7 @@ from cswap.linear.patches import refusal
 from cswap.recovery.walk import Chunks
 from cswap.structure.calls import call_counts
 from cswap.structure.groups import Removed, Structure
+from cswap.structure.images import takes_channels_last
 from cswap.structure.layers import rule_of
 from cswap.structure.recurrent import Gates
 from cswap.structure.surgery import KeptIndices, shrink_in_place
@@ -50,6 +51,7 @@ class Case:
     def __post_init__(self) -> None:
         few = self.calibration.inputs(0, 2).to(self.device)
         self.counts, _ = call_counts(self.teacher, few)
+        self.channels_last = takes_channels_last(self.teacher, few)
         self._norms = norms_behind(self.teacher, few)
         self._owners: dict[int, set[str]] = {}
         for name, module in self.teacher.named_modules():
@@ -167,7 +169,7 @@ class Case:
 
     def chunks(self, *parts: IntArray) -> Chunks:
         """Calibration inputs in chunks on the device: the samples of each part after those of the one before, or all that fit."""
-        return Chunks(self.calibration, parts or [self.fitting], self.device)
+        return Chunks(self.calibration, parts or [self.fitting], self.device, self.channels_last)
 
     def unchanged(self) -> bool:
         """Whether the pruned network's tensors are the original's, less what is gone."""

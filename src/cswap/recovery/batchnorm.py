@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cswap.data.calibration import CalibrationSet
 from cswap.recovery.base import Case, step
 from cswap.structure.calls import call_counts
+from cswap.structure.images import laid, takes_channels_last
 
 
 @step("bn")
@@ -27,7 +28,9 @@ def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 1
     control, e.g. Li et al., 2020, arXiv 2007.02491). The model is untouched.
     """
     net = copy.deepcopy(model).eval()
-    called, _ = call_counts(net, calibration.inputs(0, 2).to(next((p.device for p in net.parameters()), "cpu")))
+    few = calibration.inputs(0, 2).to(next((p.device for p in net.parameters()), "cpu"))
+    called, _ = call_counts(net, few)
+    last = takes_channels_last(net, few)  # before norms are asked: a pass that fails half way would count twice
     norms = [
         m for n, m in net.named_modules() if n in called and isinstance(m, _BatchNorm) and m.track_running_stats
     ]  # a norm that no pass reaches would be left without statistics
@@ -44,8 +47,7 @@ def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 1
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     with torch.no_grad():
         for start, stop in itertools.pairwise(edges):
-            part = calibration.of(order[start:stop]).to(device)
-            net(part.contiguous(memory_format=torch.channels_last) if part.dim() == 4 else part)
+            net(laid(calibration.of(order[start:stop]).to(device), last))
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
     return net.eval()

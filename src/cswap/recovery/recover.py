@@ -22,6 +22,7 @@ from cswap.structure.check import tensors_of
 from cswap.structure.detectors import forward_of
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
+from cswap.structure.images import Fed
 from cswap.structure.surgery import KeptIndices, kept_indices, prepared_copy
 from cswap.structure.twins import removed_units
 from cswap.tasks import Classification, Task, completed
@@ -204,11 +205,10 @@ def _place(net: nn.Module) -> torch.device:
 def _measured(net: nn.Module, part: CalibrationSet, task: Task, device: str) -> tuple[FloatArray, FloatArray]:
     """σ and quality of samples, (M',) float64 each."""
     scores, quality = [], []
+    fed = Fed(net)
     with torch.no_grad(), exact(torch.device(device), False):
         for inputs, targets in part.batches(128):
-            if inputs.dim() == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            outputs, labels = net(inputs.to(device)), moved(targets, device)
+            outputs, labels = fed(inputs.to(device)), moved(targets, device)
             scores.append(task.score(outputs, labels).double().cpu().numpy())
             quality.append(task.sample_quality(outputs, labels).double().cpu().numpy())
     return np.concatenate(scores), np.concatenate(quality)
@@ -216,11 +216,11 @@ def _measured(net: nn.Module, part: CalibrationSet, task: Task, device: str) -> 
 
 def _away(net: nn.Module, original: nn.Module, part: CalibrationSet, device: str) -> FloatArray:
     """Squared distance of each sample's outputs from the original's, (M',): mean over outputs, of each its share of its mean square."""
-    found = []
+    found, both = [], [Fed(forward_of(m)) for m in (net, original)]
     with torch.no_grad(), exact(torch.device(device), False):
         for inputs, _ in part.batches(32):
-            given = (inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs).to(device)
-            pairs = list(zip(*(tensors_of(forward_of(m)(given)) for m in (net, original)), strict=True))
+            given = inputs.to(device)
+            pairs = list(zip(*(tensors_of(m(given)) for m in both), strict=True))
             shares = [
                 ((a.double() - b.double()).square() / b.double().square().mean().clamp_min(1e-30)).flatten(1).mean(1)
                 for a, b in pairs

@@ -17,24 +17,24 @@ from torch import fx, nn
 from cswap.causal.graph import Env, Graph, NotTraceable
 from cswap.data.calibration import CalibrationSet
 from cswap.data.text import unpadded
+from cswap.structure.images import laid
 from cswap.types import IntArray
 
 ROWS = 64
 
 
 class Chunks(Sequence[torch.Tensor]):
-    """Inputs of these samples, at most `ROWS` at a time on the device, loaded when they are asked for; parts do not mix."""
+    """Inputs of these samples, at most `ROWS` at a time on the device, loaded when they are asked for; parts do not mix. last: channels last."""
 
-    def __init__(self, calibration: CalibrationSet, parts: Sequence[IntArray], device: str) -> None:
-        self.calibration, self.device = calibration, device
+    def __init__(self, calibration: CalibrationSet, parts: Sequence[IntArray], device: str, last: bool) -> None:
+        self.calibration, self.device, self.last = calibration, device, last
         self.numbers = [part[i : i + ROWS] for part in parts for i in range(0, len(part), ROWS)]
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, i: Any) -> Any:
-        inputs = self.calibration.of(self.numbers[i])
-        return (inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs).to(self.device)
+        return laid(self.calibration.of(self.numbers[i]), self.last).to(self.device)
 
 
 class _Reached(Exception):
