@@ -103,7 +103,7 @@ class PlainEngine(Engine):
     ) -> Any:
         """The model's outputs; `shares`: how many of the inputs, in order, each cut set is for (by default equally many)."""
         shares = shares or [len(inputs) // len(cuts)] * len(cuts)
-        with torch.inference_mode(), self._precision(), self._hooked(group, cuts, shares):
+        with torch.no_grad(), self._precision(), self._hooked(group, cuts, shares):
             return self.net(inputs)
 
     @contextmanager

@@ -314,7 +314,8 @@ def refuse_near_chance(scores: Scores, calibration: CalibrationSet, task: Task) 
     quality, m = float(scores.quality.mean()), len(calibration)
     chance = task.chance(len(calibration.classes))
     noise = (chance * (1 - chance) / m) ** 0.5
-    if quality <= chance + max(3 * noise, 0.05 * (1 - chance)):
+    least = chance + max(3 * noise, 0.05 * (1 - chance))
+    if quality <= min(least, (1 + chance) / 2):  # of few samples no quality would be above three deviations
         raise DataError(
             f"the unpruned network's calibration quality is {quality:.3f} and chance is {chance:.3f}: expected a trained "
             "network; look for other weights, another normalisation, or labels in another order (--labels FILE)"

@@ -281,6 +281,8 @@ def _scaling(many: Any, few: Any, rows: int, fewer: int) -> bool | None:
             many.dim() == few.dim() and many.shape[1:] == few.shape[1:] and many.shape[0] * fewer == few.shape[0] * rows
         )
         return True if grows else None
+    if isinstance(many, dict) and isinstance(few, dict) and list(many) == list(few):
+        many, few = list(many.values()), list(few.values())
     if isinstance(many, list | tuple) and isinstance(few, list | tuple) and len(many) == len(few):
         kinds = {_scaling(a, b, rows, fewer) for a, b in zip(many, few, strict=True)}
         return kinds.pop() if len(kinds) == 1 else None

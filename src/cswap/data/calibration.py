@@ -131,6 +131,11 @@ class CalibrationSet:
                 self._cache = trimmed(self._load(0, len(self)))
         return self._cache[start:stop] if self._cache is not None else self._load(start, stop)
 
+    def some(self, most: int = 32) -> torch.Tensor:
+        """Inputs of at most so many samples, of all classes alike, (n, …)."""
+        m = len(self)
+        return self.of(np.unique(np.linspace(0, m - 1, min(most, m)).round().astype(np.int64)))
+
     def of(self, numbers: IntArray) -> torch.Tensor:
         """Inputs of these samples, in this order, (n, …)."""
         self.inputs(0, 1)  # fills the cache where it may be filled

@@ -107,8 +107,12 @@ def encoder(where: Path | None, max_length: int | None = None) -> Callable[[list
 
 def is_tokens(inputs: torch.Tensor) -> bool:
     """Whether it is a batch of token tensors (N, 2, L): token numbers and mask."""
-    shaped = inputs.dim() == 3 and inputs.shape[1] == 2 and inputs.dtype == torch.int64
-    return shaped and bool((inputs[:, 1] <= 1).all())
+    if inputs.dim() != 3 or inputs.shape[1] != 2 or inputs.dtype != torch.int64:
+        return False
+    mask = inputs[:, 1]
+    steps = mask.diff(dim=1)  # a mask is ones with zeros behind them, or before: two series of numbers are none
+    one_way = (steps <= 0).all(1) | (steps >= 0).all(1)
+    return bool(((mask == 0) | (mask == 1)).all() and one_way.all() and mask.any(1).all())
 
 
 def trimmed(inputs: torch.Tensor) -> torch.Tensor:

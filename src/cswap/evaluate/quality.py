@@ -57,10 +57,10 @@ def measure_quality(
             model.eval().to(device)
         fed = {name: Fed(model) for name, model in models.items()}
         for inputs, targets in batches(dataset, batch or _fitting(dataset, device)):
-            for name, model in fed.items():
-                with torch.inference_mode(), exact(place, amp), torch.autocast(place.type, torch.bfloat16, enabled=amp):
-                    outputs = model(inputs.to(device))
-                with torch.inference_mode():
+            for name, given in fed.items():
+                with torch.no_grad(), exact(place, amp), torch.autocast(place.type, torch.bfloat16, enabled=amp):
+                    outputs = given(inputs.to(device))
+                with torch.no_grad():
                     meters[name].update(outputs, moved(targets, device))
                     if samples is not None:
                         quality = task.sample_quality(outputs, moved(targets, device))

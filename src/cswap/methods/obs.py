@@ -127,7 +127,7 @@ def output_importance(
         def keep(name: str, out: torch.Tensor, given: list[tuple[str, torch.Tensor]] = given) -> torch.Tensor:
             calls[name] = calls.get(name, 0) + 1
             out = out if out.requires_grad else out.detach().requires_grad_()
-            out.register_hook(lambda g: given.append((name, g)))
+            out.register_hook(lambda g: given.append((name, g)))  # type: ignore[no-untyped-call]
             return out.clone()  # what follows may work in place, on memory of its own
 
         handles = [

@@ -46,7 +46,7 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
     if sample.is_floating_point() and not torch.isfinite(sample).all():
         raise DataError("the data: expected finite inputs, the first calibration sample holds NaN or Inf")
     try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             outputs = model(sample)
     except Exception as error:
         pass_on_out_of_memory(error)
@@ -80,7 +80,7 @@ def refuse_unsteady(model: nn.Module, calibration: CalibrationSet) -> None:
         for x in (calibration.inputs(0, 1), calibration.inputs(last, last + 1))
     )
     try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             first, again, beside_itself = (model(torch.cat([one, second])) for second in (other, other, one))
     except Exception as error:  # noqa: BLE001 — what does not run is told by what runs it next
         pass_on_out_of_memory(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -45,13 +46,14 @@ def prune_path(
         raise InputError(f"prune_path: {error}") from None
     check_options(method, chosen)
     chosen_task = completed(task) if task is not None else task_named("classification")
+    with contextlib.suppress(RuntimeError):  # what cannot be copied is told by discover
+        refuse_unsteady(copy.deepcopy(model).eval(), calibration)
     structure = structure or discover(model, calibration.inputs(0, 2))
-    refuse_unsteady(copy.deepcopy(model).eval(), calibration)
     if not structure.groups:
         raise StructureError("nothing can be pruned in this model")
     path = registry.call(
         method, model, structure, calibration, chosen_task, target=Target.parse(target), options=chosen, start=Start(),
         sink=sink or Silence(), device=Machine(device).torch_device, memory=memory,
     )  # fmt: skip
-    path.example = calibration.inputs(0, min(32, len(calibration)))
+    path.example = calibration.some()
     return path

@@ -36,6 +36,7 @@ def bias(case: Case) -> None:
             continue
         total, rows = torch.zeros(()), 0
         for x in walk.inputs(name):
+            x = x.reshape(-1, x.shape[-1]) if isinstance(module, nn.Linear) else x  # samples need not come first
             total, rows = total + x.double().sum(0, keepdim=True).cpu(), rows + len(x)
         case.shift(name, mean_given(module, total / rows, inputs, outputs))
     case.note_products("bias")

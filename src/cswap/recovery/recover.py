@@ -177,7 +177,9 @@ def _prepared(small: nn.Module, structure: Structure) -> nn.Module:
 def _check_shapes(small: nn.Module, original: nn.Module, kept: KeptIndices) -> None:
     """Raises InputError where the pruned network is not the original less what is known to be gone."""
     left = small.state_dict()
-    for name, whole in original.state_dict().items():
+    known = original.state_dict()
+    once = {n for n, _ in (*original.named_parameters(), *original.named_buffers())}  # a layer may have two names
+    for name, whole in ((n, t) for n, t in known.items() if n in once):
         gone = kept.get(name, {})
         expected = tuple(len(gone[d]) if d in gone else size for d, size in enumerate(whole.shape))
         if name not in left or tuple(left[name].shape) != expected:

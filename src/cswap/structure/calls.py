@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
+from cswap.structure.layers import rule_of
 
-def run_hooked(net: nn.Module, inputs: torch.Tensor, handles: Iterable[RemovableHandle]) -> None:
+
+def run_hooked(net: Callable[[torch.Tensor], Any], inputs: torch.Tensor, handles: Iterable[RemovableHandle]) -> None:
     """One pass without gradients; the hooks are taken off afterwards, also where it fails."""
     try:
         with torch.no_grad():
@@ -20,13 +23,19 @@ def run_hooked(net: nn.Module, inputs: torch.Tensor, handles: Iterable[Removable
             handle.remove()
 
 
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is one layer: it has no parts, or is a layer that has some beside its weights (timm's norms with their activation)."""
+    parts = any(True for _ in module.children())
+    return not parts or (rule_of(module) is not None and not is_parametrized(module))
+
+
 def call_counts(net: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, int], dict[str, int]]:
-    """By name of a module without children: how often it is called, in order of the first call; and its output's dimensions."""
+    """By name of a layer: how often it is called, in order of the first call; and its output's dimensions."""
     counts: dict[str, int] = {}
     dims: dict[str, int] = {}
     handles = []
     for name, module in net.named_modules():
-        if any(True for _ in module.children()):
+        if not is_layer(module):
             continue
 
         def note(_m: nn.Module, _args: Any, out: Any, name: str = name) -> None:
@@ -34,7 +43,7 @@ def call_counts(net: nn.Module, inputs: torch.Tensor) -> tuple[dict[str, int], d
             if isinstance(out, torch.Tensor):
                 dims[name] = out.dim()
 
-        # the order is that of the calls, not of the returns: leaves return before the next one is called
+        # the order is that of the returns: a layer returns before the next one is called
         handles.append(module.register_forward_hook(note))
     run_hooked(net, inputs, handles)
     return counts, dims

@@ -97,6 +97,8 @@ def agreement(model: nn.Module, structure: Structure, removed: Removed, inputs: 
 
     Raises whatever the pruned network raises when it does not run at all.
     """
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
+    inputs = inputs.to(own) if inputs.is_floating_point() else inputs
     with torch.no_grad():
         nets = _nets(model, structure, removed)
         out_original, masked, pruned = (tensors_of(forward_of(net.eval())(inputs)) for net in nets)

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from cswap.errors import StructureError, pass_on_out_of_memory
+from cswap.structure.calls import run_hooked
 from cswap.structure.chains import chains
 from cswap.structure.detectors import forward_of
 from cswap.structure.fit import refuse_unfit
@@ -108,6 +109,9 @@ def _group_of(dimension: Dimension, model: nn.Module, order: dict[str, int]) -> 
     first = producers[0]
     if len(np.unique(first.owner)) != dimension.size:
         first = next((s for s in producers if s.module == dimension.root), first)
+    reads = np.concatenate([s.owner for s in slots if s.role == "consumer"])
+    if len(np.unique(reads)) != dimension.size:
+        raise Refused("no weight reads some of its channels")
     if dimension.size < 2:
         raise Refused("it has a single unit, and a group keeps at least one")
     return Group(first.module, dimension.size, tuple(slots))
@@ -142,6 +146,25 @@ def _disjoint(groups: list[Group], left_out: list[LeftOut]) -> list[Group]:
         same = sum(g.name.split("#")[0] == group.name for g in kept)
         kept.append(Group(f"{group.name}#{same + 1}", group.size, group.slots) if same else group)
     return kept
+
+
+def _read_by_place(groups: list[Group], model: nn.Module, inputs: torch.Tensor, left_out: list[LeftOut]) -> list[Group]:
+    """Groups whose readers get what they read as their first argument, where a cut acts."""
+    by_name: set[str] = set()
+    names = dict.fromkeys(s.module for g in groups for s in g.consumers)
+
+    def see(name: str) -> Any:
+        return lambda _m, args, _named: None if args else by_name.add(name)
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(see(n), with_kwargs=True) for n in names]
+    run_hooked(forward_of(model), inputs, handles)
+    wrong = {g.name: next((s.module for s in g.consumers if s.module in by_name), "") for g in groups}
+    left_out += [
+        LeftOut.group(g, f"{wrong[g.name]} is called by keyword, so what it reads cannot be cut")
+        for g in groups
+        if wrong[g.name]
+    ]
+    return [g for g in groups if not wrong[g.name]]
 
 
 def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, seed: int = 0) -> Structure:
@@ -180,6 +203,7 @@ def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, see
         groups = _disjoint(groups, left_out) + head_groups(work, heads)  # a head owns its dimensions' positions too
         groups.sort(key=lambda g: _place(g, order), reverse=True)
         left_out += unlike
+        groups = _read_by_place(groups, work, inputs, left_out)
         left_out += _unaccounted(work, groups, left_out, order)
         structure = Structure(
             tuple(groups), tuple(left_out), _uncalled(work, order), _layer_costs(work, groups, macs),

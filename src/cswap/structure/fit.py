@@ -28,5 +28,10 @@ def refuse_unfit(model: nn.Module) -> None:
                 f"{kind} cannot be pruned: {at} is quantised ({type(module).__name__}), and packed weights cannot be sliced; "
                 "expected the network in floating point: prune first, quantise then"
             )
+    lazy = next((n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)), None)
+    if lazy is not None:
+        raise StructureError(
+            f"{kind} cannot be pruned: {lazy} has no shape yet; expected a lazy layer that has seen data, by one forward pass"
+        )
     if not any(p.is_floating_point() for p in model.parameters()):
         raise StructureError(f"{kind} cannot be pruned: it has no parameters of a floating type")

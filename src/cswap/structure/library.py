@@ -213,7 +213,8 @@ def _writers(raw: Any) -> Iterator[nn.Module]:
 def width_of(module: nn.Module) -> int:
     """Output channels of a layer of a kind in ROOTS."""
     rule = rule_of(module)
-    assert rule is not None
+    if rule is None:  # a grouped transposed convolution
+        return int(module.get_parameter("weight").shape[1]) * getattr(module, "groups", 1)
     tensor, dim = rule.out[0]
     return int(getattr(module, tensor).shape[dim])
 

@@ -11,6 +11,8 @@ from cswap.errors import pass_on_out_of_memory
 from cswap.structure.check import agreement, random_half, randomise_
 from cswap.structure.groups import LeftOut, Structure
 
+_NARROW = 16  # a half of fewer units may happen to be symmetric, as a flip of the channels is: another half goes too
+
 
 def verified(work: nn.Module, structure: Structure, inputs: torch.Tensor, seed: int) -> Structure:
     """`structure` without the groups that cannot be pruned, which are left out with the reason; `work` is randomised.
@@ -42,9 +44,12 @@ def _disagreement(
     model: nn.Module, structure: Structure, inputs: torch.Tensor, seed: int, names: list[str]
 ) -> str | None:
     """Why half of these groups cannot be removed safely, or None."""
+    narrow = [n for n in names if structure[n].size <= _NARROW]
+    halves = [random_half(structure, seed, names), *([random_half(structure, seed + 1, narrow)] if narrow else [])]
     try:
-        result = agreement(model, structure, random_half(structure, seed, names), inputs)
+        results = [agreement(model, structure, half, inputs) for half in halves]
     except Exception as error:  # noqa: BLE001 — whatever the pruned network raises is the reason to leave it alone
         pass_on_out_of_memory(error)
         return f"the pruned network does not run ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]})"
-    return None if result.ok else f"masked and pruned networks disagree: {result}"
+    wrong = next((r for r in results if not r.ok), None)
+    return None if wrong is None else f"masked and pruned networks disagree: {wrong}"
