@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from cswap.structure.detectors import forward_of
-from cswap.structure.groups import Removed, Structure
+from cswap.structure.groups import Group, Removed, Structure
 from cswap.structure.layers import channel_dim
 from cswap.structure.surgery import kept_indices, light_copy, own_consumers_, shrink_in_place, zero_cut_
+from cswap.types import IntArray
 
 TOLERANCE = 1e-4
 VISIBLE = 100.0
@@ -214,10 +215,19 @@ def _settle(model: nn.Module, inputs: torch.Tensor) -> None:
 
 
 def random_half(structure: Structure, seed: int, groups: list[str] | None = None) -> Removed:
-    """A random half of every group (of the named ones), at least one unit gone and one kept."""
+    """A random half of every group (of the named ones), at least one unit gone, and one kept of every layer."""
     rng = np.random.default_rng(seed)
-    return {
-        g.name: np.sort(rng.permutation(g.size)[: max(1, g.size // 2)]).astype(np.int64)
-        for g in structure
-        if g.size > 1 and (groups is None or g.name in groups)
-    }
+    return {g.name: _half(g, rng) for g in structure if g.size > 1 and (groups is None or g.name in groups)}
+
+
+def _half(group: Group, rng: np.random.Generator) -> IntArray:
+    own = [
+        set(s.by_unit) for s in group.slots if len(s.by_unit) < group.size
+    ]  # layers that have some of the units alone
+    gone: list[int] = []
+    for unit in rng.permutation(group.size).tolist():
+        if len(gone) == max(1, group.size // 2):
+            break
+        if all(have - {*gone, unit} for have in own if unit in have):
+            gone.append(unit)
+    return np.sort(np.asarray(gone, dtype=np.int64))
