@@ -18,6 +18,7 @@ from cswap.causal.replay import engine_for
 from cswap.data.text import is_tokens
 from cswap.errors import DataError, StructureError
 from cswap.evaluate.quality import measure_quality
+from cswap.linear.patches import refusal
 from cswap.methods.obs import output_importance
 from cswap.recovery import recovered, reestimated
 from cswap.structure.check import randomise_
@@ -273,3 +274,57 @@ def test_engines_agree_on_maps_that_become_rows():
         found.append(np.stack([after.sigma - before.sigma for _, after, before in engine.one_by_one(group, range(7))]))
     assert np.abs(found[0]).max() > 1e-3
     np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+
+
+def test_layers_that_run_for_some_classes_alone_are_refused():
+    """Structure is found with two samples; a layer that neither reaches would go on reading what is gone."""
+
+    def forward(s: Any, x: torch.Tensor) -> torch.Tensor:
+        h, out = F.relu(s.a(x)), x.new_zeros(len(x), 6)
+        middle = (x[:, 0] - 0.8).abs() < 0.6
+        for expert, mask in ((s.b, ~middle), (s.c, middle)):
+            rows = mask.nonzero().flatten()
+            if len(rows):
+                out = out.index_add(0, rows, expert(h[rows]))
+        return s.fc(F.relu(out))
+
+    layers = {"a": nn.Linear(5, 7), "b": nn.Linear(7, 6), "c": nn.Linear(7, 6), "fc": nn.Linear(6, 3)}
+    net = Net(forward, **layers)
+    x = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(3).repeat_interleave(8)
+    x[:, 0] = 2.0 * targets - 1.2
+    x[targets == 1, 0] = 0.8
+    calibration = cswap.calibration_set(TensorDataset(x, targets), 8)
+    net = _fitted(net, calibration).train()
+    with pytest.raises(StructureError, match="calls c for some samples"):
+        cswap.prune_path(net, calibration)
+    assert net.training
+
+
+class _Scaled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, 3 * self.weight, self.bias)
+
+
+class _Cast(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+def test_a_layer_that_scales_its_weights_is_not_refitted():
+    assert refusal(_Cast(4, 3)) is None
+    assert refusal(nn.Conv2d(4, 4, 3, padding=1, groups=2, padding_mode="circular")) is None
+    assert "does not use its weights as they are" in str(refusal(_Scaled(4, 3)))
+    calibration = _calibration(5)
+    net = _fitted(
+        Net(lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x))))), a=nn.Linear(5, 7), b=_Scaled(7, 6), fc=nn.Linear(6, 3)),
+        calibration,
+    )
+    structure = discover(net, calibration.inputs(0, 2))
+    engine = engine_for(net, structure, calibration, Classification(), cut="compensated")
+    group = structure["a"]
+    engine.enter(group)
+    (cut,) = engine.cut(group, [[0]])
+    engine.remove("a", [0])
+    np.testing.assert_allclose(engine.scores().sigma, cut.sigma, atol=1e-5)  # the cut is what the removal does
+    assert any("does not use its weights" in n for n in engine.notes)

@@ -33,7 +33,7 @@ from cswap.evaluate.quality import measure_quality
 from cswap.evaluate.significance import mcnemar
 from cswap.methods import registry
 from cswap.methods.path import PruningPath, Start
-from cswap.pipeline import Both, Watcher, check_fits, state_hash, task_named
+from cswap.pipeline import Both, Watcher, check_fits, refuse_routed, state_hash, task_named
 from cswap.recovery import recovered
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
@@ -108,7 +108,8 @@ def opened(job: CompareJob, watcher: Watcher) -> tuple[Run, dict[str, Any]]:
     first = drawn(job.seeds[0])
     same = drawn(0) if job.seeds[0] else first  # tells the data, whichever seeds are asked for
     check_fits(model, first, task)
-    structure = discover(model, first.inputs(0, 2))
+    structure = discover(model, first.some(2))
+    refuse_routed(model, structure, first)
     if not structure.groups:
         raise StructureError("nothing can be pruned in this model; `cswap support` says why")
     structure = structure.select(job.only, job.exclude)

@@ -14,16 +14,35 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 CHUNK_BYTES = 32 << 20  # of unfolded rows: larger blocks cost fresh pages
 
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 def refusal(module: nn.Module) -> str | None:
     """Why a layer's outputs are not rows times a matrix, or None when they are."""
-    if isinstance(module, nn.Linear):
-        return None
     if isinstance(module, _ConvTransposeNd):
         return "a transposed convolution adds up patches: not refitted"
-    if isinstance(module, _ConvNd):
-        return None
-    return f"{type(module).__name__} is no linear layer"
+    plain = next((c for c in _PLAIN if isinstance(module, c)), None)
+    if plain is None:
+        return f"{type(module).__name__} is no linear layer"
+    return None if _is_plain(module, plain) else f"{type(module).__name__} does not use its weights as they are"
+
+
+def _is_plain(module: Any, plain: Any) -> bool:
+    """Whether a layer gives what one of torch's own with its weights does (not one that standardises or scales them)."""
+    if type(module).forward is plain.forward:
+        return True
+    places = (
+        ()
+        if plain is nn.Linear
+        else tuple(d * (k - 1) + 2 for k, d in zip(module.kernel_size, module.dilation, strict=True))
+    )
+    width = module.in_features if plain is nn.Linear else module.in_channels
+    with torch.no_grad():
+        x = torch.randn(2, width, *places, generator=torch.Generator().manual_seed(0)).to(module.weight)
+        mine, theirs = module.forward(x), plain.forward(module, x)
+    return mine.shape == theirs.shape and bool(
+        torch.isclose(mine, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())).all()
+    )
 
 
 def groups_of(module: nn.Module) -> int:

@@ -1,6 +1,6 @@
 """The one way through: model + data → structure → effects → verdicts → path → surgery → recovery → evaluation → artifact."""
 
-from cswap.pipeline.checks import check_fits, task_named
+from cswap.pipeline.checks import check_fits, refuse_routed, task_named
 from cswap.pipeline.finish import Finished, finish, verified_copy
 from cswap.pipeline.jobs import DataChoice, Machine, OtherData, PruneJob, Source, Wish, state_hash
 from cswap.pipeline.later import apply, evaluate, export, reopened
@@ -26,6 +26,7 @@ __all__ = [
     "finish",
     "prune",
     "prune_path",
+    "refuse_routed",
     "reopened",
     "state_hash",
     "task_named",

@@ -14,9 +14,11 @@ from cswap.data.calibration import CalibrationSet, counted
 from cswap.data.models import ModelSpec
 from cswap.data.sources import DataPair, in_memory
 from cswap.data.truth import kind_of, target_at
-from cswap.errors import DataError, InputError, ModelError, pass_on_out_of_memory
+from cswap.errors import DataError, InputError, ModelError, StructureError, pass_on_out_of_memory
 from cswap.evaluate.certificate import refuse_seen
 from cswap.pipeline.jobs import DataChoice, Wish
+from cswap.structure.calls import run_hooked
+from cswap.structure.groups import Structure
 from cswap.tasks import TASKS, Classification, Detection, Task
 
 
@@ -94,6 +96,31 @@ def refuse_unsteady(model: nn.Module, calibration: CalibrationSet) -> None:
         raise ModelError(
             "the model: expected an output that follows from the sample alone, got one that depends on the other samples of the batch "
             "(a batch norm without running statistics, or a reshape that mixes samples)"
+        )
+
+
+def refuse_routed(model: nn.Module, structure: Structure, calibration: CalibrationSet) -> None:
+    """Layers that the structure was not found with must not run for other samples (ours). Raises StructureError."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    inputs, called = calibration.some(), []
+    modules = ((n, m) for n, m in model.named_modules() if n in structure.uncalled)
+    handles = [m.register_forward_hook(lambda *_, n=n: called.append(n)) for n, m in modules]
+    if not handles:
+        return
+    modes = {m: m.training for m in model.modules()}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            run_hooked(
+                model.eval(),
+                inputs.to(like.device, like.dtype if inputs.is_floating_point() else inputs.dtype),
+                handles,
+            )
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if called:
+        raise StructureError(
+            f"the model calls {called[0]} for some samples and not for others: expected one that sends every sample through the same layers"
         )
 
 

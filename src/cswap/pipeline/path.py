@@ -13,7 +13,7 @@ from cswap.errors import InputError, StructureError
 from cswap.methods import registry
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink, Start
-from cswap.pipeline.checks import refuse_unsteady, task_named
+from cswap.pipeline.checks import refuse_routed, refuse_unsteady, task_named
 from cswap.pipeline.jobs import Machine, check_options
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
@@ -48,7 +48,8 @@ def prune_path(
     chosen_task = completed(task) if task is not None else task_named("classification")
     with contextlib.suppress(RuntimeError):  # what cannot be copied is told by discover
         refuse_unsteady(copy.deepcopy(model).eval(), calibration)
-    structure = structure or discover(model, calibration.inputs(0, 2))
+    structure = structure or discover(model, calibration.some(2))
+    refuse_routed(model, structure, calibration)
     if not structure.groups:
         raise StructureError("nothing can be pruned in this model")
     path = registry.call(

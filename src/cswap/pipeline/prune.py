@@ -33,7 +33,7 @@ from cswap.data.sources import limited
 from cswap.errors import CswapError, InputError, StructureError
 from cswap.methods import registry
 from cswap.methods.path import PruningPath, Silence, Sink, Start
-from cswap.pipeline.checks import check_fits, task_named, unseen_data
+from cswap.pipeline.checks import check_fits, refuse_routed, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
 from cswap.pipeline.jobs import PruneJob
 from cswap.pipeline.watch import Both, Clock, Watcher
@@ -70,7 +70,8 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
         held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
     with clock.phase("structure"):
         watcher.phase("structure")
-        structure = discover(model, calibration.inputs(0, 2))
+        structure = discover(model, calibration.some(2))
+        refuse_routed(model, structure, calibration)
         if not structure.groups:
             raise StructureError("nothing can be pruned in this model; `cswap support` says why")
         structure = structure.select(job.only, job.exclude)
