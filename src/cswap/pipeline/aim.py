@@ -31,7 +31,7 @@ def aimed(
     """The shortest prefix, by bisection to a hundredth of the units, that takes the fraction of latency away (ours).
 
     sample: (1, …). Each prefix is timed in turns with the original, so that the speed of the machine cancels. Latency falls
-    in steps and is measured with noise, so of the prefixes tried the smallest that reached the target is taken. Raises TargetError.
+    in steps and is measured with noise, so of the prefixes tried the smallest that reached the target is timed once more, and a longer one taken until that holds. Raises TargetError.
     """
     if target.kind != "latency" or target.value is None:
         return Aim(target, [])
@@ -55,7 +55,13 @@ def aimed(
             )
         else:
             low = middle + 1
-    return Aim(Target("units", min(reached)), measured)
+    at = steps.index(min(reached))
+    while True:  # the shortest of noisy figures is a lucky one: it has to hold again, timed for longer
+        gone = _fraction_gone(model, path, steps[at], sample, round_to, batch, device, budget_s=4.0)
+        measured.append({"units": steps[at], "latency": gone})
+        if gone >= target.value or at == len(steps) - 1:
+            return Aim(Target("units", steps[at]), measured)
+        at += 1
 
 
 def _levels(path: PruningPath, round_to: int) -> list[float]:
@@ -73,9 +79,10 @@ def _levels(path: PruningPath, round_to: int) -> list[float]:
 
 
 def _fraction_gone(
-    model: nn.Module, path: PruningPath, units: float, sample: torch.Tensor, round_to: int, batch: int, device: str
-) -> float:
+    model: nn.Module, path: PruningPath, units: float, sample: torch.Tensor, round_to: int, batch: int, device: str,
+    budget_s: float = 2.0,
+) -> float:  # fmt: skip
     removed, _, _ = path.prefix(Target("units", units), round_to)
     nets = {"original": model.eval(), "pruned": pruned_copy(model, path.structure, removed).eval()}
-    times = latency_ms(nets, sample, batch, device=device, budget_s=2.0)
+    times = latency_ms(nets, sample, batch, device=device, budget_s=budget_s)
     return 1.0 - times["pruned"] / times["original"]

@@ -24,6 +24,9 @@ from cswap.structure.check import Agreement
 from cswap.tasks import Task
 from cswap.types import Target
 
+REACHED = "target reached"
+UNCOMPENSATED = "joint tested its sets with the layers behind them compensated, and here they are cut alone: --recover lstsq makes the network that was tested"
+
 
 @dataclass(frozen=True, eq=False)
 class Finished:
@@ -69,7 +72,7 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
     with clock.phase("aim"):
         aim = aimed(done.model, path, target, sample, round_to=wish.round_to, batch=wish.latency_batch, device=device)
     if target.kind == "latency":
-        target_used = aim.target
+        target_used, reached = aim.target, REACHED
     elif target.value is not None and wish.round_to == 1 and not target.reached(path.ratio):
         reached = f"stopped before the target: {path.ended}"
         target_used = Target("units", path.ratio.units)
@@ -80,6 +83,11 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         inputs = done.calibration.some()
         small, agreed = verified_copy(done.model, path, target_used, inputs, wish.round_to)
     surgery: Any = small._cswap
+    if target.value is not None and target.kind != "latency" and target.reached(surgery.ratio):
+        reached = REACHED
+    if path.method == "joint" and "lstsq" not in steps_of(wish.recover) and surgery.steps:
+        path.notes.append(UNCOMPENSATED)
+        watcher.note(UNCOMPENSATED)
     recovery = None
     if steps_of(wish.recover) and surgery.steps:
         with clock.phase("recovery"):

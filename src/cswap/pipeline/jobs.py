@@ -165,12 +165,13 @@ class Wish:
             raise InputError(f"latency-batch: goes with --target latency=F, got --target {target}")
 
 
-_TESTING = ("cswap", "cbp", "greedy", "joint")
+_VOTING = ("cswap", "cbp", "greedy")
+_TESTING = (*_VOTING, "joint")  # joint asks every class for a margin, and takes no vote
 _RANKINGS = ("magnitude", "random", "taylor", "taylor2", "deeplift", "lrp", "lamp", "obs")
 _OF_SOME_METHODS = {
     "granularity": ("cswap",), "norm": ("magnitude",), "margins": ("joint",), "swaps": ("obs", "joint"), "order": ("cswap",),
-    "reference": ("cswap",), "effects": ("cswap",), "buffer_order": ("cswap", "cbp"), "vote": _TESTING, "correction": _TESTING,
-    "min_effect": _TESTING, "vote_score": _TESTING, "xi_floor": _TESTING, "cut": ("cswap", "cbp", "greedy"), "scope": (*_RANKINGS, "joint"),
+    "reference": ("cswap",), "effects": ("cswap",), "buffer_order": ("cswap", "cbp"), "vote": _VOTING, "correction": _VOTING,
+    "min_effect": _VOTING, "vote_score": _TESTING, "xi_floor": _VOTING, "cut": ("cswap", "cbp", "greedy"), "scope": (*_RANKINGS, "joint"),
 }  # fmt: skip
 """Options that only some of our methods read: given with another they would be forgotten."""
 
