@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import cswap
@@ -14,6 +15,7 @@ from cswap.evaluate.bounds import BOUNDS, bernstein, betting, student
 from cswap.evaluate.certificate import Certificate, certificate_of, class_losses, in_fixed_order, refuse_seen
 from cswap.pipeline import DataChoice, Wish
 from cswap.pipeline.checks import unseen_data
+from cswap.tasks import SoftSegmentation
 
 
 def betting_by_hand(losses, alpha: float, tau: float) -> bool:
@@ -155,3 +157,51 @@ def test_what_cannot_be_certified_is_said():
         certificate_of({"a": np.zeros(9)}, bound="normal")
     with pytest.raises(DataError, match="class 'b': expected at least 2 samples, got 1"):
         certificate_of({"a": np.zeros(9), "b": np.zeros(1)})
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_losses_that_are_none_certify_nothing(bound):
+    for wrong, shown in ((np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (50.0, "50"), (-1.1, "-1.1")):
+        with pytest.raises(
+            DataError, match=rf"class 'b': expected losses from -1 to 1, got {shown} \(1 of 100 samples\)"
+        ):
+            certificate_of({"a": np.zeros(100), "b": np.r_[np.zeros(99), wrong]}, margin=0.1, bound=bound)
+    with pytest.raises(DataError, match="got nan \\(100 of 100 samples\\)"):
+        certificate_of({"a": np.full(100, np.nan)}, margin=0.1, bound=bound)
+    assert BOUNDS[bound](np.r_[np.zeros(50), np.nan, np.zeros(49)], 0.05) == 1.0
+    assert BOUNDS[bound](np.full(100, np.nan), 0.05) == 1.0
+    assert certificate_of({"a": np.r_[np.zeros(99), -1 - 1e-7]}, margin=0.9, bound=bound).samples == (100,)  # rounding
+
+
+class _Says(nn.Module):
+    """Gives its inputs out as logits, those of one class shifted."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[:, :1] + self.shift, x[:, 1:]], 1)
+
+
+def test_a_network_that_says_nan_loses_its_samples_of_no_class():
+    """Where a class is not in a mask, it has no score of either network; a NaN of the pruned one alone is not that."""
+    masks = torch.tensor([0, 0, 1, 1]).view(4, 1, 1).expand(4, 2, 2).clone()
+    logits = 9.0 * torch.nn.functional.one_hot(masks, 2).movedim(-1, 1).float()
+    data, task = TensorDataset(logits, masks), SoftSegmentation()
+    losses = class_losses(_Says(0.0), _Says(float("nan")), data, task, ("a", "b"))
+    assert [len(v) for v in losses.values()] == [2, 2]
+    with pytest.raises(DataError, match="got nan"):
+        certificate_of(losses, margin=0.9)
+
+
+def test_data_that_hold_nan_are_refused(digits_case, monkeypatch):
+    from cswap.demo import digits
+
+    _, calibration, _ = digits_case
+    x, y = digits(0)[1].tensors
+    x = x.clone()
+    x[4, 0, 2, 2] = float("nan")
+    monkeypatch.setattr(DataChoice, "open", lambda self, spec: DataPair(None, TensorDataset(x, y), calibration.classes))
+    with pytest.raises(DataError, match="certify: sample 4: expected finite inputs, got NaN or Inf"):
+        unseen_data(Wish(certify="more"), DataChoice("data"), None, calibration.classes, calibration)

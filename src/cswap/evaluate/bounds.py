@@ -40,7 +40,7 @@ def betting(losses: FloatArray, alpha: float) -> float:
             bet = np.clip(gap / np.maximum(variance + gap**2, 1e-12), 0.0, _SHARE / np.maximum(1 - tau, 1e-9))
             capital = np.cumsum(np.log1p(np.maximum(bet * (tau - losses), -1 + 1e-12)), axis=1)
             highest[i : i + 200] = capital.max(axis=1)
-    kept = np.flatnonzero(highest < np.log(1 / alpha))  # not refuted
+    kept = np.flatnonzero(~(highest >= np.log(1 / alpha)))  # not refuted; NaN refutes nothing
     return (
         float(taus[kept[-1] + 1])
         if len(kept) and kept[-1] + 1 < len(taus)
@@ -60,7 +60,9 @@ def bernstein(losses: FloatArray, alpha: float) -> float:
 
 def student(losses: FloatArray, alpha: float) -> float:
     """The one-sided t bound: approximate, for losses without heavy tails."""
-    return float(upper_mean(Moments.of(losses), alpha)) if len(losses) > 1 else 1.0
+    if len(losses) < 2 or np.isnan(losses).any():  # moments leave NaN out
+        return 1.0
+    return float(upper_mean(Moments.of(losses), alpha))
 
 
 BOUNDS: dict[str, Callable[[FloatArray, float], float]] = {"betting": betting, "bernstein": bernstein, "t": student}

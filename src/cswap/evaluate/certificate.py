@@ -16,12 +16,14 @@ from torch.utils.data import Dataset
 from cswap.causal.engine import exact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.text import trimmed
-from cswap.data.truth import moved
+from cswap.data.truth import inputs_of, moved
 from cswap.errors import DataError, InputError
 from cswap.evaluate.bounds import APPROXIMATE, BOUNDS, check_claim
 from cswap.evaluate.quality import batches
 from cswap.tasks.base import Task
 from cswap.types import FloatArray
+
+_ROUNDING = 1e-6  # that a loss may lie beyond [−1, 1] by: scores are computed in float32
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def certificate_of(
     bound: str = "betting",
     seed: int = 0,
 ) -> Certificate:
-    """From the losses σ − σ_pruned of each class's samples, (n,) in [−1, 1]. Raises InputError, DataError.
+    """From the losses σ − σ_pruned of each class's samples, (n,) in [−1, 1]. Raises InputError; DataError for a class of fewer than
+    two samples, and for losses that are not finite or lie outside [−1, 1].
 
     Samples are shuffled with the seed, because the betting bound needs an order that does not depend on them.
     """
@@ -88,6 +91,12 @@ def certificate_of(
         raise DataError(
             f"certify: class {empty!r}: expected at least 2 samples, got {len(losses[empty]) if empty else 0}"
         )
+    for c, v in losses.items():
+        wrong = np.flatnonzero(~(np.abs(v) <= 1 + _ROUNDING))  # NaN is among them
+        if len(wrong):
+            raise DataError(
+                f"certify: class {c!r}: expected losses from -1 to 1, got {v[wrong[0]]:g} ({len(wrong)} of {len(v)} samples)"
+            )
     own = BOUNDS[bound]
     mixed = {c: np.random.default_rng([seed, k]).permutation(v) for k, (c, v) in enumerate(losses.items())}
     upper = tuple(own(v, alpha) for v in mixed.values())
@@ -123,8 +132,8 @@ def class_losses(
             if hasattr(task, "class_scores"):
                 columns = [task.class_scores(o, truth).double().cpu().numpy() for o in outputs]
                 for k, name in enumerate(classes[: columns[0].shape[1]]):
-                    lost = columns[0][:, k] - columns[1][:, k]
-                    found[name].append(lost[~np.isnan(lost)])
+                    there = ~np.isnan(columns).all(0)[:, k]  # a class that is not there has no score of either network
+                    found[name].append((columns[0] - columns[1])[there, k])
                 continue
             scores = [task.score(o, truth).double().cpu().numpy() for o in outputs]
         labels = np.asarray(targets)
@@ -134,13 +143,17 @@ def class_losses(
 
 
 def refuse_seen(dataset: Dataset[Any], calibration: CalibrationSet) -> None:
-    """The samples of a certificate must not be among those that units, ridge or statistics were chosen by. Raises DataError.
+    """The samples of a certificate must not be among those that units, ridge or statistics were chosen by, and must be finite.
+    Raises DataError.
 
     Compared by content. That the network was never trained on them is for the user to know.
     """
     used = {_digest(calibration.inputs(i, i + 1)[0]) for i in range(len(calibration))}
     for i in range(len(dataset)):  # type: ignore[arg-type]
-        if _digest(torch.as_tensor(dataset[i][0])) in used:
+        inputs = inputs_of(dataset, i)
+        if inputs.is_floating_point() and not torch.isfinite(inputs).all():
+            raise DataError(f"certify: sample {i}: expected finite inputs, got NaN or Inf")
+        if _digest(inputs) in used:
             raise DataError(
                 f"certify: sample {i} is one of the calibration samples: expected samples that nothing was chosen by"
             )

@@ -117,7 +117,7 @@ def _apart(ones: list[Any], others: list[Any]) -> bool:
 def unseen_data(
     wish: Wish, data: DataChoice, spec: ModelSpec, classes: tuple[str, ...], calibration: CalibrationSet
 ) -> Any:
-    """The samples for a certificate, none where none is asked for. Raises DataError when they were calibrated with."""
+    """The samples for a certificate, none where none is asked for. Raises DataError when they were calibrated with or hold NaN."""
     if wish.certify is None:
         return None
     pair = replace(data, text=wish.certify).open(spec)
