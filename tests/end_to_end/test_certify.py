@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+import cswap
 from cswap.cli.app import main
+from cswap.data.models import ModelSpec, load_weights
+from cswap.data.sources import ImageFormat, open_data
+from tests.end_to_end.conftest import write_images
 
 TENSORS = """
 import torch
@@ -52,3 +58,43 @@ def test_data_that_hold_nan_are_refused_before_the_analysis(place, tensors, caps
     line = _refused(capsys, place.prune("out", *asked, data=f"{tensors}:data"))
     assert "certify: sample 7: expected finite inputs, got NaN or Inf" in line
     assert not (place.root / "out").exists()
+
+
+def test_other_data_do_not_make_the_calibration_samples_new(place, tensors, capsys):
+    """With --data OTHER the set drawn again is another: the path's own samples would pass for fresh ones."""
+    assert main(place.prune("out")) == 0
+    write_images(place.root / "other" / "train", 10, 5)
+    write_images(place.root / "other" / "test", 5, 6)
+    write_images(place.root / "fresh" / "train", 2, 7)
+    write_images(place.root / "fresh" / "test", 20, 8)
+    shutil.copytree(place.data / "train", place.root / "seen" / "train")
+    shutil.copytree(place.data / "train", place.root / "seen" / "test")
+    apply = ["apply", str(place.root / "out"), "--trust", "--target", "units=0.1", "--quiet", "--json", "--out"]
+    seen, other = ["--certify", str(place.root / "seen"), "--margin", "0.9"], ["--data", str(place.root / "other")]
+    line = _refused(capsys, [*apply, str(place.root / "a"), *other, *seen])
+    assert "cannot be told from these data; expected --certify without --data" in line
+    assert not (place.root / "a").exists()
+    assert "cannot be told" in _refused(capsys, [*apply, str(place.root / "a"), "--image-size", "4", *seen])
+    assert "is one of the calibration samples" in _refused(capsys, [*apply, str(place.root / "a"), *seen])
+    assert main([*apply, str(place.root / "a"), *other]) == 0  # no certificate, no samples to tell apart
+    again = ["apply", str(place.root / "a"), *apply[2:]]
+    assert "recorded data, which have changed" in _refused(capsys, [*again, str(place.root / "b"), *seen])
+    fresh = ["--certify", str(place.root / "fresh"), "--margin", "0.9"]
+    capsys.readouterr()
+    assert main([*apply, str(place.root / "c"), *fresh]) == 0
+    assert json.loads(capsys.readouterr().out)["certificate"]["samples"] == [20, 20, 20]
+
+
+def test_what_python_saved_cannot_be_certified_later(place, capsys):
+    spec = f"{place.factory}:colours"
+    model = ModelSpec.parse(spec).build()
+    load_weights(model, place.weights)
+    train = open_data(str(place.data), ImageFormat(8, 8, (0.5,) * 3, (0.5,) * 3)).train
+    path = cswap.prune_path(model, cswap.calibration_set(train, 6, 0), target="params=0.3")
+    cswap.save(path.apply(model, target="params=0.3"), place.root / "saved", path=path, factory=spec)
+    line = _refused(capsys, [
+        "apply", str(place.root / "saved"), "--trust", "--model", spec, "--weights", str(place.weights), "--data", str(place.data),
+        "--image-size", "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--target", "units=0.1", "--quiet",
+        "--out", str(place.root / "a"), "--certify", str(place.data), "--margin", "0.9",
+    ])  # fmt: skip
+    assert "does not say which samples its path was chosen by" in line
