@@ -117,6 +117,16 @@ def test_losses_are_by_class_and_seen_samples_are_refused(digits_case):
         refuse_seen(TensorDataset(torch.stack([x[0], calibration.inputs(3, 4)[0]]), y[:2]), calibration)
 
 
+def test_a_sample_that_comes_twice_is_no_second_draw(digits_case):
+    from cswap.demo import digits
+
+    _, calibration, _ = digits_case
+    x, y = digits(0)[1].tensors
+    twice = torch.cat([torch.arange(20), torch.tensor([3, 5])])
+    with pytest.raises(DataError, match="certify: sample 20 is sample 3 again: expected each sample once"):
+        refuse_seen(TensorDataset(x[twice], y[twice]), calibration)
+
+
 class _Counted(TensorDataset):
     """Counts how often each sample is read."""
 

@@ -143,20 +143,24 @@ def class_losses(
 
 
 def refuse_seen(dataset: Dataset[Any], calibration: CalibrationSet) -> None:
-    """The samples of a certificate must not be among those that units, ridge or statistics were chosen by, and must be finite.
-    Raises DataError.
+    """The samples of a certificate must not be among those that units, ridge or statistics were chosen by, must be finite, and each
+    there once: one that comes twice is no second draw. Raises DataError.
 
-    Compared by content. That the network was never trained on them is for the user to know.
+    Compared by content, whatever they are labelled. That the network was never trained on them is for the user to know.
     """
     used = {_digest(calibration.inputs(i, i + 1)[0]) for i in range(len(calibration))}
+    first: dict[bytes, int] = {}
     for i in range(len(dataset)):  # type: ignore[arg-type]
         inputs = inputs_of(dataset, i)
         if inputs.is_floating_point() and not torch.isfinite(inputs).all():
             raise DataError(f"certify: sample {i}: expected finite inputs, got NaN or Inf")
-        if _digest(inputs) in used:
+        own = _digest(inputs)
+        if own in used:
             raise DataError(
                 f"certify: sample {i} is one of the calibration samples: expected samples that nothing was chosen by"
             )
+        if first.setdefault(own, i) != i:
+            raise DataError(f"certify: sample {i} is sample {first[own]} again: expected each sample once")
 
 
 def _digest(inputs: torch.Tensor) -> bytes:
