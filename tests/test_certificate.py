@@ -12,7 +12,7 @@ import cswap
 from cswap.data.sources import DataPair
 from cswap.errors import DataError, InputError
 from cswap.evaluate.bounds import BOUNDS, bernstein, betting, student
-from cswap.evaluate.certificate import Certificate, certificate_of, class_losses, in_fixed_order, refuse_seen
+from cswap.evaluate.certificate import Certificate, certificate_of, class_losses, in_fixed_order, refuse_seen, shown
 from cswap.pipeline import DataChoice, Wish
 from cswap.pipeline.checks import unseen_data
 from cswap.tasks import SoftSegmentation
@@ -46,6 +46,33 @@ def test_the_betting_bound_is_that_of_the_slow_gambler():
 def test_without_any_loss_three_in_n_can_be_said(n):
     assert 3.0 / n <= betting(np.zeros(n), 0.05) <= 3.6 / n + 1 / 2000
     assert bernstein(np.zeros(n), 0.05) > betting(np.zeros(n), 0.05)
+
+
+@pytest.mark.parametrize("n", [5000, 100_000])
+def test_many_samples_say_as_much_as_they_can(n):
+    assert 3.0 / n <= betting(np.zeros(n), 0.05) <= 3.25 / n
+
+
+def test_what_is_printed_as_the_smallest_margin_holds():
+    rng = np.random.default_rng(5)
+    for n in (30, 77, 150, 500, 5000):
+        for mean in (0.0, 0.002, 0.05, 0.3):
+            losses = {"a": np.clip(rng.normal(mean, mean, n), -1, 1)}
+            for bound in BOUNDS:
+                found = certificate_of(losses, margin=0.999, bound=bound)
+                printed = shown(found.smallest)
+                assert printed in str(found)
+                assert float(printed) - found.smallest < 1e-4
+                if 0 < float(printed) < 1:
+                    assert certificate_of(losses, margin=float(printed), bound=bound).holds
+    for value, printed in (
+        (0.14300000000000002, "0.1430"),
+        (0.14301, "0.1431"),
+        (3.1612e-5, "0.0000317"),
+        (1.0, "1.0000"),
+        (0.0, "0.0000"),
+    ):
+        assert shown(value) == printed
 
 
 def test_bounds_shrink_with_samples_and_lie_above_the_mean():
@@ -171,15 +198,16 @@ def test_what_cannot_be_certified_is_said():
 
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_losses_that_are_none_certify_nothing(bound):
-    for wrong, shown in ((np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (50.0, "50"), (-1.1, "-1.1")):
+    for wrong, said in ((np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (50.0, "50"), (-1.1, "-1.1")):
         with pytest.raises(
-            DataError, match=rf"class 'b': expected losses from -1 to 1, got {shown} \(1 of 100 samples\)"
+            DataError, match=rf"class 'b': expected losses from -1 to 1, got {said} \(1 of 100 samples\)"
         ):
             certificate_of({"a": np.zeros(100), "b": np.r_[np.zeros(99), wrong]}, margin=0.1, bound=bound)
     with pytest.raises(DataError, match="got nan \\(100 of 100 samples\\)"):
         certificate_of({"a": np.full(100, np.nan)}, margin=0.1, bound=bound)
+    for first in (0, 50, 99):  # that is NaN, and all after it
+        assert BOUNDS[bound](np.where(np.arange(100) < first, 0.0, np.nan), 0.05) == 1.0
     assert BOUNDS[bound](np.r_[np.zeros(50), np.nan, np.zeros(49)], 0.05) == 1.0
-    assert BOUNDS[bound](np.full(100, np.nan), 0.05) == 1.0
     assert certificate_of({"a": np.r_[np.zeros(99), -1 - 1e-7]}, margin=0.9, bound=bound).samples == (100,)  # rounding
 
 

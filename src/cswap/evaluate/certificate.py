@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from cswap.evaluate.quality import batches
 from cswap.tasks.base import Task
 from cswap.types import FloatArray
 
+_SAME = 1e-9  # by which a bound may lie above the margin it was printed as
 _ROUNDING = 1e-6  # that a loss may lie beyond [−1, 1] by: scores are computed in float32
 
 
@@ -49,7 +51,7 @@ class Certificate:
     def holds(self) -> bool:
         """Whether every class's bound is within the margin: each is tested at level α, and all must pass (an
         intersection–union test, which needs no correction)."""
-        return self.smallest <= self.margin
+        return self.smallest <= self.margin + _SAME
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -62,12 +64,18 @@ class Certificate:
     def __str__(self) -> str:
         how = f"{'approximately ' if self.approximate else ''}with confidence {1 - self.alpha:g} ({self.bound} bound)"
         if self.holds:
-            return f"no class lost more than {self.margin:g} of mean score, {how}; the smallest that can be said is {self.smallest:.4f}"
+            return f"no class lost more than {self.margin} of mean score, {how}; the smallest that can be said is {shown(self.smallest)}"
         worst = self.classes[int(np.argmax(self.upper))]
         return (
-            f"not certified: class {worst} may have lost up to {self.smallest:.4f} of mean score, {how}; {self.margin:g} was asked, "
-            f"and {min(self.samples)} samples of a class can say at best {self.possible:.4f}"
+            f"not certified: class {worst} may have lost up to {shown(self.smallest)} of mean score, {how}; {self.margin} was asked, "
+            f"and {min(self.samples)} samples of a class can say at best {shown(self.possible)}"
         )
+
+
+def shown(bound: float) -> str:
+    """A bound as a margin that it holds at: rounded up, to four decimals, and to three digits where it is small."""
+    places = min(9, max(4, 2 - math.floor(math.log10(bound)))) if bound > 0 else 4  # a t bound may be none
+    return f"{math.ceil((bound - _SAME) * 10**places) / 10**places:.{places}f}"
 
 
 def certificate_of(
