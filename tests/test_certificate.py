@@ -10,9 +10,17 @@ from torch.utils.data import TensorDataset
 
 import cswap
 from cswap.data.sources import DataPair
-from cswap.errors import DataError, InputError
+from cswap.errors import CswapWarning, DataError, InputError
 from cswap.evaluate.bounds import BOUNDS, bernstein, betting, student
-from cswap.evaluate.certificate import Certificate, certificate_of, class_losses, in_fixed_order, refuse_seen, shown
+from cswap.evaluate.certificate import (
+    Certificate,
+    certificate_of,
+    check_enough,
+    class_losses,
+    in_fixed_order,
+    refuse_seen,
+    shown,
+)
 from cswap.pipeline import DataChoice, Wish
 from cswap.pipeline.checks import unseen_data
 from cswap.tasks import SoftSegmentation
@@ -170,10 +178,40 @@ def test_the_certificate_s_samples_are_decoded_once(digits_case, monkeypatch):
     counted.read = np.zeros(len(counted), dtype=int)
     pair = DataPair(counted, counted, calibration.classes)
     monkeypatch.setattr(DataChoice, "open", lambda self, spec: pair)
-    unseen = unseen_data(Wish(certify="more"), DataChoice("data"), None, calibration.classes, calibration)
+    unseen = unseen_data(Wish(certify="more", margin=0.3), DataChoice("data"), None, calibration.classes, calibration)
     class_losses(model, model, unseen, cswap.Classification(), calibration.classes)
     assert len(unseen) == len(counted)
     assert (counted.read[1:] == 1).all()  # the first says how large they are
+
+
+def test_a_margin_that_the_samples_cannot_reach_is_said_before(digits_case):
+    from cswap.demo import digits
+
+    x, y = digits(0)[1].tensors
+    fewer = torch.cat([torch.nonzero(y != 3).flatten(), torch.nonzero(y == 3).flatten()[:40]])
+    data, classes = TensorDataset(x[fewer], y[fewer]), digits_case[1].classes
+    best = betting(np.zeros(40), 0.05)
+    check_enough(data, classes, margin=best)
+    with pytest.warns(
+        CswapWarning,
+        match=f"class '{classes[3]}' has 40 samples, which can say at best {shown(best)} with confidence 0.95",
+    ):
+        check_enough(data, classes, margin=best - 1e-4)
+    check_enough(data, classes, margin=best - 1e-4, alpha=0.2)
+    with pytest.warns(CswapWarning, match="bernstein"):
+        check_enough(data, classes, margin=best, bound="bernstein")
+    with pytest.raises(DataError, match=f"class '{classes[3]}': expected at least 2 samples, got 1"):
+        check_enough(TensorDataset(x[fewer[:-39]], y[fewer[:-39]]), classes, margin=0.9)
+    masks = torch.tensor([[0, 0], [0, 1], [0, 1]]).view(3, 1, 2)  # a class counts where a mask holds it
+    with pytest.warns(CswapWarning, match="class 'b' has 2 samples"):
+        check_enough(TensorDataset(torch.zeros(3, 3, 1, 2), masks), ("a", "b"), margin=0.5)
+
+
+def test_what_the_samples_can_say_at_best_is_always_told():
+    for loss in (0.0, 0.2):
+        found = certificate_of({"a": np.full(300, loss), "b": np.zeros(150)}, margin=0.1)
+        assert found.holds == (loss == 0)
+        assert f"150 samples of a class can say at best {shown(betting(np.zeros(150), 0.05))}" in str(found)
 
 
 def test_a_sentence_is_seen_however_wide_its_padding_is():

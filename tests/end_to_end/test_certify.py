@@ -98,3 +98,13 @@ def test_what_python_saved_cannot_be_certified_later(place, capsys):
         "--out", str(place.root / "a"), "--certify", str(place.data), "--margin", "0.9",
     ])  # fmt: skip
     assert "does not say which samples its path was chosen by" in line
+
+
+def test_a_margin_out_of_reach_is_said_before_the_analysis(place, tensors, capsys):
+    few = ["--certify", f"{tensors}:fresh", "--margin"]
+    capsys.readouterr()
+    assert main(place.prune("a", *few, "0.05", data=f"{tensors}:data")) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "warning: certify: class 'blue' has 40 samples, which can say at best 0.07" in line
+    assert main(place.prune("b", *few, "0.1", data=f"{tensors}:data")) == 0
+    assert not capsys.readouterr().err

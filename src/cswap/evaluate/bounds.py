@@ -74,6 +74,11 @@ BOUNDS: dict[str, Callable[[FloatArray, float], float]] = {"betting": betting, "
 APPROXIMATE = ("t",)
 
 
+def at_best(samples: int, alpha: float, bound: str) -> float:
+    """The least mean loss that so many samples of a class can certify, none of which lost or gained anything."""
+    return BOUNDS[bound](np.zeros(samples), alpha)
+
+
 def check_claim(margin: float, bound: str) -> None:
     """A margin τ is a loss of mean score between 0 and 1, and its bound one of `BOUNDS`. Raises InputError."""
     if not 0 < margin < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,11 +16,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cswap.causal.engine import exact
-from cswap.data.calibration import CalibrationSet
+from cswap.data.calibration import CalibrationSet, labels_of
 from cswap.data.text import trimmed
-from cswap.data.truth import inputs_of, moved
-from cswap.errors import DataError, InputError
-from cswap.evaluate.bounds import APPROXIMATE, BOUNDS, check_claim
+from cswap.data.truth import inputs_of, members_of, moved
+from cswap.errors import CswapWarning, DataError, InputError
+from cswap.evaluate.bounds import APPROXIMATE, BOUNDS, at_best, check_claim
 from cswap.evaluate.quality import batches
 from cswap.tasks.base import Task
 from cswap.types import FloatArray
@@ -33,7 +34,7 @@ class Certificate:
     """What was claimed of one network, and whether it holds.
 
     margin: τ, in mean score. upper: by class, the bound of its mean loss. smallest: the least τ these samples certify, the
-    largest of `upper`. possible: the least τ that as many samples could certify if no sample had lost anything.
+    largest of `upper`. possible: the least τ that as many samples could certify if no sample had lost or gained anything.
     """
 
     margin: float
@@ -63,12 +64,16 @@ class Certificate:
 
     def __str__(self) -> str:
         how = f"{'approximately ' if self.approximate else ''}with confidence {1 - self.alpha:g} ({self.bound} bound)"
+        best = f"{min(self.samples)} samples of a class can say at best {shown(self.possible)}"
         if self.holds:
-            return f"no class lost more than {self.margin} of mean score, {how}; the smallest that can be said is {shown(self.smallest)}"
+            return (
+                f"no class lost more than {self.margin} of mean score, {how}; the smallest that can be said is {shown(self.smallest)}, and "
+                f"{best}"
+            )
         worst = self.classes[int(np.argmax(self.upper))]
         return (
             f"not certified: class {worst} may have lost up to {shown(self.smallest)} of mean score, {how}; {self.margin} was asked, "
-            f"and {min(self.samples)} samples of a class can say at best {shown(self.possible)}"
+            f"and {best}"
         )
 
 
@@ -94,12 +99,10 @@ def certificate_of(
     check_claim(margin, bound)
     if not 0 < alpha < 1:
         raise InputError(f"alpha: expected a number between 0 and 1, got {alpha}")
-    empty = next((c for c, v in losses.items() if len(v) < 2), None)
-    if empty is not None or not losses:
-        raise DataError(
-            f"certify: class {empty!r}: expected at least 2 samples, got {len(losses[empty]) if empty else 0}"
-        )
+    if not losses:
+        raise DataError("certify: expected losses of at least one class, got none")
     for c, v in losses.items():
+        _check_two(c, len(v))
         wrong = np.flatnonzero(~(np.abs(v) <= 1 + _ROUNDING))  # NaN is among them
         if len(wrong):
             raise DataError(
@@ -111,7 +114,7 @@ def certificate_of(
     return Certificate(
         margin, alpha, bound, bound in APPROXIMATE, tuple(mixed), tuple(len(v) for v in mixed.values()),
         tuple(float(v.mean()) for v in mixed.values()), upper, max(upper),
-        max(own(np.zeros(len(v)), alpha) for v in mixed.values()),
+        at_best(min(len(v) for v in mixed.values()), alpha, bound),
     )  # fmt: skip
 
 
@@ -140,7 +143,9 @@ def class_losses(
             if hasattr(task, "class_scores"):
                 columns = [task.class_scores(o, truth).double().cpu().numpy() for o in outputs]
                 for k, name in enumerate(classes[: columns[0].shape[1]]):
-                    there = ~np.isnan(columns).all(0)[:, k]  # a class that is not there has no score of either network
+                    there = ~(
+                        np.isnan(columns[0][:, k]) & np.isnan(columns[1][:, k])
+                    )  # a class that is not there has no score of either network
                     found[name].append((columns[0] - columns[1])[there, k])
                 continue
             scores = [task.score(o, truth).double().cpu().numpy() for o in outputs]
@@ -148,6 +153,30 @@ def class_losses(
         for k, name in enumerate(classes):
             found[name].append((scores[0] - scores[1])[labels == k])
     return {c: np.concatenate(v) if v else np.empty(0) for c, v in found.items()}
+
+
+def check_enough(
+    dataset: Dataset[Any], classes: Sequence[str], *, margin: float = 0.02, alpha: float = 0.05, bound: str = "betting"
+) -> None:
+    """Warns, by labels alone, where the smallest class's samples cannot certify the margin unless the network became better.
+    Raises DataError for a class of fewer than two."""
+    members = members_of(dataset, len(classes))
+    counts = np.bincount(labels_of(dataset), minlength=len(classes)) if members is None else members.sum(0)
+    k = int(counts.argmin())
+    _check_two(classes[k], int(counts[k]))
+    best = at_best(int(counts[k]), alpha, bound)
+    if best > margin + _SAME:
+        warnings.warn(
+            f"certify: class {classes[k]!r} has {counts[k]} samples, which can say at best {shown(best)} with confidence {1 - alpha:g} "
+            f"({bound} bound), and a margin of {margin} was asked: expected more samples or a larger margin",
+            CswapWarning,
+            stacklevel=2,
+        )
+
+
+def _check_two(name: str, samples: int) -> None:
+    if samples < 2:
+        raise DataError(f"certify: class {name!r}: expected at least 2 samples, got {samples}")
 
 
 def refuse_seen(dataset: Dataset[Any], calibration: CalibrationSet) -> None:

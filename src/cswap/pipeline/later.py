@@ -23,6 +23,7 @@ from cswap.data.truth import stacked
 from cswap.errors import CswapWarning, InputError
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
+from cswap.methods.options import Options
 from cswap.pipeline.checks import same_classes, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
 from cswap.pipeline.jobs import HERE, PLAIN, DataChoice, Machine, OtherData, Source, Wish, state_hash
@@ -185,7 +186,8 @@ def apply(
         calibration = again.calibration()
         if drawn is not None:
             _check_drawn_again(drawn, calibration, data)
-        unseen = unseen_data(wish, again.choice, again.source.spec, again.pair.classes, calibration)
+        alpha = float(artifact.path.options.get("alpha", Options.alpha))
+        unseen = unseen_data(wish, again.choice, again.source.spec, again.pair.classes, calibration, alpha)
         held_out = again.held_out()
     run = artifact.manifest.get("run", {})
     done = Finished(
