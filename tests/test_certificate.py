@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ from cswap.evaluate.certificate import (
 )
 from cswap.pipeline import DataChoice, Wish
 from cswap.pipeline.checks import unseen_data
-from cswap.tasks import SoftSegmentation
+from cswap.tasks import Segmentation, SoftSegmentation
 
 
 def betting_by_hand(losses, alpha: float, tau: float) -> bool:
@@ -102,6 +104,24 @@ def test_the_bound_is_wrong_as_seldom_as_it_says():
     assert wrong <= 0.05 * repeats + 2 * (repeats * 0.05 * 0.95) ** 0.5
     falsely = sum(student(np.where(rng.random(60) < 0.02, 1.0, 0.0), 0.05) < 0.02 for _ in range(repeats))
     assert falsely > 0.2 * repeats  # why a t bound is called approximate
+
+
+def test_the_bernstein_bound_is_its_formula():
+    """Maurer and Pontil (2009), theorem 4, for a range of 2: mean + √(2 V ln(2/δ)/n) + 2 · 7 ln(2/δ)/(3 (n − 1))."""
+    for n, alpha in ((400, 0.05), (3000, 0.2)):
+        losses = np.where(np.arange(n) < n // 4, 0.4, 0.0)  # mean 0.1, variance 0.03 n/(n − 1)
+        log = math.log(2 / alpha)
+        expected = 0.1 + math.sqrt(2 * 0.03 / (n - 1) * log) + 14 * log / (3 * (n - 1))
+        assert bernstein(losses, alpha) == pytest.approx(expected, rel=1e-12)
+
+
+def test_certificates_are_wrong_as_seldom_as_they_say_whatever_order_samples_came_in():
+    """The mean loss is exactly 0.02. In ascending order the gambler would win before the first loss, nearly every time."""
+    rng, repeats = np.random.default_rng(6), 200
+    populations = [np.sort((rng.random(300) < 0.02).astype(float)) for _ in range(repeats)]
+    wrong = sum(certificate_of({"a": v}, margin=0.02, seed=k).holds for k, v in enumerate(populations))
+    assert wrong <= 0.07 * repeats
+    assert sum(betting(v, 0.05) <= 0.02 for v in populations) > 0.9 * repeats
 
 
 def test_every_class_must_pass():
@@ -247,6 +267,15 @@ def test_losses_that_are_none_certify_nothing(bound):
         assert BOUNDS[bound](np.where(np.arange(100) < first, 0.0, np.nan), 0.05) == 1.0
     assert BOUNDS[bound](np.r_[np.zeros(50), np.nan, np.zeros(49)], 0.05) == 1.0
     assert certificate_of({"a": np.r_[np.zeros(99), -1 - 1e-7]}, margin=0.9, bound=bound).samples == (100,)  # rounding
+
+
+def test_losses_of_masks_are_of_each_class_s_own_column():
+    """The smaller network says "a" everywhere: where "b" is it loses all of it, and "a" what it claims too much."""
+    masks = torch.tensor([[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0]]).view(3, 2, 2)
+    logits = 9.0 * torch.nn.functional.one_hot(masks, 2).movedim(-1, 1).float()
+    losses = class_losses(_Says(0.0), _Says(99.0), TensorDataset(logits, masks), Segmentation(), ("a", "b"), batch=2)
+    np.testing.assert_allclose(losses["a"], [1 - 3 / 4, 1 - 2 / 4, 0])
+    np.testing.assert_allclose(losses["b"], [1, 1])  # the third has none of it
 
 
 class _Says(nn.Module):

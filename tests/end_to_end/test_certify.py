@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -108,3 +109,27 @@ def test_a_margin_out_of_reach_is_said_before_the_analysis(place, tensors, capsy
     assert "warning: certify: class 'blue' has 40 samples, which can say at best 0.07" in line
     assert main(place.prune("b", *few, "0.1", data=f"{tensors}:data")) == 0
     assert not capsys.readouterr().err
+
+
+def test_the_error_rate_and_the_bound_asked_for_are_those_of_the_certificate(place, tensors, capsys):
+    asked = ["--certify", f"{tensors}:fresh", "--margin", "0.9", "--bound", "bernstein", "--alpha", "0.2", "--json"]
+    capsys.readouterr()
+    assert main(place.prune("out", *asked, data=f"{tensors}:data")) == 0
+    found = json.loads(capsys.readouterr().out)["certificate"]
+    assert (found["alpha"], found["bound"], found["margin"]) == (0.2, "bernstein", 0.9)
+    assert found["possible"] == pytest.approx(14 * math.log(2 / 0.2) / (3 * 39))
+    assert "with confidence 0.8 (bernstein bound)" in found["claim"]
+    again = [
+        "apply",
+        str(place.root / "out"),
+        "--trust",
+        "--target",
+        "units=0.1",
+        "--out",
+        str(place.root / "b"),
+        "--quiet",
+    ]
+    assert main([*again, *asked[:2], "--margin", "0.01", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["certificate"]["alpha"], json.loads(out)["certificate"]["bound"]) == (0.2, "betting")
+    assert "with confidence 0.8 (betting bound), and a margin of 0.01 was asked" in err

@@ -143,10 +143,11 @@ def class_losses(
             if hasattr(task, "class_scores"):
                 columns = [task.class_scores(o, truth).double().cpu().numpy() for o in outputs]
                 for k, name in enumerate(classes[: columns[0].shape[1]]):
+                    before, after = columns[0][:, k], columns[1][:, k]
                     there = ~(
-                        np.isnan(columns[0][:, k]) & np.isnan(columns[1][:, k])
-                    )  # a class that is not there has no score of either network
-                    found[name].append((columns[0] - columns[1])[there, k])
+                        np.isnan(before) & np.isnan(after)
+                    )  # else the class is not, and neither network has a score
+                    found[name].append((before - after)[there])
                 continue
             scores = [task.score(o, truth).double().cpu().numpy() for o in outputs]
         labels = np.asarray(targets)
