@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import cswap
 from cswap.data.sources import DataPair
-from cswap.errors import DataError, InputError
+from cswap.errors import CswapWarning, DataError, InputError
 from cswap.evaluate.bounds import BOUNDS, bernstein, betting, student
-from cswap.evaluate.certificate import Certificate, certificate_of, class_losses, in_fixed_order, refuse_seen
+from cswap.evaluate.certificate import (
+    Certificate,
+    certificate_of,
+    check_enough,
+    class_losses,
+    in_fixed_order,
+    refuse_seen,
+    shown,
+)
 from cswap.pipeline import DataChoice, Wish
 from cswap.pipeline.checks import unseen_data
+from cswap.tasks import Segmentation, SoftSegmentation
 
 
 def betting_by_hand(losses, alpha: float, tau: float) -> bool:
@@ -46,6 +58,33 @@ def test_without_any_loss_three_in_n_can_be_said(n):
     assert bernstein(np.zeros(n), 0.05) > betting(np.zeros(n), 0.05)
 
 
+@pytest.mark.parametrize("n", [5000, 100_000])
+def test_many_samples_say_as_much_as_they_can(n):
+    assert 3.0 / n <= betting(np.zeros(n), 0.05) <= 3.25 / n
+
+
+def test_what_is_printed_as_the_smallest_margin_holds():
+    rng = np.random.default_rng(5)
+    for n in (30, 77, 150, 500, 5000):
+        for mean in (0.0, 0.002, 0.05, 0.3):
+            losses = {"a": np.clip(rng.normal(mean, mean, n), -1, 1)}
+            for bound in BOUNDS:
+                found = certificate_of(losses, margin=0.999, bound=bound)
+                printed = shown(found.smallest)
+                assert printed in str(found)
+                assert float(printed) - found.smallest < 1e-4
+                if 0 < float(printed) < 1:
+                    assert certificate_of(losses, margin=float(printed), bound=bound).holds
+    for value, printed in (
+        (0.14300000000000002, "0.1430"),
+        (0.14301, "0.1431"),
+        (3.1612e-5, "0.0000317"),
+        (1.0, "1.0000"),
+        (0.0, "0.0000"),
+    ):
+        assert shown(value) == printed
+
+
 def test_bounds_shrink_with_samples_and_lie_above_the_mean():
     rng = np.random.default_rng(1)
     losses = np.clip(rng.normal(0.02, 0.1, 4000), -1, 1)
@@ -65,6 +104,24 @@ def test_the_bound_is_wrong_as_seldom_as_it_says():
     assert wrong <= 0.05 * repeats + 2 * (repeats * 0.05 * 0.95) ** 0.5
     falsely = sum(student(np.where(rng.random(60) < 0.02, 1.0, 0.0), 0.05) < 0.02 for _ in range(repeats))
     assert falsely > 0.2 * repeats  # why a t bound is called approximate
+
+
+def test_the_bernstein_bound_is_its_formula():
+    """Maurer and Pontil (2009), theorem 4, for a range of 2: mean + √(2 V ln(2/δ)/n) + 2 · 7 ln(2/δ)/(3 (n − 1))."""
+    for n, alpha in ((400, 0.05), (3000, 0.2)):
+        losses = np.where(np.arange(n) < n // 4, 0.4, 0.0)  # mean 0.1, variance 0.03 n/(n − 1)
+        log = math.log(2 / alpha)
+        expected = 0.1 + math.sqrt(2 * 0.03 / (n - 1) * log) + 14 * log / (3 * (n - 1))
+        assert bernstein(losses, alpha) == pytest.approx(expected, rel=1e-12)
+
+
+def test_certificates_are_wrong_as_seldom_as_they_say_whatever_order_samples_came_in():
+    """The mean loss is exactly 0.02. In ascending order the gambler would win before the first loss, nearly every time."""
+    rng, repeats = np.random.default_rng(6), 200
+    populations = [np.sort((rng.random(300) < 0.02).astype(float)) for _ in range(repeats)]
+    wrong = sum(certificate_of({"a": v}, margin=0.02, seed=k).holds for k, v in enumerate(populations))
+    assert wrong <= 0.07 * repeats
+    assert sum(betting(v, 0.05) <= 0.02 for v in populations) > 0.9 * repeats
 
 
 def test_every_class_must_pass():
@@ -115,6 +172,16 @@ def test_losses_are_by_class_and_seen_samples_are_refused(digits_case):
         refuse_seen(TensorDataset(torch.stack([x[0], calibration.inputs(3, 4)[0]]), y[:2]), calibration)
 
 
+def test_a_sample_that_comes_twice_is_no_second_draw(digits_case):
+    from cswap.demo import digits
+
+    _, calibration, _ = digits_case
+    x, y = digits(0)[1].tensors
+    twice = torch.cat([torch.arange(20), torch.tensor([3, 5])])
+    with pytest.raises(DataError, match="certify: sample 20 is sample 3 again: expected each sample once"):
+        refuse_seen(TensorDataset(x[twice], y[twice]), calibration)
+
+
 class _Counted(TensorDataset):
     """Counts how often each sample is read."""
 
@@ -131,10 +198,40 @@ def test_the_certificate_s_samples_are_decoded_once(digits_case, monkeypatch):
     counted.read = np.zeros(len(counted), dtype=int)
     pair = DataPair(counted, counted, calibration.classes)
     monkeypatch.setattr(DataChoice, "open", lambda self, spec: pair)
-    unseen = unseen_data(Wish(certify="more"), DataChoice("data"), None, calibration.classes, calibration)
+    unseen = unseen_data(Wish(certify="more", margin=0.3), DataChoice("data"), None, calibration.classes, calibration)
     class_losses(model, model, unseen, cswap.Classification(), calibration.classes)
     assert len(unseen) == len(counted)
     assert (counted.read[1:] == 1).all()  # the first says how large they are
+
+
+def test_a_margin_that_the_samples_cannot_reach_is_said_before(digits_case):
+    from cswap.demo import digits
+
+    x, y = digits(0)[1].tensors
+    fewer = torch.cat([torch.nonzero(y != 3).flatten(), torch.nonzero(y == 3).flatten()[:40]])
+    data, classes = TensorDataset(x[fewer], y[fewer]), digits_case[1].classes
+    best = betting(np.zeros(40), 0.05)
+    check_enough(data, classes, margin=best)
+    with pytest.warns(
+        CswapWarning,
+        match=f"class '{classes[3]}' has 40 samples, which can say at best {shown(best)} with confidence 0.95",
+    ):
+        check_enough(data, classes, margin=best - 1e-4)
+    check_enough(data, classes, margin=best - 1e-4, alpha=0.2)
+    with pytest.warns(CswapWarning, match="bernstein"):
+        check_enough(data, classes, margin=best, bound="bernstein")
+    with pytest.raises(DataError, match=f"class '{classes[3]}': expected at least 2 samples, got 1"):
+        check_enough(TensorDataset(x[fewer[:-39]], y[fewer[:-39]]), classes, margin=0.9)
+    masks = torch.tensor([[0, 0], [0, 1], [0, 1]]).view(3, 1, 2)  # a class counts where a mask holds it
+    with pytest.warns(CswapWarning, match="class 'b' has 2 samples"):
+        check_enough(TensorDataset(torch.zeros(3, 3, 1, 2), masks), ("a", "b"), margin=0.5)
+
+
+def test_what_the_samples_can_say_at_best_is_always_told():
+    for loss in (0.0, 0.2):
+        found = certificate_of({"a": np.full(300, loss), "b": np.zeros(150)}, margin=0.1)
+        assert found.holds == (loss == 0)
+        assert f"150 samples of a class can say at best {shown(betting(np.zeros(150), 0.05))}" in str(found)
 
 
 def test_a_sentence_is_seen_however_wide_its_padding_is():
@@ -155,3 +252,61 @@ def test_what_cannot_be_certified_is_said():
         certificate_of({"a": np.zeros(9)}, bound="normal")
     with pytest.raises(DataError, match="class 'b': expected at least 2 samples, got 1"):
         certificate_of({"a": np.zeros(9), "b": np.zeros(1)})
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_losses_that_are_none_certify_nothing(bound):
+    for wrong, said in ((np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (50.0, "50"), (-1.1, "-1.1")):
+        with pytest.raises(
+            DataError, match=rf"class 'b': expected losses from -1 to 1, got {said} \(1 of 100 samples\)"
+        ):
+            certificate_of({"a": np.zeros(100), "b": np.r_[np.zeros(99), wrong]}, margin=0.1, bound=bound)
+    with pytest.raises(DataError, match="got nan \\(100 of 100 samples\\)"):
+        certificate_of({"a": np.full(100, np.nan)}, margin=0.1, bound=bound)
+    for first in (0, 50, 99):  # that is NaN, and all after it
+        assert BOUNDS[bound](np.where(np.arange(100) < first, 0.0, np.nan), 0.05) == 1.0
+    assert BOUNDS[bound](np.r_[np.zeros(50), np.nan, np.zeros(49)], 0.05) == 1.0
+    assert certificate_of({"a": np.r_[np.zeros(99), -1 - 1e-7]}, margin=0.9, bound=bound).samples == (100,)  # rounding
+
+
+def test_losses_of_masks_are_of_each_class_s_own_column():
+    """The smaller network says "a" everywhere: where "b" is it loses all of it, and "a" what it claims too much."""
+    masks = torch.tensor([[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0]]).view(3, 2, 2)
+    logits = 9.0 * torch.nn.functional.one_hot(masks, 2).movedim(-1, 1).float()
+    losses = class_losses(_Says(0.0), _Says(99.0), TensorDataset(logits, masks), Segmentation(), ("a", "b"), batch=2)
+    np.testing.assert_allclose(losses["a"], [1 - 3 / 4, 1 - 2 / 4, 0])
+    np.testing.assert_allclose(losses["b"], [1, 1])  # the third has none of it
+
+
+class _Says(nn.Module):
+    """Gives its inputs out as logits, those of one class shifted."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = shift
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[:, :1] + self.shift, x[:, 1:]], 1)
+
+
+def test_a_network_that_says_nan_loses_its_samples_of_no_class():
+    """Where a class is not in a mask, it has no score of either network; a NaN of the pruned one alone is not that."""
+    masks = torch.tensor([0, 0, 1, 1]).view(4, 1, 1).expand(4, 2, 2).clone()
+    logits = 9.0 * torch.nn.functional.one_hot(masks, 2).movedim(-1, 1).float()
+    data, task = TensorDataset(logits, masks), SoftSegmentation()
+    losses = class_losses(_Says(0.0), _Says(float("nan")), data, task, ("a", "b"))
+    assert [len(v) for v in losses.values()] == [2, 2]
+    with pytest.raises(DataError, match="got nan"):
+        certificate_of(losses, margin=0.9)
+
+
+def test_data_that_hold_nan_are_refused(digits_case, monkeypatch):
+    from cswap.demo import digits
+
+    _, calibration, _ = digits_case
+    x, y = digits(0)[1].tensors
+    x = x.clone()
+    x[4, 0, 2, 2] = float("nan")
+    monkeypatch.setattr(DataChoice, "open", lambda self, spec: DataPair(None, TensorDataset(x, y), calibration.classes))
+    with pytest.raises(DataError, match="certify: sample 4: expected finite inputs, got NaN or Inf"):
+        unseen_data(Wish(certify="more"), DataChoice("data"), None, calibration.classes, calibration)

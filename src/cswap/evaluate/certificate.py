@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,14 +16,17 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cswap.causal.engine import exact
-from cswap.data.calibration import CalibrationSet
+from cswap.data.calibration import CalibrationSet, labels_of
 from cswap.data.text import trimmed
-from cswap.data.truth import moved
-from cswap.errors import DataError, InputError
-from cswap.evaluate.bounds import APPROXIMATE, BOUNDS, check_claim
+from cswap.data.truth import inputs_of, members_of, moved
+from cswap.errors import CswapWarning, DataError, InputError
+from cswap.evaluate.bounds import APPROXIMATE, BOUNDS, at_best, check_claim
 from cswap.evaluate.quality import batches
 from cswap.tasks.base import Task
 from cswap.types import FloatArray
+
+_SAME = 1e-9  # by which a bound may lie above the margin it was printed as
+_ROUNDING = 1e-6  # that a loss may lie beyond [−1, 1] by: scores are computed in float32
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Certificate:
     """What was claimed of one network, and whether it holds.
 
     margin: τ, in mean score. upper: by class, the bound of its mean loss. smallest: the least τ these samples certify, the
-    largest of `upper`. possible: the least τ that as many samples could certify if no sample had lost anything.
+    largest of `upper`. possible: the least τ that as many samples could certify if no sample had lost or gained anything.
     """
 
     margin: float
@@ -47,7 +52,7 @@ class Certificate:
     def holds(self) -> bool:
         """Whether every class's bound is within the margin: each is tested at level α, and all must pass (an
         intersection–union test, which needs no correction)."""
-        return self.smallest <= self.margin
+        return self.smallest <= self.margin + _SAME
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -59,13 +64,23 @@ class Certificate:
 
     def __str__(self) -> str:
         how = f"{'approximately ' if self.approximate else ''}with confidence {1 - self.alpha:g} ({self.bound} bound)"
+        best = f"{min(self.samples)} samples of a class can say at best {shown(self.possible)}"
         if self.holds:
-            return f"no class lost more than {self.margin:g} of mean score, {how}; the smallest that can be said is {self.smallest:.4f}"
+            return (
+                f"no class lost more than {self.margin} of mean score, {how}; the smallest that can be said is {shown(self.smallest)}, and "
+                f"{best}"
+            )
         worst = self.classes[int(np.argmax(self.upper))]
         return (
-            f"not certified: class {worst} may have lost up to {self.smallest:.4f} of mean score, {how}; {self.margin:g} was asked, "
-            f"and {min(self.samples)} samples of a class can say at best {self.possible:.4f}"
+            f"not certified: class {worst} may have lost up to {shown(self.smallest)} of mean score, {how}; {self.margin} was asked, "
+            f"and {best}"
         )
+
+
+def shown(bound: float) -> str:
+    """A bound as a margin that it holds at: rounded up, to four decimals, and to three digits where it is small."""
+    places = min(9, max(4, 2 - math.floor(math.log10(bound)))) if bound > 0 else 4  # a t bound may be none
+    return f"{math.ceil((bound - _SAME) * 10**places) / 10**places:.{places}f}"
 
 
 def certificate_of(
@@ -76,25 +91,30 @@ def certificate_of(
     bound: str = "betting",
     seed: int = 0,
 ) -> Certificate:
-    """From the losses σ − σ_pruned of each class's samples, (n,) in [−1, 1]. Raises InputError, DataError.
+    """From the losses σ − σ_pruned of each class's samples, (n,) in [−1, 1]. Raises InputError; DataError for a class of fewer than
+    two samples, and for losses that are not finite or lie outside [−1, 1].
 
     Samples are shuffled with the seed, because the betting bound needs an order that does not depend on them.
     """
     check_claim(margin, bound)
     if not 0 < alpha < 1:
         raise InputError(f"alpha: expected a number between 0 and 1, got {alpha}")
-    empty = next((c for c, v in losses.items() if len(v) < 2), None)
-    if empty is not None or not losses:
-        raise DataError(
-            f"certify: class {empty!r}: expected at least 2 samples, got {len(losses[empty]) if empty else 0}"
-        )
+    if not losses:
+        raise DataError("certify: expected losses of at least one class, got none")
+    for c, v in losses.items():
+        _check_two(c, len(v))
+        wrong = np.flatnonzero(~(np.abs(v) <= 1 + _ROUNDING))  # NaN is among them
+        if len(wrong):
+            raise DataError(
+                f"certify: class {c!r}: expected losses from -1 to 1, got {v[wrong[0]]:g} ({len(wrong)} of {len(v)} samples)"
+            )
     own = BOUNDS[bound]
     mixed = {c: np.random.default_rng([seed, k]).permutation(v) for k, (c, v) in enumerate(losses.items())}
     upper = tuple(own(v, alpha) for v in mixed.values())
     return Certificate(
         margin, alpha, bound, bound in APPROXIMATE, tuple(mixed), tuple(len(v) for v in mixed.values()),
         tuple(float(v.mean()) for v in mixed.values()), upper, max(upper),
-        max(own(np.zeros(len(v)), alpha) for v in mixed.values()),
+        at_best(min(len(v) for v in mixed.values()), alpha, bound),
     )  # fmt: skip
 
 
@@ -123,8 +143,11 @@ def class_losses(
             if hasattr(task, "class_scores"):
                 columns = [task.class_scores(o, truth).double().cpu().numpy() for o in outputs]
                 for k, name in enumerate(classes[: columns[0].shape[1]]):
-                    lost = columns[0][:, k] - columns[1][:, k]
-                    found[name].append(lost[~np.isnan(lost)])
+                    before, after = columns[0][:, k], columns[1][:, k]
+                    there = ~(
+                        np.isnan(before) & np.isnan(after)
+                    )  # else the class is not, and neither network has a score
+                    found[name].append((before - after)[there])
                 continue
             scores = [task.score(o, truth).double().cpu().numpy() for o in outputs]
         labels = np.asarray(targets)
@@ -133,17 +156,49 @@ def class_losses(
     return {c: np.concatenate(v) if v else np.empty(0) for c, v in found.items()}
 
 
-def refuse_seen(dataset: Dataset[Any], calibration: CalibrationSet) -> None:
-    """The samples of a certificate must not be among those that units, ridge or statistics were chosen by. Raises DataError.
+def check_enough(
+    dataset: Dataset[Any], classes: Sequence[str], *, margin: float = 0.02, alpha: float = 0.05, bound: str = "betting"
+) -> None:
+    """Warns, by labels alone, where the smallest class's samples cannot certify the margin unless the network became better.
+    Raises DataError for a class of fewer than two."""
+    members = members_of(dataset, len(classes))
+    counts = np.bincount(labels_of(dataset), minlength=len(classes)) if members is None else members.sum(0)
+    k = int(counts.argmin())
+    _check_two(classes[k], int(counts[k]))
+    best = at_best(int(counts[k]), alpha, bound)
+    if best > margin + _SAME:
+        warnings.warn(
+            f"certify: class {classes[k]!r} has {counts[k]} samples, which can say at best {shown(best)} with confidence {1 - alpha:g} "
+            f"({bound} bound), and a margin of {margin} was asked: expected more samples or a larger margin",
+            CswapWarning,
+            stacklevel=2,
+        )
 
-    Compared by content. That the network was never trained on them is for the user to know.
+
+def _check_two(name: str, samples: int) -> None:
+    if samples < 2:
+        raise DataError(f"certify: class {name!r}: expected at least 2 samples, got {samples}")
+
+
+def refuse_seen(dataset: Dataset[Any], calibration: CalibrationSet) -> None:
+    """The samples of a certificate must not be among those that units, ridge or statistics were chosen by, must be finite, and each
+    there once: one that comes twice is no second draw. Raises DataError.
+
+    Compared by content, whatever they are labelled. That the network was never trained on them is for the user to know.
     """
     used = {_digest(calibration.inputs(i, i + 1)[0]) for i in range(len(calibration))}
+    first: dict[bytes, int] = {}
     for i in range(len(dataset)):  # type: ignore[arg-type]
-        if _digest(torch.as_tensor(dataset[i][0])) in used:
+        inputs = inputs_of(dataset, i)
+        if inputs.is_floating_point() and not torch.isfinite(inputs).all():
+            raise DataError(f"certify: sample {i}: expected finite inputs, got NaN or Inf")
+        own = _digest(inputs)
+        if own in used:
             raise DataError(
                 f"certify: sample {i} is one of the calibration samples: expected samples that nothing was chosen by"
             )
+        if first.setdefault(own, i) != i:
+            raise DataError(f"certify: sample {i} is sample {first[own]} again: expected each sample once")
 
 
 def _digest(inputs: torch.Tensor) -> bytes:

@@ -15,7 +15,8 @@ from cswap.data.models import ModelSpec
 from cswap.data.sources import DataPair, in_memory
 from cswap.data.truth import kind_of, target_at
 from cswap.errors import DataError, InputError, ModelError, StructureError, pass_on_out_of_memory
-from cswap.evaluate.certificate import refuse_seen
+from cswap.evaluate.certificate import check_enough, refuse_seen
+from cswap.methods.options import Options
 from cswap.pipeline.jobs import DataChoice, Wish
 from cswap.structure.calls import run_hooked
 from cswap.structure.groups import Structure
@@ -142,9 +143,13 @@ def _apart(ones: list[Any], others: list[Any]) -> bool:
 
 
 def unseen_data(
-    wish: Wish, data: DataChoice, spec: ModelSpec, classes: tuple[str, ...], calibration: CalibrationSet
-) -> Any:
-    """The samples for a certificate, none where none is asked for. Raises DataError when they were calibrated with."""
+    wish: Wish, data: DataChoice, spec: ModelSpec, classes: tuple[str, ...], calibration: CalibrationSet,
+    alpha: float = Options.alpha,
+) -> Any:  # fmt: skip
+    """The samples for a certificate, none where none is asked for; warns where they are too few for its margin.
+
+    alpha: the certificate's error rate. Raises DataError when they were calibrated with, repeat, or hold NaN.
+    """
     if wish.certify is None:
         return None
     pair = replace(data, text=wish.certify).open(spec)
@@ -152,6 +157,7 @@ def unseen_data(
         raise DataError(f"certify: expected the data's {len(classes)} classes, got {len(pair.classes)} or others")
     unseen = in_memory(pair.evaluation)  # read here, and again for the certificate
     refuse_seen(unseen, calibration)
+    check_enough(unseen, classes, margin=wish.margin, alpha=alpha, bound=wish.bound)
     return unseen
 
 

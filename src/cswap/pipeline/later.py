@@ -23,6 +23,7 @@ from cswap.data.truth import stacked
 from cswap.errors import CswapWarning, InputError
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
+from cswap.methods.options import Options
 from cswap.pipeline.checks import same_classes, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
 from cswap.pipeline.jobs import HERE, PLAIN, DataChoice, Machine, OtherData, Source, Wish, state_hash
@@ -142,6 +143,31 @@ def reopened(
     return Reopened(artifact, model, found, choice, pair)
 
 
+def _samples_of(artifact: Artifact) -> str:
+    """Fingerprint of the samples that the path was chosen by. Raises InputError where the artifact records none."""
+    drawn = (artifact.manifest.get("run") or {}).get("data")
+    if not isinstance(drawn, str):
+        raise InputError(
+            "certify: the artifact does not say which samples its path was chosen by (it was saved from Python), so none can be told from "
+            "them; certificate_of certifies in Python"
+        )
+    return drawn
+
+
+def _check_drawn_again(drawn: str, calibration: CalibrationSet, data: str | OtherData | None) -> None:
+    """A certificate's samples are told from those drawn again, so these must be the ones that the path was chosen by.
+
+    data: what was given in the recorded data's stead. Raises InputError.
+    """
+    if calibration.fingerprint() == drawn:
+        return
+    given = isinstance(data, str) or (data is not None and data.given)
+    raise InputError(
+        "certify: the calibration samples that the path was chosen by cannot be told from "
+        + ("these data; expected --certify without --data" if given else "the recorded data, which have changed since")
+    )
+
+
 def apply(
     folder: Path, target: Target, out: Path, *, source: Source | None = None, weights: Path | None = None, data: str | OtherData | None = None, trust: bool = False,
     force: bool = False, machine: Machine = HERE, watcher: Watcher | None = None, wish: Wish = PLAIN,
@@ -154,10 +180,14 @@ def apply(
         artifact.path.prefix(target, wish.round_to)  # beyond the end: said before anything is loaded
     if out.resolve() == folder.resolve():
         raise InputError(f"out: {out} is the artifact itself; name another folder")
+    drawn = _samples_of(artifact) if wish.certify is not None else None
     with clock.phase("load"):
         again = reopened(artifact, source, data, trust, weights)
         calibration = again.calibration()
-        unseen = unseen_data(wish, again.choice, again.source.spec, again.pair.classes, calibration)
+        if drawn is not None:
+            _check_drawn_again(drawn, calibration, data)
+        alpha = float(artifact.path.options.get("alpha", Options.alpha))
+        unseen = unseen_data(wish, again.choice, again.source.spec, again.pair.classes, calibration, alpha)
         held_out = again.held_out()
     run = artifact.manifest.get("run", {})
     done = Finished(

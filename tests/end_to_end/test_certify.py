@@ -1,0 +1,135 @@
+"""Certificates on the command line: what is refused before the analysis, and that what was asked is what is certified."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+import cswap
+from cswap.cli.app import main
+from cswap.data.models import ModelSpec, load_weights
+from cswap.data.sources import ImageFormat, open_data
+from tests.end_to_end.conftest import write_images
+
+TENSORS = """
+import torch
+from torch.utils.data import TensorDataset
+
+def _made(seed, size):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(size) % 3
+    x = 0.2 * torch.rand(size, 3, 8, 8, generator=g)
+    x[torch.arange(size), y] += 0.5
+    made = TensorDataset(x, y)
+    made.classes = ["blue", "green", "red"]
+    return made
+
+def data():
+    return _made(0, 30), _made(1, 30)
+
+def fresh():
+    return _made(2, 6), _made(3, 120)
+
+def broken():
+    made = _made(3, 120)
+    made.tensors[0][7, 0, 3, 3] = float("nan")
+    return _made(2, 6), made
+"""
+
+
+@pytest.fixture
+def tensors(place) -> Path:
+    (place.root / "tensors.py").write_text(TENSORS)
+    return place.root / "tensors.py"
+
+
+def _refused(capsys, arguments: list[str]) -> str:
+    capsys.readouterr()
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_data_that_hold_nan_are_refused_before_the_analysis(place, tensors, capsys):
+    asked = ["--certify", f"{tensors}:broken", "--margin", "0.3"]
+    line = _refused(capsys, place.prune("out", *asked, data=f"{tensors}:data"))
+    assert "certify: sample 7: expected finite inputs, got NaN or Inf" in line
+    assert not (place.root / "out").exists()
+
+
+def test_other_data_do_not_make_the_calibration_samples_new(place, tensors, capsys):
+    """With --data OTHER the set drawn again is another: the path's own samples would pass for fresh ones."""
+    assert main(place.prune("out")) == 0
+    write_images(place.root / "other" / "train", 10, 5)
+    write_images(place.root / "other" / "test", 5, 6)
+    write_images(place.root / "fresh" / "train", 2, 7)
+    write_images(place.root / "fresh" / "test", 20, 8)
+    shutil.copytree(place.data / "train", place.root / "seen" / "train")
+    shutil.copytree(place.data / "train", place.root / "seen" / "test")
+    apply = ["apply", str(place.root / "out"), "--trust", "--target", "units=0.1", "--quiet", "--json", "--out"]
+    seen, other = ["--certify", str(place.root / "seen"), "--margin", "0.9"], ["--data", str(place.root / "other")]
+    line = _refused(capsys, [*apply, str(place.root / "a"), *other, *seen])
+    assert "cannot be told from these data; expected --certify without --data" in line
+    assert not (place.root / "a").exists()
+    assert "cannot be told" in _refused(capsys, [*apply, str(place.root / "a"), "--image-size", "4", *seen])
+    assert "is one of the calibration samples" in _refused(capsys, [*apply, str(place.root / "a"), *seen])
+    assert main([*apply, str(place.root / "a"), *other]) == 0  # no certificate, no samples to tell apart
+    again = ["apply", str(place.root / "a"), *apply[2:]]
+    assert "recorded data, which have changed" in _refused(capsys, [*again, str(place.root / "b"), *seen])
+    fresh = ["--certify", str(place.root / "fresh"), "--margin", "0.9"]
+    capsys.readouterr()
+    assert main([*apply, str(place.root / "c"), *fresh]) == 0
+    assert json.loads(capsys.readouterr().out)["certificate"]["samples"] == [20, 20, 20]
+
+
+def test_what_python_saved_cannot_be_certified_later(place, capsys):
+    spec = f"{place.factory}:colours"
+    model = ModelSpec.parse(spec).build()
+    load_weights(model, place.weights)
+    train = open_data(str(place.data), ImageFormat(8, 8, (0.5,) * 3, (0.5,) * 3)).train
+    path = cswap.prune_path(model, cswap.calibration_set(train, 6, 0), target="params=0.3")
+    cswap.save(path.apply(model, target="params=0.3"), place.root / "saved", path=path, factory=spec)
+    line = _refused(capsys, [
+        "apply", str(place.root / "saved"), "--trust", "--model", spec, "--weights", str(place.weights), "--data", str(place.data),
+        "--image-size", "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--target", "units=0.1", "--quiet",
+        "--out", str(place.root / "a"), "--certify", str(place.data), "--margin", "0.9",
+    ])  # fmt: skip
+    assert "does not say which samples its path was chosen by" in line
+
+
+def test_a_margin_out_of_reach_is_said_before_the_analysis(place, tensors, capsys):
+    few = ["--certify", f"{tensors}:fresh", "--margin"]
+    capsys.readouterr()
+    assert main(place.prune("a", *few, "0.05", data=f"{tensors}:data")) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "warning: certify: class 'blue' has 40 samples, which can say at best 0.07" in line
+    assert main(place.prune("b", *few, "0.1", data=f"{tensors}:data")) == 0
+    assert not capsys.readouterr().err
+
+
+def test_the_error_rate_and_the_bound_asked_for_are_those_of_the_certificate(place, tensors, capsys):
+    asked = ["--certify", f"{tensors}:fresh", "--margin", "0.9", "--bound", "bernstein", "--alpha", "0.2", "--json"]
+    capsys.readouterr()
+    assert main(place.prune("out", *asked, data=f"{tensors}:data")) == 0
+    found = json.loads(capsys.readouterr().out)["certificate"]
+    assert (found["alpha"], found["bound"], found["margin"]) == (0.2, "bernstein", 0.9)
+    assert found["possible"] == pytest.approx(14 * math.log(2 / 0.2) / (3 * 39))
+    assert "with confidence 0.8 (bernstein bound)" in found["claim"]
+    again = [
+        "apply",
+        str(place.root / "out"),
+        "--trust",
+        "--target",
+        "units=0.1",
+        "--out",
+        str(place.root / "b"),
+        "--quiet",
+    ]
+    assert main([*again, *asked[:2], "--margin", "0.01", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["certificate"]["alpha"], json.loads(out)["certificate"]["bound"]) == (0.2, "betting")
+    assert "with confidence 0.8 (betting bound), and a margin of 0.01 was asked" in err
