@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,6 +76,9 @@ def test_what_is_printed_as_the_smallest_margin_holds():
                 assert float(printed) - found.smallest < 1e-4
                 if 0 < float(printed) < 1:
                     assert certificate_of(losses, margin=float(printed), bound=bound).holds
+    exact = certificate_of({"a": np.zeros(100)}, margin=0.143)
+    assert replace(exact, smallest=0.14300000000000002).holds
+    assert not replace(exact, smallest=0.14301).holds
     for value, printed in (
         (0.14300000000000002, "0.1430"),
         (0.14301, "0.1431"),
