@@ -66,7 +66,7 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
             allow_imbalance=job.data.allow_imbalance,
         )  # fmt: skip
         check_fits(model, calibration, task)
-        unseen = unseen_data(job.wish, job.data, job.source.spec, pair.classes, calibration)
+        unseen = unseen_data(job.wish, job.data, job.source.spec, pair.classes, calibration, job.options.alpha)
         held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
     with clock.phase("structure"):
         watcher.phase("structure")
