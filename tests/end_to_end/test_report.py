@@ -78,6 +78,33 @@ def test_an_artifact_that_ends_before_its_path_shows_what_it_lacks(place, artifa
     assert sum(u["removed"] for u in told["units"]) == removed
 
 
+def test_what_joint_cuts_left_behind_is_shown_and_goes_on(place, capsys):
+    """Quality lost against how much of each group went; an artifact made from the first has it too."""
+    asked = ("--method", "joint", "--margins", "0.2,0.9", "--recover", "lstsq")
+    assert main(place.prune("out", *asked, target="units=0.2")) == 0
+    assert (
+        main(["apply", str(place.root / "out"), "--target", "units=0.1", "--out", str(place.root / "b"), "--trust"])
+        == 0
+    )
+    for folder in ("out", "b"):
+        artifact = open_artifact(place.root / folder)
+        held = artifact.manifest["sensitivity"]["groups"]
+        told = facts_of(artifact)["sensitivity"]
+        assert told["margins"] == [0.2, 0.9]
+        assert {g["name"] for g in told["groups"]} == set(held) != set()
+        for g in told["groups"]:
+            probes = sorted(held[g["name"]]["probes"], key=lambda p: p["ratio"])
+            assert [x for x, _, _ in g["points"]] == [0.0, *(p["ratio"] for p in probes)]
+            for (_, loss, name), probe in zip(g["points"][1:], probes, strict=True):
+                assert loss == max(probe["by_class"]) == probe["by_class"][artifact.path.classes.index(name)]
+        html = write_report(place.root / folder, force=True).read_text()
+        assert html.count("<polyline") == len(held)
+    plain = place.prune("plain", target="units=0.1")
+    assert main(plain) == 0
+    assert facts_of(open_artifact(place.root / "plain"))["sensitivity"] is None
+    assert "<polyline" not in write_report(place.root / "plain", force=True).read_text()
+
+
 def test_units_that_rounding_keeps_are_told_as_kept(place, capsys):
     assert main(place.prune("round", "--round-to", "4", target="params=0.3")) == 0
     artifact = open_artifact(place.root / "round")

@@ -50,7 +50,7 @@ SCHEMA = "cswap-artifact/1"
 _KINDS: dict[str, Any] = {
     "target": str, "ratio": dict, "method": str, "steps": int, "classes": list, "options": dict, "kept": dict, "structure": dict,
     "weights": dict, "factory": dict | None, "run": dict | None, "source": dict | None, "data": dict | None,
-    "recovery": dict | None, "certificate": dict | None, "cliffs": list | None,
+    "recovery": dict | None, "certificate": dict | None, "cliffs": list | None, "sensitivity": dict | None,
 }  # fmt: skip
 """What a reader takes for granted of a manifest."""
 
@@ -334,5 +334,6 @@ def open_artifact(folder: str | Path) -> Artifact:
         decisions,
         cliffs,
         ended=str(manifest.get("ended", "")),
+        sensitivity=manifest.get("sensitivity"),
     )
     return Artifact(folder, manifest, structure, path)
