@@ -1,8 +1,6 @@
 """`python -m cswap` is the command."""
 
-import sys
-
-from cswap.cli.app import main
+from cswap.cli.app import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -556,6 +556,22 @@ def test_version_and_module_entry():
     assert done.stdout.strip() == cswap.__version__
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_ends_a_command_without_a_word(place, unbuffered):
+    """As of `cswap explain out | head -2`: nobody reads on, which is no failure of the model or the data."""
+    assert main(place.prune("out")) == 0
+    command = [sys.executable, "-m", "cswap", "explain", str(place.root / "out")]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            command, stdout=write, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_prune_and_apply_give_back_what_can_be_given_back(place, capsys):
     """Recovered weights go into the artifact, with what was done; apply recovers another target from the same path."""
     prune = place.prune("mended", "--method", "random", "--recover", "lstsq", "--json", target="units=0.6")

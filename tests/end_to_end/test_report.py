@@ -17,6 +17,7 @@ from cswap.cli.app import main
 from cswap.data.models import ModelSpec, parse_arguments
 from cswap.pipeline import Source
 from cswap.report.again import _DATA, _WISH, arguments_of
+from cswap.report.explain import explanation
 from cswap.report.facts import facts_of
 from cswap.report.page import page_of, write_report
 
@@ -99,8 +100,21 @@ def test_what_joint_cuts_left_behind_is_shown_and_goes_on(place, capsys):
                 assert loss == max(probe["by_class"]) == probe["by_class"][artifact.path.classes.index(name)]
         html = write_report(place.root / folder, force=True).read_text()
         assert html.count("<polyline") == len(held)
+        name, group = next(iter(held.items()))
+        for place_, unit in enumerate(group["order"], 1):
+            story = explanation(artifact.path, name, unit)["units"]
+            above = [p for p in group["probes"] if p["units"] >= place_]
+            if story and above:
+                probe = min(above, key=lambda p: p["units"])
+                assert story[0]["probe"]["units"] == probe["units"]
+                assert list(story[0]["probe"]["by_class"].values()) == probe["by_class"]
+        first = group["order"][0]
+        capsys.readouterr()
+        assert main(["explain", str(place.root / folder), "--group", name, "--unit", str(first)]) == 0
+        assert "mean loss of score" in capsys.readouterr().out
     plain = place.prune("plain", target="units=0.1")
     assert main(plain) == 0
+    assert all(u["probe"] is None for u in explanation(open_artifact(place.root / "plain").path)["units"])
     assert facts_of(open_artifact(place.root / "plain"))["sensitivity"] is None
     assert "<polyline" not in write_report(place.root / "plain", force=True).read_text()
 

@@ -33,6 +33,7 @@ def test_widths_are_multiples_and_the_target_is_reached(place, capsys):
     assert widths
     assert all(w % 4 == 0 for w in widths.values())
     assert summary["ratio"]["params"] >= 0.4
+    assert summary["ended"] == "target reached"  # though the path was made to its end, to look for the prefix
     assert (manifest["round_to"], summary["round_to"]) == (4, 4)
     small = load(place.root / "out", trust=True)
     assert count_params(small) == summary["pruned"]["params"]
@@ -107,13 +108,37 @@ def test_a_lucky_measurement_does_not_stand(digits_case, monkeypatch):
     assert short == 0
 
 
+def test_a_target_that_only_luck_reached_is_out_of_reach(digits_case, monkeypatch):
+    """The whole path seemed to reach it; timed for longer it does not, and no longer one is left."""
+    model, calibration, structure = digits_case
+    path = cswap.prune_path(model, calibration, structure=structure, method="magnitude")
+
+    def clock(models, _sample, _batch, budget_s, **_more):
+        whole = count_params(models["pruned"]) < 0.1 * count_params(models["original"])
+        return {"original": 1.0, "pruned": 0.4 if whole and budget_s < 3 else 0.6}
+
+    monkeypatch.setattr(aim, "latency_ms", clock)
+    with pytest.raises(TargetError, match="out of reach.*takes 0.600 of the time"):
+        aim.aimed(model, path, cswap.Target.parse("latency=0.5"), calibration.inputs(0, 1))
+
+
+def test_the_latency_that_is_told_is_the_second_one(place, capsys, monkeypatch):
+    def clock(models, _sample, _batch, budget_s, **_more):
+        small = count_params(models["pruned"]) < 0.7 * count_params(models["original"])
+        return {"original": 1.0, "pruned": (0.3 if budget_s < 3 else 0.5) if small else 1.0}
+
+    monkeypatch.setattr(aim, "latency_ms", clock)
+    assert main(place.prune("out", target="latency=0.4")) == 0
+    assert "latency at batch 1: 0.5000 removed" in capsys.readouterr().out
+
+
 def test_what_joint_tested_is_refitted_or_a_note_says_so(place, capsys):
     few = ("--method", "joint", "--margins", "0.9")
     plain = _json(capsys, place.prune("out", *few, target="units=0.1"))
     assert any("--recover lstsq makes the network that was tested" in n for n in plain["notes"])
     fitted = _json(capsys, place.prune("fitted", *few, "--recover", "lstsq", target="units=0.1"))
     assert not any("was tested" in n for n in fitted["notes"])
-    for forgotten in (["--vote", "pooled"], ["--correction", "holm"], ["--min-effect", "0.3"]):
+    for forgotten in (["--vote", "pooled"], ["--correction", "holm"], ["--min-effect", "0.3"], ["--xi-floor", "0.1"]):
         assert main(place.prune("no", *few, *forgotten, target="units=0.1")) == 2
         assert "got --method joint" in capsys.readouterr().err
 

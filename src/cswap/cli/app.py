@@ -150,7 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say_error("interrupted")
         return INTERRUPTED
-    except SystemExit as error:  # the parser raises none: a model or a dataset ended the program
+    except SystemExit as error:  # the parser raises none but of a closed pipe: a model or a dataset ended the program
+        if isinstance(error.__context__, BrokenPipeError):
+            return 1
         say_error(f"the run failed: code of the model or the data ended the program (SystemExit {error.code!r})")
         return 1
     except BrokenPipeError:
@@ -172,6 +174,18 @@ def main(arguments: list[str] | None = None) -> int:
         return _unexpected(error)
 
 
+def _flushed(status: int) -> int:
+    """The exit status once what was printed is out; Python itself would complain of a closed pipe or a full disk as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            say_error(f"the run failed: standard output: {error.strerror}")
+        return status or 1
+    return status
+
+
 def run() -> NoReturn:
     """Console entry point."""
-    sys.exit(main())
+    sys.exit(_flushed(main()))

@@ -71,7 +71,7 @@ def explain(
     with told_by(folder):
         gone = removed_units(artifact)
         head = {"target": artifact.manifest["target"], "ratio": artifact.manifest["ratio"]}
-    told = explanation(artifact.path, group, unit, class_, gone) | head
+        told = explanation(artifact.path, group, unit, class_, gone) | head
     if images is not None:
         if group is None or unit is None:
             raise InputError("images: --images needs --group and --unit")

@@ -88,10 +88,7 @@ def summary(data: dict[str, Any], out: Path) -> None:
         for note in w["notes"]:
             console.print(f"  {escape(note)}")
     if data.get("aim"):
-        last = min(
-            (m for m in data["aim"]["measured"] if m["units"] <= r["units"] + 1e-9),
-            key=lambda m: r["units"] - m["units"],
-        )
+        last = data["aim"]["measured"][-1]  # of what was chosen, timed once more
         console.print(
             f"latency at batch {data['aim']['batch']}: {last['latency']:.4f} removed, measured on this machine"
         )
@@ -179,9 +176,22 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
         )
     if s["effects"]:
         console.print(table)
+    if s["probe"] is not None:
+        _probe(console, s["probe"])
     if "images" in data:
         seen = ", ".join(f"{i['class']} {i['activation']:.3g}" for i in data["images"]["samples"])
         console.print(f"images that activate it most, in {escape(data['images']['file'])}: {escape(seen)}")
+
+
+def _probe(console: Console, probe: dict[str, Any]) -> None:
+    console.print(
+        f"number {probe['place']} of its group's {probe['of']} units, cheapest first; the joint cut of the first {probe['units']}, with the layers "
+        f"behind them compensated, is within a margin of {probe['margin']:.4f} on {probe['samples']} samples"
+    )
+    table = _table("what that cut loses", "class", "mean loss of score", right=(1,))
+    for name, loss in probe["by_class"].items():
+        table.add_row(escape(name), "not asked" if loss is None else f"{loss:+.6f}")
+    console.print(table)
 
 
 def exported(data: dict[str, Any]) -> None:

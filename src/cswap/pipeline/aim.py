@@ -31,7 +31,8 @@ def aimed(
     """The shortest prefix, by bisection to a hundredth of the units, that takes the fraction of latency away (ours).
 
     sample: (1, …). Each prefix is timed in turns with the original, so that the speed of the machine cancels. Latency falls
-    in steps and is measured with noise, so of the prefixes tried the smallest that reached the target is timed once more, and a longer one taken until that holds. Raises TargetError.
+    in steps and is measured with noise, so of the prefixes tried the smallest that reached the target is timed once more, for
+    longer, and longer ones until that holds: the last of `measured` is the one chosen. Raises TargetError.
     """
     if target.kind != "latency" or target.value is None:
         return Aim(target, [])
@@ -48,20 +49,26 @@ def aimed(
             reached.append(units)
             high = middle - 1
         elif not reached:
-            raise TargetError(
-                f"target {target} is out of reach: with {units:.3f} of the units gone, all that the path allows"
-                f"{f' with widths that are multiples of {round_to}' if round_to > 1 else ''}, the network takes {1 - gone:.3f} of the time at "
-                f"batch {batch} on this machine"
-            )
+            raise _out_of_reach(target, measured[-1], round_to, batch)
         else:
             low = middle + 1
     at = steps.index(min(reached))
     while True:  # the shortest of noisy figures is a lucky one: it has to hold again, timed for longer
         gone = _fraction_gone(model, path, steps[at], sample, round_to, batch, device, budget_s=4.0)
         measured.append({"units": steps[at], "latency": gone})
-        if gone >= target.value or at == len(steps) - 1:
+        if gone >= target.value:
             return Aim(Target("units", steps[at]), measured)
         at += 1
+        if at == len(steps):
+            raise _out_of_reach(target, measured[-1], round_to, batch)
+
+
+def _out_of_reach(target: Target, last: dict[str, float], round_to: int, batch: int) -> TargetError:
+    return TargetError(
+        f"target {target} is out of reach: with {last['units']:.3f} of the units gone, all that the path allows"
+        f"{f' with widths that are multiples of {round_to}' if round_to > 1 else ''}, the network takes {1 - last['latency']:.3f} of the time at "
+        f"batch {batch} on this machine"
+    )
 
 
 def _levels(path: PruningPath, round_to: int) -> list[float]:

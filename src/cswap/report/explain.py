@@ -41,6 +41,25 @@ def _story(steps: list[Decision], gone: bool) -> dict[str, Any]:
     }
 
 
+def _probe(path: PruningPath, group: str, unit: int) -> dict[str, Any] | None:
+    """What `joint` measured of the smallest cut that holds the unit; None where it measured none.
+
+    place: the unit's in its group's order, from 1; by_class: mean losses of score; margin: the largest of their upper bounds.
+    """
+    held = (path.sensitivity or {}).get("groups", {}).get(group)
+    if held is None:
+        return None
+    place = held["order"].index(unit) + 1
+    probe = min((p for p in held["probes"] if p["units"] >= place), key=lambda p: p["units"], default=None)
+    if probe is None:
+        return None
+    by_class = dict(zip(path.classes, probe["by_class"], strict=True))
+    return {
+        "place": place, "of": held["size"], "units": probe["units"], "margin": probe["margin"], "samples": probe["samples"],
+        "by_class": by_class,
+    }  # fmt: skip
+
+
 def explanation(
     path: PruningPath,
     group: str | None = None,
@@ -70,7 +89,7 @@ def explanation(
         out = {(d.group, d.unit) for d in path if d.removed}
     else:
         out = {(name, int(n)) for name, units in gone.items() for n in units}
-    stories = [_story(own, key in out) for key, own in by_unit.items()]
+    stories = [_story(own, key in out) | {"probe": _probe(path, *key)} for key, own in by_unit.items()]
     if class_ is not None:
         stories = [s for s in stories if class_ in s["needed_by"] or class_ in s["hurts"]]
         stories.sort(key=lambda s: next(e["mean"] for e in s["effects"] if e["class"] == class_))
