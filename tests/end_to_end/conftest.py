@@ -12,7 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import cswap
 from cswap.cli.app import main
+from cswap.data.models import ModelSpec, load_weights
+from cswap.data.sources import ImageFormat, open_data
 
 FACTORY = '''
 import torch
@@ -60,6 +63,16 @@ class Place:
             *form, "--per-class", "6", "--target", target,
             "--out", str(self.root / out), "--quiet", *more,
         ]  # fmt: skip
+
+    def saved(self) -> str:
+        """A network pruned and saved from Python, in `saved`; returns its factory."""
+        spec = f"{self.factory}:colours"
+        model = ModelSpec.parse(spec).build()
+        load_weights(model, self.weights)
+        train = open_data(str(self.data), ImageFormat(8, 8, (0.5,) * 3, (0.5,) * 3)).train
+        path = cswap.prune_path(model, cswap.calibration_set(train, 6, 0), target="params=0.3")
+        cswap.save(path.apply(model, target="params=0.3"), self.root / "saved", path=path, factory=spec)
+        return spec
 
 
 def _weights() -> dict[str, torch.Tensor]:

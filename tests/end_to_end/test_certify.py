@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import cswap
 from cswap.cli.app import main
-from cswap.data.models import ModelSpec, load_weights
-from cswap.data.sources import ImageFormat, open_data
 from tests.end_to_end.conftest import write_images
 
 TENSORS = """
@@ -87,12 +84,7 @@ def test_other_data_do_not_make_the_calibration_samples_new(place, tensors, caps
 
 
 def test_what_python_saved_cannot_be_certified_later(place, capsys):
-    spec = f"{place.factory}:colours"
-    model = ModelSpec.parse(spec).build()
-    load_weights(model, place.weights)
-    train = open_data(str(place.data), ImageFormat(8, 8, (0.5,) * 3, (0.5,) * 3)).train
-    path = cswap.prune_path(model, cswap.calibration_set(train, 6, 0), target="params=0.3")
-    cswap.save(path.apply(model, target="params=0.3"), place.root / "saved", path=path, factory=spec)
+    spec = place.saved()
     line = _refused(capsys, [
         "apply", str(place.root / "saved"), "--trust", "--model", spec, "--weights", str(place.weights), "--data", str(place.data),
         "--image-size", "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--target", "units=0.1", "--quiet",

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import cswap
 from cswap.cli.app import main
 from cswap.cli.options import resolved
-from cswap.data.models import ModelSpec, load_weights
-from cswap.data.sources import ImageFormat, open_data
+from cswap.data.models import ModelSpec
 
 TENSORS = """
 import torch
@@ -62,13 +60,7 @@ def test_a_factory_takes_the_place_of_a_folder_whose_form_was_recorded(place, ar
 
 
 def test_what_python_saved_is_read_as_the_user_says(place, capsys):
-    spec = f"{place.factory}:colours"
-    model = ModelSpec.parse(spec).build()
-    load_weights(model, place.weights)
-    train = open_data(str(place.data), ImageFormat(8, 8, (0.5,) * 3, (0.5,) * 3)).train
-    path = cswap.prune_path(model, cswap.calibration_set(train, 6, 0), target="params=0.3")
-    small = path.apply(model, target="params=0.3")
-    cswap.save(small, place.root / "saved", path=path, factory=spec)
+    spec = place.saved()
     out = [
         str(place.root / "saved"),
         "--trust",

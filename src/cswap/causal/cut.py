@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from cswap.causal.engine import Engine, Job, Scores
 from cswap.causal.layout import sample_dims
 from cswap.errors import MethodError
-from cswap.structure.groups import Group, Slot
+from cswap.structure.groups import Group, Slot, consumers_of
 from cswap.structure.images import takes_channels_last
 from cswap.structure.layers import channel_dim
 from cswap.structure.surgery import prepared_copy, zero_cut_
@@ -70,13 +70,15 @@ class PlainEngine(Engine):
 
     def _samples_first(self) -> bool:
         """Whether every consumer's input has its samples in dimension 0, one after the other, so that cut sets may share a batch."""
-        last = len(self.calibration) - 1
-        one, other = (self._ready(self.calibration.inputs(i, i + 1)) for i in (0, last))
-        names = {s.module: None for g in self.structure for s in g.consumers}
         try:
-            return set(sample_dims(self.net, names, one, other).values()) <= {0}
+            return set(self.sample_dims(self.structure.groups).values()) <= {0}
         except MethodError:
             return False
+
+    def sample_dims(self, groups: Iterable[Group]) -> dict[str, int]:
+        """See `layout.sample_dims`, of all layers that read a unit. Raises MethodError."""
+        one, other = (self._ready(x) for x in self.calibration.ends())
+        return sample_dims(self.net, consumers_of(groups), one, other)
 
     def rows(self, group: Group | None) -> int:
         return self._rows_for(self._largest // 2, 2 * self._largest)

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from cswap.causal.cut import PlainEngine
-from cswap.causal.layout import by_samples, sample_dims
+from cswap.causal.layout import by_samples
 from cswap.data.truth import Truth, moved
 from cswap.errors import MethodError
-from cswap.structure.groups import Group, Slot
+from cswap.structure.groups import Group, Slot, consumers_of
 from cswap.structure.layers import channel_dim
 from cswap.tasks.base import smooth
 from cswap.types import FloatArray, IntArray
@@ -87,18 +87,6 @@ def unit_sums(
     return sums
 
 
-def dims_of(engine: PlainEngine, groups: Iterable[Group]) -> dict[str, int]:
-    """`sample_dims` of all layers that read a unit. Raises MethodError."""
-    last = len(engine.calibration) - 1
-    one, other = (engine._ready(engine.calibration.inputs(i, i + 1)) for i in (0, last))
-    return sample_dims(engine.net, consumers_of(groups), one, other)
-
-
-def consumers_of(groups: Iterable[Group]) -> list[str]:
-    """Names of all layers that read a unit, each once."""
-    return list(dict.fromkeys(s.module for g in groups for s in g.consumers))
-
-
 def batches(engine: PlainEngine, numbers: IntArray, passes: int = 1) -> Iterator[tuple[slice, torch.Tensor, Truth]]:
     """Samples `numbers` in batches: their place among the numbers, inputs (n, …) ready for the network, their targets.
 
@@ -121,7 +109,7 @@ def first_order_batches(
     One forward and backward pass serves all groups, on the network as pruned so far. Ends early where the score has no
     gradient. Raises MethodError for what is not laid out by samples.
     """
-    dims = dims_of(engine, groups)
+    dims = engine.sample_dims(groups)
     for place, inputs, targets in batches(engine, numbers):
         with torch.enable_grad(), read_inputs(engine.net, consumers_of(groups)) as seen:
             score = smooth(engine.task)(engine.net(inputs), targets)

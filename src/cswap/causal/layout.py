@@ -5,7 +5,7 @@ Found by a probe: of two samples one is exchanged, and what that changes belongs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -46,18 +46,12 @@ def _read(net: nn.Module, names: Iterable[str], inputs: torch.Tensor) -> list[tu
     seen: list[tuple[str, torch.Tensor]] = []
 
     def see(name: str, dim: int) -> Any:
-        return lambda _module, args, named: seen.append((name, first_of(args, named).movedim(dim, -1).clone()))
+        return lambda _module, args: seen.append((name, args[0].movedim(dim, -1).clone()))
 
     modules = ((n, net.get_submodule(n)) for n in names)
-    handles = [m.register_forward_pre_hook(see(n, channel_dim(m)), with_kwargs=True) for n, m in modules]
+    handles = [m.register_forward_pre_hook(see(n, channel_dim(m))) for n, m in modules]
     run_hooked(net, inputs, handles)
     return seen
-
-
-def first_of(args: tuple[Any, ...], named: Mapping[str, Any]) -> torch.Tensor:
-    """What a layer reads, by place or by name (`conv(input=x)`)."""
-    found: torch.Tensor = args[0] if args else next(iter(named.values()))
-    return found
 
 
 def _dim_of(both: torch.Tensor, other_second: torch.Tensor, other_first: torch.Tensor) -> int | None:

@@ -131,6 +131,11 @@ class CalibrationSet:
                 self._cache = trimmed(self._load(0, len(self)))
         return self._cache[start:stop] if self._cache is not None else self._load(start, stop)
 
+    def ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs of the first and of the last sample, (1, …) each: of two classes, where there are two."""
+        last = len(self) - 1
+        return self.inputs(0, 1), self.inputs(last, last + 1)
+
     def some(self, most: int = 32) -> torch.Tensor:
         """Inputs of at most so many samples, of all classes alike, (n, …)."""
         m = len(self)

@@ -144,9 +144,7 @@ def class_losses(
                 columns = [task.class_scores(o, truth).double().cpu().numpy() for o in outputs]
                 for k, name in enumerate(classes[: columns[0].shape[1]]):
                     before, after = columns[0][:, k], columns[1][:, k]
-                    there = ~(
-                        np.isnan(before) & np.isnan(after)
-                    )  # else the class is not, and neither network has a score
+                    there = ~(np.isnan(before) & np.isnan(after))  # else the class is not, and neither has a score
                     found[name].append((before - after)[there])
                 continue
             scores = [task.score(o, truth).double().cpu().numpy() for o in outputs]

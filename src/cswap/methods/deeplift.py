@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from cswap.causal.cut import PlainEngine
-from cswap.causal.first_order import batches, dims_of, read_inputs, unit_sums
+from cswap.causal.first_order import batches, read_inputs, unit_sums
 from cswap.causal.layout import CONSTANT
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import MethodError, MissingPartError
@@ -130,10 +130,9 @@ def attributions(engine: PlainEngine, units: Structure) -> Iterator[tuple[dict[s
     add up to and the difference of the logit from the baseline's. The engine's network is used up.
     """
     explainer_class = _explainer_class()
-    dims = dims_of(engine, units.groups)
-    if late := [
-        name for name, dim in dims.items() if dim not in (0, CONSTANT)
-    ]:  # samples and baselines are told apart in dimension 0
+    dims = engine.sample_dims(units.groups)
+    # samples and baselines are told apart in dimension 0
+    if late := [name for name, dim in dims.items() if dim not in (0, CONSTANT)]:
         raise MethodError(f"method deeplift: expected layers that read samples first, {late[0]} does not")
     operations = Operations(engine, "deeplift")
     net = _prepared(operations)

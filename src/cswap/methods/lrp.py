@@ -23,7 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.padding import _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 
 from cswap.causal.cut import PlainEngine
-from cswap.causal.first_order import batches, dims_of, read_inputs, unit_sums
+from cswap.causal.first_order import batches, read_inputs, unit_sums
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import MethodError, MissingPartError
 from cswap.methods.lrp_attention import NORMS, Normed, RelevantProduct, ruled, scaled
@@ -163,7 +163,7 @@ def _is_mask(node: fx.Node) -> bool:
 def relevances(engine: PlainEngine, units: Structure) -> Iterator[dict[str, FloatArray]]:
     """Batches of n samples: relevance by group (n, size). The engine's network is used up."""
     composite = _composite()
-    dims = dims_of(engine, units.groups)
+    dims = engine.sample_dims(units.groups)
     operations = Operations(engine, "lrp")
     net = _prepared(operations)
     for _, inputs, targets in batches(engine, np.arange(len(engine.calibration)), passes=2):

@@ -15,7 +15,7 @@ from torch import nn
 
 from cswap.causal.behind import norms_behind
 from cswap.causal.cut import PlainEngine
-from cswap.causal.first_order import batches, consumers_of
+from cswap.causal.first_order import batches
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import MethodError
 from cswap.linear.elimination import Inverse
@@ -35,7 +35,7 @@ from cswap.methods.ranking import ranking_path
 from cswap.methods.registry import register
 from cswap.recovery.walk import Chunks, Walk
 from cswap.structure.calls import call_counts
-from cswap.structure.groups import Slot, Structure
+from cswap.structure.groups import Slot, Structure, consumers_of
 from cswap.structure.images import takes_channels_last
 from cswap.structure.surgery import prepared_copy
 from cswap.tasks.base import Task, smooth

@@ -12,10 +12,9 @@ import torch
 from torch import fx, nn
 
 from cswap.causal.cut import PlainEngine
-from cswap.causal.first_order import consumers_of
 from cswap.causal.graph import Graph, NotTraceable
 from cswap.errors import MethodError, RunError
-from cswap.structure.groups import Group
+from cswap.structure.groups import Group, consumers_of
 from cswap.tasks.base import Task
 from cswap.tasks.classification import logits_of
 from cswap.types import FloatArray

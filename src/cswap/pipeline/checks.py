@@ -76,12 +76,7 @@ def refuse_unsteady(model: nn.Module, calibration: CalibrationSet) -> None:
 
     model: in eval mode. Raises ModelError (ours).
     """
-    last = len(calibration) - 1
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    one, other = (
-        x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
-        for x in (calibration.inputs(0, 1), calibration.inputs(last, last + 1))
-    )
+    one, other = (_for(model, x) for x in calibration.ends())
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             first, again, beside_itself = (model(torch.cat([one, second])) for second in (other, other, one))
@@ -101,28 +96,27 @@ def refuse_unsteady(model: nn.Module, calibration: CalibrationSet) -> None:
 
 
 def refuse_routed(model: nn.Module, structure: Structure, calibration: CalibrationSet) -> None:
-    """Layers that the structure was not found with must not run for other samples (ours). Raises StructureError."""
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    inputs, called = calibration.some(), []
+    """Layers that the structure was not found with must not run for other samples (ours).
+
+    model: in eval mode. Raises StructureError.
+    """
+    called: list[str] = []
     modules = ((n, m) for n, m in model.named_modules() if n in structure.uncalled)
     handles = [m.register_forward_hook(lambda *_, n=n: called.append(n)) for n, m in modules]
     if not handles:
         return
-    modes = {m: m.training for m in model.modules()}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            run_hooked(
-                model.eval(),
-                inputs.to(like.device, like.dtype if inputs.is_floating_point() else inputs.dtype),
-                handles,
-            )
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with torch.random.fork_rng(devices=[]):
+        run_hooked(model, _for(model, calibration.some()), handles)
     if called:
         raise StructureError(
             f"the model calls {called[0]} for some samples and not for others: expected one that sends every sample through the same layers"
         )
+
+
+def _for(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """On the model's device, and of its type where they are of a floating one."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), inputs)
+    return inputs.to(like.device, like.dtype if inputs.is_floating_point() else inputs.dtype)
 
 
 def _of_the_first(outputs: Any) -> list[torch.Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 from typing import Any
 
 from torch import nn
@@ -16,6 +14,7 @@ from cswap.methods.path import PruningPath, Silence, Sink, Start
 from cswap.pipeline.checks import refuse_routed, refuse_unsteady, task_named
 from cswap.pipeline.jobs import Machine, check_options
 from cswap.structure.discover import discover
+from cswap.structure.fit import copied
 from cswap.structure.groups import Structure
 from cswap.tasks import Task, completed
 from cswap.types import Target
@@ -46,10 +45,7 @@ def prune_path(
         raise InputError(f"prune_path: {error}") from None
     check_options(method, chosen)
     chosen_task = completed(task) if task is not None else task_named("classification")
-    with contextlib.suppress(RuntimeError):  # what cannot be copied is told by discover
-        refuse_unsteady(copy.deepcopy(model).eval(), calibration)
-    structure = structure or discover(model, calibration.some(2))
-    refuse_routed(model, structure, calibration)
+    structure = _fitting(model, calibration, structure)
     if not structure.groups:
         raise StructureError("nothing can be pruned in this model")
     path = registry.call(
@@ -58,3 +54,12 @@ def prune_path(
     )  # fmt: skip
     path.example = calibration.some()
     return path
+
+
+def _fitting(model: nn.Module, calibration: CalibrationSet, structure: Structure | None) -> Structure:
+    """The structure given or found, of a network whose outputs are each sample's own. Raises ModelError, StructureError."""
+    still = copied(model).eval()
+    refuse_unsteady(still, calibration)
+    structure = structure or discover(model, calibration.some(2))
+    refuse_routed(still, structure, calibration)
+    return structure

@@ -52,14 +52,8 @@ def most_active(
         raise InputError(f"images: expected at least 1, got {most}")
     chosen = [g for g in structure if groups is None or g.name in set(groups)]
     net = prepared_copy(model, structure).eval()
-    last = len(calibration) - 1
     try:
-        dims = sample_dims(
-            net,
-            {g.consumers[0].module: None for g in chosen},
-            calibration.inputs(0, 1),
-            calibration.inputs(last, last + 1),
-        )
+        dims = sample_dims(net, {g.consumers[0].module: None for g in chosen}, *calibration.ends())
     except MethodError as error:
         raise InputError(f"images: {error}") from None
     found = {g.name: np.full((len(calibration), g.size), -np.inf) for g in chosen}

@@ -221,9 +221,8 @@ def random_half(structure: Structure, seed: int, groups: list[str] | None = None
 
 
 def _half(group: Group, rng: np.random.Generator) -> IntArray:
-    own = [
-        set(s.by_unit) for s in group.slots if len(s.by_unit) < group.size
-    ]  # layers that have some of the units alone
+    # of layers that have some of the units alone
+    own = [set(s.by_unit) for s in group.slots if len(s.by_unit) < group.size]
     gone: list[int] = []
     for unit in rng.permutation(group.size).tolist():
         if len(gone) == max(1, group.size // 2):

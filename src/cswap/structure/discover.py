@@ -15,12 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from cswap.errors import StructureError, pass_on_out_of_memory
+from cswap.errors import pass_on_out_of_memory
 from cswap.structure.calls import run_hooked
 from cswap.structure.chains import chains
 from cswap.structure.detectors import forward_of
-from cswap.structure.fit import refuse_unfit
-from cswap.structure.groups import Group, LayerCost, LeftOut, Structure
+from cswap.structure.fit import copied
+from cswap.structure.groups import Group, LayerCost, LeftOut, Structure, consumers_of
 from cswap.structure.heads import Whole, attention_of, head_groups, names_in, with_whole_heads
 from cswap.structure.joined import Dimension, Grouped, joined
 from cswap.structure.layers import is_grouped, rule_of
@@ -151,12 +151,11 @@ def _disjoint(groups: list[Group], left_out: list[LeftOut]) -> list[Group]:
 def _read_by_place(groups: list[Group], model: nn.Module, inputs: torch.Tensor, left_out: list[LeftOut]) -> list[Group]:
     """Groups whose readers get what they read as their first argument, where a cut acts."""
     by_name: set[str] = set()
-    names = dict.fromkeys(s.module for g in groups for s in g.consumers)
 
     def see(name: str) -> Any:
         return lambda _m, args, _named: None if args else by_name.add(name)
 
-    handles = [model.get_submodule(n).register_forward_pre_hook(see(n), with_kwargs=True) for n in names]
+    handles = [model.get_submodule(n).register_forward_pre_hook(see(n), with_kwargs=True) for n in consumers_of(groups)]
     run_hooked(forward_of(model), inputs, handles)
     wrong = {g.name: next((s.module for s in g.consumers if s.module in by_name), "") for g in groups}
     left_out += [
@@ -174,17 +173,9 @@ def discover(model: nn.Module, inputs: torch.Tensor, *, verify: bool = True, see
     of all groups is removed from a randomised copy, and every group whose masked and pruned networks disagree is left
     out with that reason. Raises StructureError for a network that cannot be taken apart at all.
     """
-    refuse_unfit(model)
     inputs = inputs.detach()[:2].cpu().float() if inputs.is_floating_point() else inputs.detach()[:2].cpu()
     with untouched_rng():
-        try:
-            work = copy.deepcopy(model).cpu().float().eval()
-        except RuntimeError as error:
-            pass_on_out_of_memory(error)
-            raise StructureError(
-                f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0][:120]}); remove weight_norm and the "
-                "like first (torch.nn.utils.remove_weight_norm)"
-            ) from error
+        work = copied(model).cpu().float().eval()
         for p in work.parameters():
             p.requires_grad_(p.is_floating_point())
         heads, unlike = attention_of(work, inputs, seed)

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
-from cswap.errors import StructureError
+from cswap.errors import StructureError, pass_on_out_of_memory
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of a network that can be taken apart. Raises StructureError for one that cannot, and for one that has no copy."""
+    refuse_unfit(model)
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        pass_on_out_of_memory(error)
+        raise StructureError(
+            f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0][:120]}); remove weight_norm and the "
+            "like first (torch.nn.utils.remove_weight_norm)"
+        ) from error
 
 
 def refuse_unfit(model: nn.Module) -> None:

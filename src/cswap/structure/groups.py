@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
@@ -260,3 +260,8 @@ class Structure:
 
 Removed = dict[str, IntArray]
 """Units removed, by group name: sorted original indices."""
+
+
+def consumers_of(groups: Iterable[Group]) -> list[str]:
+    """Names of all layers that read a unit, each once."""
+    return list(dict.fromkeys(s.module for g in groups for s in g.consumers))
