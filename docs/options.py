@@ -1,6 +1,6 @@
 """Makes docs/options.md: every option of every command, read from the command itself.
 
-    python docs/options.py
+python docs/options.py
 """
 
 from __future__ import annotations
@@ -28,12 +28,29 @@ def page() -> str:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     lines = [_HEAD]
     for name, command in commands.items():
-        lines += [f"## `cswap {name}`", "", command.help or "", "", "| option | default | what it does |", "| --- | --- | --- |"]
+        lines += [
+            f"## `cswap {name}`",
+            "",
+            command.help or "",
+            "",
+            "| option | default | what it does |",
+            "| --- | --- | --- |",
+        ]
         for p in command.params:
             if p.name == "help":
                 continue
-            shown = ", ".join(f"`{o}`" for o in (*p.opts, *p.secondary_opts)) if p.param_type_name == "option" else f"`{p.name.upper()}`"
-            usual = "required" if p.required else "" if p.default is None or p.default is False or callable(p.default) else f"`{p.default}`"
+            shown = (
+                ", ".join(f"`{o}`" for o in (*p.opts, *p.secondary_opts))
+                if p.param_type_name == "option"
+                else f"`{p.name.upper()}`"
+            )
+            usual = (
+                "required"
+                if p.required
+                else ""
+                if p.default is None or p.default is False or callable(p.default)
+                else f"`{p.default}`"
+            )
             lines.append(f"| {shown} | {usual} | {_cell(getattr(p, 'help', '') or '')} |")
         lines.append("")
     return "\n".join(lines)

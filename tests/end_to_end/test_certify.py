@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cswap.cli.app import main
+from cswap.report.again import arguments_of
 from tests.end_to_end.conftest import write_images
 
 TENSORS = """
@@ -125,3 +126,54 @@ def test_the_error_rate_and_the_bound_asked_for_are_those_of_the_certificate(pla
     out, err = capsys.readouterr()
     assert (json.loads(out)["certificate"]["alpha"], json.loads(out)["certificate"]["bound"]) == (0.2, "betting")
     assert "with confidence 0.8 (betting bound), and a margin of 0.01 was asked" in err
+
+
+def test_the_largest_of_several_targets_that_is_certified_is_kept(place, tensors, capsys):
+    asked = ["--certify", f"{tensors}:fresh", "--margin", "0.3", "--quiet"]
+    assert main(place.prune("out", data=f"{tensors}:data", target="params=0.9")) == 0
+    apply = ["apply", str(place.root / "out"), "--trust", *asked, "--json", "--out"]
+    capsys.readouterr()
+    alone = {}
+    for f in ("0.2", "0.4", "0.9"):
+        assert main([*apply, str(place.root / f), "--target", f"params={f}"]) == 0
+        alone[f] = json.loads(capsys.readouterr().out)
+    assert [alone[f]["certificate"]["holds"] for f in alone] == [True, True, False]
+    assert main([*apply, str(place.root / "several"), "--target", "params=0.9,0.2,0.4"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["target"], found["ended"], found["ratio"]) == ("params=0.4", "target reached", alone["0.4"]["ratio"])
+    certificate = found["certificate"]
+    tried = certificate.pop("targets")
+    assert certificate.pop("asked") == ["params=0.2", "params=0.4", "params=0.9"]
+    assert certificate == alone["0.4"]["certificate"]
+    for t, f in zip(tried, alone, strict=True):
+        assert (t["target"], t["ratio"]) == (f"params={f}", alone[f]["ratio"])
+        assert t["certificate"] | {"data": certificate["data"]} == alone[f]["certificate"]
+    same = [(place.root / n / "model.safetensors").read_bytes() for n in ("several", "0.4")]
+    assert same[0] == same[1]
+    # analysis and surgery in one command, and the command that the report tells makes it again
+    assert main([*place.prune("one", *asked[:-1], data=f"{tensors}:data", target="params=0.2,0.4,0.9")]) == 0
+    said = capsys.readouterr().out
+    for told in ("params=0.4: certified", "params=0.9: not certified", "certificate of params=0.4"):
+        assert told in said
+    assert (place.root / "one" / "model.safetensors").read_bytes() == same[0]
+    manifest = json.loads((place.root / "one" / "manifest.json").read_text())
+    words = arguments_of(manifest)
+    assert words is not None
+    assert words[-2:] == ["--target", "params=0.2,0.4,0.9"]
+
+
+def test_the_smallest_is_kept_where_none_is_certified(place, tensors, capsys):
+    asked = ["--certify", f"{tensors}:fresh", "--margin", "0.1", "--json"]
+    capsys.readouterr()
+    assert main(place.prune("out", *asked, data=f"{tensors}:data", target="params=0.8,0.9")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["target"], found["certificate"]["holds"]) == ("params=0.8", False)
+    assert [t["target"] for t in found["certificate"]["targets"]] == ["params=0.8"]  # the first that fails ends it
+
+
+def test_several_targets_without_a_certificate_are_refused(place, capsys):
+    line = _refused(capsys, place.prune("out", target="params=0.2,0.4"))
+    assert "several go with a certificate" in line
+    assert "expected --certify DATA" in line
+    assert "'' is no number" in _refused(capsys, place.prune("out", target="params=0.2,"))
+    assert not (place.root / "out").exists()

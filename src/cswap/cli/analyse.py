@@ -32,7 +32,6 @@ from cswap.cli.options import (
 from cswap.cli.progress import Interrupted, ProgressLine
 from cswap.errors import InputError, RunError, out_of_memory
 from cswap.pipeline import Machine, PruneJob
-from cswap.types import Target
 
 
 def prune(
@@ -54,9 +53,10 @@ def prune(
     quiet: Quiet = False,
 ) -> None:
     """Path, surgery, check, evaluation, artifact: the main job."""
+    largest, wish = after.asked(target)
     job = PruneJob(
-        source=net.source, data=given.choice, out=out, target=Target.parse(target), method=method, task=analysis.task,
-        options=analysis.options(seed), machine=run.machine, resume=run.resume, force=run.force, wish=after.wish,
+        source=net.source, data=given.choice, out=out, target=largest, method=method, task=analysis.task,
+        options=analysis.options(seed), machine=run.machine, resume=run.resume, force=run.force, wish=wish,
         **analysis.groups,
     )  # fmt: skip
     from cswap import pipeline
@@ -98,10 +98,11 @@ def apply(
     """Another target from the stored path: no new analysis."""
     from cswap import pipeline
 
+    largest, wish = after.asked(target)
     with ProgressLine(quiet) as watcher:
         summary = pipeline.apply(
-            folder, Target.parse(target), out, force=force, machine=Machine(device, bytes_of(memory)), watcher=watcher,
-            wish=after.wish, **original.given,
+            folder, largest, out, force=force, machine=Machine(device, bytes_of(memory)), watcher=watcher,
+            wish=wish, **original.given,
         )  # fmt: skip
     show_or_print(as_json, summary, lambda s: render.summary(s, out))
 

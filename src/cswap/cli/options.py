@@ -19,6 +19,7 @@ from cswap.errors import InputError
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, OtherData, Source, Wish
 from cswap.tasks import TASKS
+from cswap.types import Target
 
 ModelOption = Annotated[
     str,
@@ -47,7 +48,11 @@ Std = Annotated[str | None, typer.Option("--std", help="by channel, separated by
 Out = Annotated[Path, typer.Option("--out", help="the artifact folder to write")]
 ArtifactDir = Annotated[Path, typer.Argument(help="an artifact folder")]
 TargetOption = Annotated[
-    str, typer.Option("--target", help="fraction REMOVED: params=F, macs=F, units=F, latency=F; or noncritical")
+    str,
+    typer.Option(
+        "--target",
+        help="fraction REMOVED: params=F, macs=F, units=F, latency=F; or noncritical; with --certify also several, params=F,F,…",
+    ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="stdout is JSON and nothing else")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress")]
@@ -240,11 +245,16 @@ class WishFlags:
     margin: Annotated[float, _flag("--certify: the loss of mean score that is asked about", "--margin")] = 0.02
     bound: Annotated[str, _flag("--certify: betting, bernstein, or t (approximate)", "--bound")] = "betting"
 
-    @property
-    def wish(self) -> Wish:
-        """The same for the pipeline. Raises InputError."""
+    def asked(self, target: str) -> tuple[Target, Wish]:
+        """The target, the largest where there are several, and the same for the pipeline. Raises InputError, TargetError."""
+        kind, equals, fractions = target.partition("=")
+        each = [Target.parse(f"{kind}{equals}{f}") for f in fractions.split(",")]
+        values = sorted({t.value for t in each if t.value is not None})
+        largest = Target(each[0].kind, values.pop()) if values else each[0]
         certify = None if self.certify is None else resolved(self.certify)
-        return Wish(self.recover, self.round_to, self.latency_batch, certify, self.margin, self.bound)
+        return largest, Wish(
+            self.recover, self.round_to, self.latency_batch, certify, self.margin, self.bound, tuple(values)
+        )
 
 
 def flattened(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cswap.cli.console import Console
+from cswap.evaluate.certificate import shown
 
 
 def _console() -> Console:
@@ -93,7 +94,12 @@ def summary(data: dict[str, Any], out: Path) -> None:
             f"latency at batch {data['aim']['batch']}: {last['latency']:.4f} removed, measured on this machine"
         )
     if data.get("certificate"):
-        console.print(f"certificate: {escape(data['certificate']['claim'])}")
+        for tried in data["certificate"].get("targets", []):
+            console.print(
+                f"  {escape(tried['target'])}: {'certified' if tried['certificate']['holds'] else 'not certified'}, the smallest that can be said is "
+                f"{shown(tried['certificate']['smallest'])}"
+            )
+        console.print(f"certificate of {escape(data['target'])}: {escape(data['certificate']['claim'])}")
     console.print(f"masked and pruned networks differ by at most {data['max_abs_difference']:.3g}")
     console.print("seconds: " + ", ".join(f"{k} {s:.1f}" for k, s in data["seconds"].items()))
     console.print(f"artifact: {escape(str(out))}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ from torch import nn
 
 from cswap.artifacts.folder import save
 from cswap.data.calibration import CalibrationSet
-from cswap.evaluate.certificate import Certificate, certificate_of, class_losses
+from cswap.errors import TargetError
+from cswap.evaluate.certificate import Certificate, certificate_of, class_losses, in_fixed_order
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
 from cswap.methods.path import PruningPath
-from cswap.pipeline.aim import aimed
+from cswap.pipeline.aim import Aim, aimed
 from cswap.pipeline.jobs import DataChoice, Source, Wish
 from cswap.pipeline.watch import Clock, Watcher
-from cswap.recovery import recovered
+from cswap.recovery import Recovery, recovered
 from cswap.recovery.base import steps_of
 from cswap.structure.check import Agreement
 from cswap.tasks import Task
@@ -65,29 +67,43 @@ def certified(done: Finished, small: nn.Module, device: str) -> Certificate:
     )  # fmt: skip
 
 
-def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock, watcher: Watcher) -> dict[str, Any]:
-    """Surgery, check, evaluation, artifact; returns the summary."""
-    path, reached, wish = done.path, done.path.ended, done.wish
-    sample = done.calibration.inputs(0, 1)
+@dataclass(frozen=True, eq=False)
+class Made:
+    """One network of a path: what was asked, how it ended, what was measured on the way, and what is claimed of it."""
+
+    target: Target
+    ended: str
+    small: nn.Module
+    surgery: Any
+    agreed: Agreement
+    aim: Aim
+    recovery: Recovery | None = None
+    certificate: Certificate | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is told of it beside others, as plain JSON values."""
+        return {"target": str(self.target), "ratio": self.surgery.ratio.as_dict(), "certificate": self._claimed()}
+
+    def _claimed(self) -> dict[str, Any]:
+        return {} if self.certificate is None else self.certificate.as_dict()
+
+
+def made(done: Finished, target: Target, device: str, clock: Clock, watcher: Watcher) -> Made:
+    """Surgery, check and recovery for one target, and its certificate where one is asked for."""
+    path, wish = done.path, done.wish
     with clock.phase("aim"):
-        aim = aimed(done.model, path, target, sample, round_to=wish.round_to, batch=wish.latency_batch, device=device)
-    if target.kind == "latency":
-        target_used, reached = aim.target, REACHED
-    elif target.value is not None and wish.round_to == 1 and not target.reached(path.ratio):
-        reached = f"stopped before the target: {path.ended}"
-        target_used = Target("units", path.ratio.units)
-    else:
-        target_used = target
+        aim = aimed(
+            done.model, path, target, done.calibration.inputs(0, 1), round_to=wish.round_to, batch=wish.latency_batch, device=device
+        )  # fmt: skip
+    used, ended = aim.target, REACHED if target.kind == "latency" else path.ended
+    if target.value is not None and target.kind != "latency" and wish.round_to == 1 and not target.reached(path.ratio):
+        used, ended = Target("units", path.ratio.units), f"stopped before the target: {path.ended}"
     with clock.phase("surgery"):
         watcher.phase("surgery")
-        inputs = done.calibration.some()
-        small, agreed = verified_copy(done.model, path, target_used, inputs, wish.round_to)
+        small, agreed = verified_copy(done.model, path, used, done.calibration.some(), wish.round_to)
     surgery: Any = small._cswap
     if target.value is not None and target.kind != "latency" and target.reached(surgery.ratio):
-        reached = REACHED
-    if path.method == "joint" and "lstsq" not in steps_of(wish.recover) and surgery.steps:
-        path.notes.append(UNCOMPENSATED)
-        watcher.note(UNCOMPENSATED)
+        ended = REACHED
     recovery = None
     if steps_of(wish.recover) and surgery.steps:
         with clock.phase("recovery"):
@@ -96,6 +112,50 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
                 small, done.model, done.calibration, wish.recover, task=done.task, device=device, memory=done.memory
             )
             small = recovery.model
+    found = Made(target, ended, small, surgery, agreed, aim, recovery)
+    if done.unseen is None:
+        return found
+    with clock.phase("certificate"):
+        watcher.phase("certificate")
+        return replace(found, certificate=certified(done, small, device))
+
+
+def as_far_as_certified(done: Finished, target: Target, device: str, clock: Clock, watcher: Watcher) -> list[Made]:
+    """The networks that were tested, of the smallest fraction asked for first, up to and with the first that fails.
+
+    A fraction after the first that no prefix reaches ends it too, with a note; raises TargetError where the first is such a one.
+    """
+    tried: list[Made] = []
+
+    def test(goal: Target) -> Certificate:
+        tried.append(made(done, goal, device, clock, watcher))
+        assert tried[-1].certificate is not None  # several targets go with one
+        return tried[-1].certificate
+
+    try:
+        in_fixed_order([partial(test, goal) for goal in done.wish.up_to(target)])
+    except TargetError as error:
+        if not tried:
+            raise
+        done.path.notes.append(str(error))
+        watcher.note(str(error))
+    return tried
+
+
+def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock, watcher: Watcher) -> dict[str, Any]:
+    """Surgery, check, evaluation, artifact; returns the summary. Of several targets the largest that is certified is kept,
+    and the smallest where none is."""
+    path, wish, sample = done.path, done.wish, done.calibration.inputs(0, 1)
+    if wish.smaller:
+        tried = as_far_as_certified(done, target, device, clock, watcher)
+    else:
+        tried = [made(done, target, device, clock, watcher)]
+    held = [m for m in tried if m.certificate is not None and m.certificate.holds]
+    kept = held[-1] if held else tried[0]
+    small, surgery, recovery = kept.small, kept.surgery, kept.recovery
+    if path.method == "joint" and "lstsq" not in steps_of(wish.recover) and surgery.steps:
+        path.notes.append(UNCOMPENSATED)
+        watcher.note(UNCOMPENSATED)
     with clock.phase("evaluation"):
         watcher.phase("evaluation")
         models = {"baseline": done.model, "pruned": small}
@@ -104,26 +164,26 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         watcher.phase("cost")
         cost = measure_cost(models, sample, device=device)
     certificate = None
-    if done.unseen is not None:
-        with clock.phase("certificate"):
-            watcher.phase("certificate")
-            certificate = certified(done, small, device).as_dict() | {"data": wish.certify}
+    if kept.certificate is not None:
+        certificate = kept.certificate.as_dict() | {"data": wish.certify}
+        if wish.smaller:
+            certificate |= {"asked": [str(t) for t in wish.up_to(target)], "targets": [m.as_dict() for m in tried]}
     summary = {
         "method": path.method,
         "engine": path.engine,
         "notes": path.notes,
-        "target": str(target),
-        "ended": reached,
+        "target": str(kept.target),
+        "ended": kept.ended,
         "ratio": surgery.ratio.as_dict(),
         "verdicts": path.verdicts(),
         "classes": list(path.classes),
         **{n: {"quality": quality[n], **cost[n]} for n in models},
         "held_out_samples": len(done.held_out),
         "calibration_samples": len(done.calibration),
-        "max_abs_difference": agreed.difference,
+        "max_abs_difference": kept.agreed.difference,
         "recovery": None if recovery is None else recovery.as_dict(),
         "round_to": wish.round_to,
-        "aim": {"batch": wish.latency_batch, "measured": aim.measured} if aim.measured else None,
+        "aim": {"batch": wish.latency_batch, "measured": kept.aim.measured} if kept.aim.measured else None,
         "certificate": certificate,
         "cliffs": [{"step": c.step, "group": c.group, "before": c.before, "after": c.after, "classes": list(c.classes)}
                    for c in path.cliffs],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,8 @@ def state_hash(model: nn.Module) -> str:
 @dataclass(frozen=True)
 class Wish:
     """What is done with a path: `recover` what is given back; `round_to` widths that are a multiple; `latency_batch` the batch a
-    latency target is measured at; `certify` data for a certificate of `margin` (τ) by a `bound`. Raises InputError.
+    latency target is measured at; `certify` data for a certificate of `margin` (τ) by a `bound`; `smaller` fractions of the target's
+    kind that are certified before it, ascending: the largest that holds is kept. Raises InputError.
     """
 
     recover: str = "none"
@@ -147,6 +149,7 @@ class Wish:
     certify: str | None = None
     margin: float = 0.02
     bound: str = "betting"
+    smaller: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         steps_of(self.recover)
@@ -163,6 +166,19 @@ class Wish:
         """Raises InputError where the wish does not go with the target."""
         if self.latency_batch != 1 and target.kind != "latency":
             raise InputError(f"latency-batch: goes with --target latency=F, got --target {target}")
+        if not self.smaller:
+            return
+        if self.certify is None:
+            raise InputError(
+                "target: several go with a certificate, which says how far to go; expected --certify DATA beside them"
+            )
+        rising = [*self.smaller, target.value or 0.0]
+        if any(a >= b for a, b in itertools.pairwise(rising)):
+            raise InputError(f"target: expected fractions from small to large, got {rising}")
+
+    def up_to(self, target: Target) -> list[Target]:
+        """The targets that are tested, one after the other, the last of them `target`."""
+        return [*(Target(target.kind, v) for v in self.smaller), target]
 
 
 _VOTING = ("cswap", "cbp", "greedy")

@@ -51,7 +51,13 @@ def arguments_of(
         for pattern in (run or {}).get(flag, []):
             words += [f"--{flag}", str(pattern)]
     words += _wish(manifest, summary or {})
-    return [*words, "--target", target or str(manifest["target"])]
+    return [*words, "--target", _several(manifest) or target or str(manifest["target"])]
+
+
+def _several(manifest: dict[str, Any]) -> str:
+    """The targets that were certified one after the other, as `--target` takes them; empty where there was one."""
+    asked = (manifest.get("certificate") or {}).get("asked") or []
+    return ",".join([str(t) if i == 0 else str(t).partition("=")[2] for i, t in enumerate(asked)])
 
 
 def _argument(value: Any) -> str:
