@@ -12,7 +12,7 @@ from results_common import origin, table
 from results_dense import dense
 from results_digits import digits
 from results_effects import growth, path, peak, prune, speed
-from results_methods import joint, joint_cost, methods, more_samples, peers, same_again
+from results_methods import joint, joint_cost, methods, more_samples, peers, same_again, surrogates
 from results_overview import overview
 from results_product import certificates, export, support
 from results_recoveries import every_recovery, recoveries, recovery_seconds
@@ -32,6 +32,9 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "same_again": same_again,
     "methods_resnet18": methods,
     "methods_resnet18_scopes": lambda data: methods(data, "Every ranking in every scope, half of the parameters"),
+    "methods_resnet18_scopes_more": lambda data: methods(
+        data, "OBS in both scopes, DeepLIFT and LRP by layer, half of the parameters"
+    ),
     "methods_resnet18_causal": lambda data: methods(data, "C-SWAP and C-BP"),
     "methods_resnet18_128": methods,
     "methods_resnet18_long": methods,
@@ -42,6 +45,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "recovery_seconds": recovery_seconds,
     "joint_resnet18": joint,
     "joint_cost": joint_cost,
+    "surrogates": surrogates,
     "obs128_resnet18": more_samples,
     "refit512_resnet18": more_samples,
     "peers": peers,

@@ -314,6 +314,27 @@ def joint_cost(data: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def surrogates(data: dict[str, Any]) -> list[str]:
+    """What orders a group's units for joint tests, on several networks."""
+    rows = []
+    for network, x in data["networks"].items():
+        for name, run in x["surrogates"].items():
+            rows.append([
+                network, name, *(f"{100 * share:.1f}" for _, share in run["within"]),
+                *(f"{100 * p['quality']['accuracy']:.2f}" for p in run["points"]), str(run["interventions"]), f"{run['seconds']:.0f}",
+            ])  # fmt: skip
+        rows.append([network, "unpruned", *("" for _ in run["within"]), f"{100 * x['unpruned']['accuracy']:.2f}"])
+    any_run = next(iter(next(iter(data["networks"].values()))["surrogates"].values()))
+    head = [*(f"τ = {m:g}" for m, _ in any_run["within"]), *(p["target"] for p in any_run["points"])]
+    rows = [[*r, *[""] * (len(head) + 4 - len(r))] for r in rows]
+    return [
+        "## What orders the units of a joint cut", "", origin(data),
+        f"`--method joint --per macs --surrogate …`, {data['per_class']} images a class to order, to test and to refit on. By margin: % of all units in the sets within it, "
+        "each of them tested; a better order has larger sets. By target: accuracy in %, refitted. Seconds are of one core, beside other work.", "",
+        *table(["network", "surrogate", *head, "joint cuts", "seconds"], rows),
+    ]  # fmt: skip
+
+
 def more_samples(data: dict[str, Any]) -> list[str]:
     """What more calibration images change where a goal was missed."""
     base, ways = data["unpruned"]["quality"]["accuracy"], data["recover"]

@@ -10,6 +10,8 @@ from torch.utils.data import TensorDataset
 
 import cswap
 from cswap.causal.compensation import CompensatedReplayEngine
+from cswap.causal.cut import PlainEngine
+from cswap.causal.first_order import first_order_all
 from cswap.causal.judge import Judge
 from cswap.causal.margins import Probe, Profile, lower_hull, margins_of, worst_loss
 from cswap.causal.stats import Moments
@@ -18,6 +20,7 @@ from cswap.methods import joint as joint_method
 from cswap.methods.joint import Measured, by_margin, by_price
 from cswap.methods.obs import obs_scores
 from cswap.methods.options import Options
+from cswap.methods.surrogate import GRADED, by_fisher, by_square, first_of_each
 from cswap.structure.discover import discover
 from tests.reference.joint import joint_cut, margin_by_hand
 
@@ -213,6 +216,58 @@ def test_one_of_a_pair_goes_and_what_is_needed_together_stays():
     assert 5 not in within
     assert len(within & {0, 1}) == 1
     assert len(within & {2, 3}) == 1
+
+
+def test_fisher_adds_what_units_do_together():
+    """At every step no unit left would add less to the mean square of the summed changes: each set's by hand."""
+    change = np.random.default_rng(0).normal(size=(40, 7)) @ np.random.default_rng(1).normal(size=(7, 7))
+    order, adds = by_fisher(change)
+    assert sorted(order.tolist()) == list(range(7))
+    cost, before = 0.0, np.zeros(40)
+    for place, unit in enumerate(order.tolist()):
+        left = [n for n in range(7) if n not in order[:place].tolist()]
+        after = {n: float(np.mean([(b + c) ** 2 for b, c in zip(before, change[:, n], strict=True)])) for n in left}
+        assert after[unit] == pytest.approx(min(after.values()))
+        assert adds[place] == pytest.approx(after[unit] - cost)
+        cost, before = after[unit], before + change[:, unit]
+
+
+def test_fisher_knows_pairs_that_make_good_for_each_other_and_pairs_that_do_the_same():
+    a, b, c = np.random.default_rng(2).normal(size=(3, 500))
+    changes = np.stack([a, -a, 0.8 * b, 0.8 * b, 1.2 * c], axis=1)  # opposites, twins, one alone
+    order, adds = by_fisher(changes)
+    own = (changes**2).mean(0)
+    assert order.tolist()[0] in (2, 3)
+    assert order.tolist().index(3) > order.tolist().index(
+        4
+    )  # the second twin costs three times the first, the lone unit less
+    first, second = (order.tolist().index(n) for n in sorted((0, 1), key=order.tolist().index))
+    assert second == first + 1  # what is left of the pair goes at once: together they change nothing
+    assert adds[second] == pytest.approx(-own[0], rel=0.2)
+    assert by_square(changes)[0].tolist()[:2] == [2, 3]
+
+
+@pytest.mark.parametrize("surrogate", ["taylor", "fisher"])
+def test_every_surrogate_s_sets_are_tested_alike(digits_case, surrogate):
+    model, calibration, structure = digits_case
+    task = cswap.Classification()
+    one, again = (
+        cswap.prune_path(model, calibration, structure=structure, method="joint", surrogate=surrogate, margins="0.02,0.1")
+        for _ in range(2)
+    )  # fmt: skip
+    assert one.to_json() == again.to_json()
+    assert sum(d.removed for d in one) == structure.units - len(structure)
+    numbers = first_of_each(calibration.targets, GRADED)
+    changes = first_order_all(PlainEngine(model, structure, calibration, task), structure.groups, numbers)
+    for name, group in one.sensitivity["groups"].items():
+        change = changes[name]
+        wanted = np.argsort(np.abs(change).mean(0), kind="stable") if surrogate == "taylor" else by_fisher(change)[0]
+        assert group["order"] == wanted.tolist()
+        for margin, units in group["sets"]:  # a set is the largest looked at that stays within the margin
+            bounds = {p["units"]: p["margin"] for p in group["probes"]}
+            assert units == 0 or bounds[units] <= margin
+    usual = cswap.prune_path(model, calibration, structure=structure, method="joint", margins="0.02,0.1")
+    assert any(usual.sensitivity["groups"][n]["order"] != g["order"] for n, g in one.sensitivity["groups"].items())
 
 
 def test_groups_share_a_margin_and_prices_are_by_cost():

@@ -200,7 +200,14 @@ class AnalysisFlags:
     margins: Annotated[
         str, _flag("joint: losses of mean score at which sets are looked for, ascending", "--margins")
     ] = "0.01,0.02,0.05,0.1,0.2,0.4"
-    swaps: Annotated[bool, _flag("obs: local swaps after each eighth of a group", "--swaps")] = False
+    surrogate: Annotated[
+        str,
+        _flag(
+            "joint, what orders a group's units: obs (the error after a refit), taylor (first order), fisher (with what units do together)",
+            "--surrogate",
+        ),
+    ] = "obs"
+    swaps: Annotated[bool, _flag("obs and joint: local swaps after each eighth of a group", "--swaps")] = False
     max_drop: Annotated[float | None, _flag("stop when calibration quality fell by more", "--max-drop")] = None
     only: Only = None
     exclude: Exclude = None

@@ -11,21 +11,19 @@ import numpy as np
 from torch import nn
 
 from cswap.causal.compensation import compensation_of, forget
-from cswap.causal.cut import PlainEngine
 from cswap.causal.engine import Engine, Job, Scores, refuse_near_chance
 from cswap.causal.evaluation import class_spans
-from cswap.causal.first_order import first_order
 from cswap.causal.judge import Judge
 from cswap.causal.margins import Probe, Profile, lower_hull, margins_of, surely_lost
 from cswap.causal.replay import engine_for
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import InputError, TargetError
 from cswap.linear.elimination import Inverse
-from cswap.methods.obs import obs_scores
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink, Start
 from cswap.methods.ranking import Ranked, cheapest_first, remove_in_order
 from cswap.methods.registry import register
+from cswap.methods.surrogate import orders_of
 from cswap.structure.groups import Group, Structure
 from cswap.structure.ledger import Ledger, check_reachable
 from cswap.tasks.base import Task
@@ -33,8 +31,6 @@ from cswap.types import FloatArray, IntArray, Target
 
 FEWEST = 8
 """Samples of a class that a first look needs."""
-GRADED = 32
-"""Samples of a class that the surrogate's gradients are taken from, where there are more: it only orders."""
 SURE = 1e-3
 """Error rate at which the first look, alone, says that a class loses more than the largest margin."""
 
@@ -53,7 +49,7 @@ def joint(
     device: str = "cpu",
     memory: int = 4 << 30,
 ) -> PruningPath:
-    """A surrogate (`obs`) puts each group's units in order; bisection finds the largest prefix whose JOINT compensated cut costs
+    """A surrogate (`options.surrogate`) puts each group's units in order; bisection finds the largest prefix whose JOINT compensated cut costs
     no class more than τ of mean score, with confidence 1 − alpha, for each of `margins` from what the one before it gave.
 
     Between groups: equal margin (`per` unit), or the mean score lost a parameter or MAC (`per`), by the measured losses' lower
@@ -68,7 +64,7 @@ def joint(
     check_reachable(units, target)
     sink = sink or Silence()
     kept: dict[str, Inverse] = {}
-    orders = _orders(model, units, calibration, task, options, device, memory, kept)
+    orders = orders_of(model, units, calibration, task, options, device=device, memory=memory, kept=kept)
     engine = engine_for(
         model, units, calibration, task, device=device, memory=memory, vote_score=options.vote_score, amp=options.amp,
         cut="compensated",
@@ -94,36 +90,6 @@ def joint(
     remove_in_order(plain, path, order, target, options, start, sink, unpruned=base)
     path.notes = list(dict.fromkeys([*engine.notes, *path.notes]))
     return path
-
-
-def _orders(
-    model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, options: Options, device: str, memory: int,
-    kept: dict[str, Inverse],
-) -> dict[str, tuple[IntArray, FloatArray]]:  # fmt: skip
-    """By group: its units in the surrogate's order, and their scores in that order, both (size,).
-
-    Where `obs` cannot tell (what reads them is no plain layer), the mean square of the first-order effect.
-    """
-    scores = obs_scores(
-        model, units, calibration, task, swaps=options.swaps, device=device, memory=memory, inverses=kept,
-        graded=_first_of_each(calibration.targets, GRADED),
-    )  # fmt: skip
-    unknown = [g for g in units if g.name not in scores]
-    if unknown:
-        engine = PlainEngine(model, units, calibration, task, device=device, memory=memory)
-        for group in unknown:
-            scores[group.name] = (first_order(engine, group, np.arange(len(calibration))) ** 2).mean(0)
-    found = {}
-    for name, score in scores.items():
-        order = np.argsort(score, kind="stable")
-        found[name] = (order, score[order])
-    return found
-
-
-def _first_of_each(classes: IntArray, most: int) -> IntArray:
-    """Numbers of the first `most` samples of every class, ascending."""
-    own = [np.flatnonzero(classes == k)[:most] for k in np.unique(classes)]
-    return np.sort(np.concatenate(own))
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ _CHOICES = {
     "scope": ("layer", "global", "raw"),
     "per": ("unit", "params", "macs"),
     "norm": ("l1", "l2"),
+    "surrogate": ("obs", "taylor", "fisher"),
 }
 
 
@@ -35,6 +36,7 @@ class Options:
     judges a removal after the layers that read the unit make up for it (ours). scope: for rankings; "raw" compares scores of all groups as they are. per: for
     global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter or MAC (ours). norm: for
     `magnitude`. swaps: `obs` exchanges units that went for units that stay where that costs less (ours). margins: of `joint`, ascending, in mean score (ours).
+    surrogate: of `joint`, what orders a group's units (ours).
     """
 
     alpha: float = 0.05
@@ -56,6 +58,7 @@ class Options:
     norm: str = "l1"
     swaps: bool = False
     margins: str = "0.01,0.02,0.05,0.1,0.2,0.4"
+    surrogate: str = "obs"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -185,7 +185,7 @@ _VOTING = ("cswap", "cbp", "greedy")
 _TESTING = (*_VOTING, "joint")  # joint asks every class for a margin, and takes no vote
 _RANKINGS = ("magnitude", "random", "taylor", "taylor2", "deeplift", "lrp", "lamp", "obs")
 _OF_SOME_METHODS = {
-    "granularity": ("cswap",), "norm": ("magnitude",), "margins": ("joint",), "swaps": ("obs", "joint"), "order": ("cswap",),
+    "granularity": ("cswap",), "norm": ("magnitude",), "margins": ("joint",), "surrogate": ("joint",), "swaps": ("obs", "joint"), "order": ("cswap",),
     "reference": ("cswap",), "effects": ("cswap",), "buffer_order": ("cswap", "cbp"), "vote": _VOTING, "correction": _VOTING,
     "min_effect": _VOTING, "vote_score": _TESTING, "xi_floor": _VOTING, "cut": ("cswap", "cbp", "greedy"), "scope": (*_RANKINGS, "joint"),
 }  # fmt: skip
@@ -212,6 +212,8 @@ def check_options(method: str, options: Options) -> None:
     for option in forgotten(method, options):
         shown, of = option.replace("_", "-"), " or ".join(_OF_SOME_METHODS[option])
         raise InputError(f"{shown}: {getattr(options, option)} is for --method {of}, got --method {method}")
+    if method == "joint" and options.swaps and options.surrogate != "obs":
+        raise InputError(f"swaps: goes with --surrogate obs, got --surrogate {options.surrogate}")
     if method in _RANKINGS and options.per != "unit" and options.scope != "global":
         raise InputError(f"per: {options.per} goes with --scope global, got --scope {options.scope}")
 

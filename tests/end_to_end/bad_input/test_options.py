@@ -94,6 +94,12 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "norm-of-another-method": (["--norm", "l2"], ("norm", "magnitude", "cswap")),
     "swaps-of-another-method": (["--swaps"], ("swaps", "obs", "cswap")),
     "margins-of-another-method": (["--method", "obs", "--margins", "0.1"], ("margins", "joint", "obs")),
+    "surrogate": (["--method", "joint", "--surrogate", "hessian"], ("surrogate", "obs, taylor, fisher", "hessian")),
+    "surrogate-of-another-method": (["--method", "obs", "--surrogate", "fisher"], ("surrogate", "joint", "obs")),
+    "swaps-of-another-surrogate": (
+        ["--method", "joint", "--surrogate", "fisher", "--swaps"],
+        ("swaps", "surrogate obs", "fisher"),
+    ),
     "granularity-of-another-method": (["--method", "cbp", "--granularity", "block:4"], ("granularity", "cswap", "cbp")),
     "margin-alone": (["--margin", "0.1"], ("margin", "--certify")),
     "bound-alone": (["--bound", "t"], ("bound", "--certify")),
