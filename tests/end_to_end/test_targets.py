@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import cswap
 from cswap.artifacts.folder import load, open_artifact
 from cswap.cli.app import main
 from cswap.errors import TargetError
 from cswap.evaluate import cost
-from cswap.pipeline import aim
+from cswap.pipeline import aim, pace
 from cswap.structure.surgery import count_params
 from tests.end_to_end.conftest import write_images
 
@@ -183,3 +187,34 @@ def test_samples_that_were_calibrated_with_certify_nothing(place, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "is one of the calibration samples" in line
     assert not (place.root / "out").exists()
+
+
+def _run_of(folder: Path) -> dict[str, Any]:
+    run: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["run"]
+    return run
+
+
+def test_a_resumed_run_keeps_its_paces(place, monkeypatch, capsys):
+    asked = ["--method", "joint", "--per", "latency", "--latency-batch", "2", "--margins", "0.3,0.6"]
+    batches = []
+
+    def timed(models: dict[str, nn.Module], sample: torch.Tensor, batch: int, **_: Any) -> dict[str, float]:
+        batches.append(batch)
+        return cost.latency_ms(models, sample, batch, budget_s=0.01)
+
+    monkeypatch.setattr(pace, "latency_ms", timed)
+    assert main(place.prune("out", *asked, target="params=0.2")) == 0
+    assert set(batches) == {2}
+    out = place.root / "out"
+    held = _run_of(out)["pace"]
+    first = (out / "path.jsonl").read_bytes()
+    monkeypatch.setattr(pace, "latency_ms", None)  # nothing is timed again
+    assert main(place.prune("out", *asked, "--resume", target="params=0.5")) == 0
+    assert (out / "path.jsonl").read_bytes().startswith(first[: first.rfind(b"\n", 0, -1)])
+    assert _run_of(out)["pace"] == held
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["run"]["pace"] = dict.fromkeys(held, 0)
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert main(place.prune("out", *asked, "--resume", target="params=0.6")) == 2
+    assert "expected the pace of each of" in capsys.readouterr().err

@@ -89,7 +89,7 @@ Per = Annotated[
     str,
     typer.Option(
         "--per",
-        help="cswap, cbp, and rankings with --scope global: score a unit, or a parameter or MAC that goes with it",
+        help="joint, cswap, cbp, and rankings with --scope global: score a unit, or that a parameter, MAC or millisecond (unit, params, macs, latency) that goes with it",
     ),
 ]
 

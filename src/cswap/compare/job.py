@@ -93,6 +93,8 @@ class CompareJob:
             raise InputError(
                 f"methods: {method} ranks nothing by scope, got {name!r}; expected {method}, or {method}:global:params (or :macs)"
             )
+        if self.options.per == "latency":
+            raise InputError("per: latency is of a machine, and prune measures it; expected unit, params or macs")
         chosen: dict[str, Any] = {"scope": scope or self.options.scope, "per": per or self.options.per}
         options = replace(self.options, seed=seed, **chosen)
         options = replace(options, **forgotten(method, options))  # what is for others is not this method's

@@ -52,7 +52,7 @@ def joint(
     """A surrogate (`options.surrogate`) puts each group's units in order; bisection finds the largest prefix whose JOINT compensated cut costs
     no class more than τ of mean score, with confidence 1 − alpha, for each of `margins` from what the one before it gave.
 
-    Between groups: equal margin (`per` unit), or the mean score lost a parameter or MAC (`per`), by the measured losses' lower
+    Between groups: equal margin (`per` unit), or the mean score lost a parameter, MAC or millisecond (`per`), by the measured losses' lower
     hull. A cut that a quarter of the samples shows to be far beyond the last margin is not looked at on the others.
     Units beyond the last margin follow by the same rule. Effects are of a group at a time; what groups do to each
     other is for `--certify` to bound. Source: ours. Raises TargetError for `noncritical`, DataError, InputError.
@@ -183,7 +183,7 @@ def by_margin(groups: Iterable[Measured]) -> list[Ranked]:
 
 
 def by_price(groups: Iterable[Measured], units: Structure, per: str) -> list[Ranked]:
-    """The least mean score a parameter or MAC at each step, as the network stands there: each group's losses by their lower
+    """The least mean score a parameter, MAC or millisecond at each step, as the network stands there: each group's losses by their lower
     hull, shared out inside a step by the surrogate."""
     waiting: dict[str, list[tuple[float, int]]] = {}
     losses: dict[tuple[str, int], float] = {}
@@ -202,5 +202,5 @@ def by_price(groups: Iterable[Measured], units: Structure, per: str) -> list[Ran
                 queue.append((step, unit))
                 losses[g.group.name, unit] = low + float(steps[: i + 1].sum())
     order = cheapest_first(Ledger(units), waiting, per)
-    what = "parameter" if per == "params" else "MAC"
+    what = {"params": "parameter", "macs": "MAC", "latency": "millisecond"}[per]
     return [Ranked(g, n, f"least joint loss a {what}", losses[g, n]) for g, n in order]

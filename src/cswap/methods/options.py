@@ -21,7 +21,7 @@ _CHOICES = {
     "effects": ("full", "verdict", "sequential"),
     "cut": ("plain", "compensated"),
     "scope": ("layer", "global", "raw"),
-    "per": ("unit", "params", "macs"),
+    "per": ("unit", "params", "macs", "latency"),
     "norm": ("l1", "l2"),
     "surrogate": ("obs", "taylor", "fisher"),
 }
@@ -34,7 +34,7 @@ class Options:
     first. max_drop: stop when calibration quality fell by more. effects: "sequential" looks at a part of the samples first, "verdict" leaves a critical unit as soon as one
     class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). cut: "compensated"
     judges a removal after the layers that read the unit make up for it (ours). scope: for rankings; "raw" compares scores of all groups as they are. per: for
-    global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter or MAC (ours). norm: for
+    global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter, MAC or measured millisecond (ours). norm: for
     `magnitude`. swaps: `obs` exchanges units that went for units that stay where that costs less (ours). margins: of `joint`, ascending, in mean score (ours).
     surrogate: of `joint`, what orders a group's units (ours).
     """

@@ -30,7 +30,7 @@ def removal_order(
 
     scope="layer": every group shrinks at the same pace, by rank within the group. scope="global": one ranking, each
     group's scores divided by their mean so that layers of different scale compare (the usual normalisation). scope="raw":
-    one ranking of the scores as they are, for scores that layers have in common. With per="params" or "macs" the scores as
+    one ranking of the scores as they are, for scores that layers have in common. With per="params", "macs" or "latency" the scores as
     they are, divided by what a unit takes with it as the network stands at that step (ours).
     """
     own = {g.name: np.asarray(scores[g.name], dtype=np.float64) for g in units}
@@ -59,7 +59,7 @@ def removal_order(
 def cheapest_first(
     ledger: Ledger, waiting: Mapping[str, Sequence[tuple[float, int]]], per: str
 ) -> list[tuple[str, int]]:
-    """(group, unit): the least score a parameter or MAC that goes (`per`) at each step, as the network stands there (ours).
+    """(group, unit): the least score a parameter, MAC or millisecond that goes (`per`) at each step, as the network stands there (ours).
 
     waiting: (score, unit) by group, lowest first. ledger: what is gone already; it is used up. Groups keep a unit.
     """

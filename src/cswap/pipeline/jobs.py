@@ -138,8 +138,8 @@ def state_hash(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Wish:
-    """What is done with a path: `recover` what is given back; `round_to` widths that are a multiple; `latency_batch` the batch a
-    latency target is measured at; `certify` data for a certificate of `margin` (τ) by a `bound`; `smaller` fractions of the target's
+    """What is done with a path: `recover` what is given back; `round_to` widths that are a multiple; `latency_batch` the batch that
+    latency is measured at; `certify` data for a certificate of `margin` (τ) by a `bound`; `smaller` fractions of the target's
     kind that are certified before it, ascending: the largest that holds is kept. Raises InputError.
     """
 
@@ -162,10 +162,10 @@ class Wish:
         if asked and self.certify is None:
             raise InputError(f"{asked[0]}: goes with a certificate; expected --certify DATA beside it")
 
-    def check_target(self, target: Target) -> None:
-        """Raises InputError where the wish does not go with the target."""
-        if self.latency_batch != 1 and target.kind != "latency":
-            raise InputError(f"latency-batch: goes with --target latency=F, got --target {target}")
+    def check_target(self, target: Target, per: str = "unit") -> None:
+        """Raises InputError where the wish does not go with the target, or with what the method counts (`per`)."""
+        if self.latency_batch != 1 and "latency" not in (target.kind, per):
+            raise InputError(f"latency-batch: goes with --target latency=F or --per latency, got --target {target}")
         if not self.smaller:
             return
         if self.certify is None:
@@ -241,7 +241,7 @@ class PruneJob:
     wish: Wish = Wish()
 
     def __post_init__(self) -> None:
-        self.wish.check_target(self.target)
+        self.wish.check_target(self.target, self.options.per)
         check_options(self.method, self.options)
 
     @property

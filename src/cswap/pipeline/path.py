@@ -13,6 +13,7 @@ from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink, Start
 from cswap.pipeline.checks import refuse_routed, refuse_unsteady, task_named
 from cswap.pipeline.jobs import Machine, check_options
+from cswap.pipeline.pace import paced
 from cswap.structure.discover import discover
 from cswap.structure.fit import copied
 from cswap.structure.groups import Structure
@@ -35,7 +36,7 @@ def prune_path(
 ) -> PruningPath:
     """The path of a method for a model in memory; `model` and the random state are untouched.
 
-    By default the path is complete, so that any target lies on it; a `target` (or "noncritical") stops it there.
+    With per="latency" each group is timed first, at batch 1, where `structure` has no `pace`. By default the path is complete, so that any target lies on it; a `target` (or "noncritical") stops it there.
 
     `options`: fields of `Options` (alpha=0.05, vote="class", …). Raises InputError, StructureError, DataError.
     """
@@ -48,6 +49,8 @@ def prune_path(
     structure = _fitting(model, calibration, structure)
     if not structure.groups:
         raise StructureError("nothing can be pruned in this model")
+    if chosen.per == "latency" and not structure.pace:
+        structure = paced(model, structure, calibration.inputs(0, 1), device=Machine(device).torch_device)
     path = registry.call(
         method, model, structure, calibration, chosen_task, target=Target.parse(target), options=chosen, start=Start(),
         sink=sink or Silence(), device=Machine(device).torch_device, memory=memory,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cswap.artifacts.aside import replacing
 from cswap.artifacts.files import MANIFEST
 from cswap.artifacts.folder import cliffs_of, read_manifest
 from cswap.artifacts.journal import (
+    PACE,
     PINNED,
     Journal,
     claim,
@@ -36,6 +37,7 @@ from cswap.methods.path import PruningPath, Silence, Sink, Start
 from cswap.pipeline.checks import check_fits, refuse_routed, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
 from cswap.pipeline.jobs import PruneJob
+from cswap.pipeline.pace import held_pace, paced
 from cswap.pipeline.watch import Both, Clock, Watcher
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
@@ -114,11 +116,12 @@ class _Analysis:
         try:
             going_on = look_into(out, run, resume=self.job.resume, force=self.job.force)
             start = self._start(out) if going_on else Start()
+            structure = self._paced(run)
             claim(out, run)
         except CswapError as error:
             distributed.from_first(f"!{error}".encode())
             raise
-        distributed.from_first(json.dumps(run[PINNED]).encode())
+        distributed.from_first(json.dumps([run[PINNED], structure.pace]).encode())
         distributed.from_first(packed(out) if going_on else b"")
         if going_on:
             rewrite_journal(out, list(start.decisions))
@@ -127,7 +130,7 @@ class _Analysis:
             try:
                 journal = Journal(out, classes)
                 try:
-                    return self._call(start, Both(journal, self.watcher), run[PINNED])
+                    return self._call(structure, start, Both(journal, self.watcher), run[PINNED])
                 finally:
                     journal.close()
             finally:
@@ -138,12 +141,27 @@ class _Analysis:
         said = distributed.from_first(None)
         if said.startswith(b"!"):
             raise InputError(said[1:].decode())
+        pinned, pace = json.loads(said)
         held, start = distributed.from_first(None), Start()
         if held:
             with tempfile.TemporaryDirectory() as scratch:
                 unpacked(held, Path(scratch))
                 start = self._start(Path(scratch))
-        self._call(start, Silence(), json.loads(said))
+        self._call(replace(self.structure, pace=pace), start, Silence(), pinned)
+
+    def _paced(self, run: dict[str, Any]) -> Structure:
+        """The structure with the paces of its groups where time is counted: those of the run that goes on, which are in `run`, else
+        measured now, and put there."""
+        if self.job.options.per != "latency":
+            return self.structure
+        if PACE in run:
+            return held_pace(self.structure, run[PACE])
+        with self.clock.phase(PACE):
+            self.watcher.phase(PACE)
+            sample, batch = self.calibration.inputs(0, 1), self.job.wish.latency_batch
+            found = paced(self.model, self.structure, sample, batch=batch, device=self.device)
+        run[PACE] = found.pace
+        return found
 
     def _start(self, folder: Path) -> Start:
         options = self.job.options
@@ -163,14 +181,14 @@ class _Analysis:
                 f"`cswap apply {out} --target {ask} --out NEW` prunes to there, and a larger target goes on"
             )
 
-    def _call(self, start: Start, sink: Sink, pinned: dict[str, Any]) -> PruningPath:
+    def _call(self, structure: Structure, start: Start, sink: Sink, pinned: dict[str, Any]) -> PruningPath:
         """Run the method as the journal has it: with its threads and its memory, on which batches depend."""
         threads = torch.get_num_threads()
         if pinned.get("processes") == distributed.world():
             torch.set_num_threads(int(pinned.get("threads", threads)))
         try:
             return registry.call(
-                self.job.method, self.model, self.structure, self.calibration, self.task, target=self.job.analysed_to,
+                self.job.method, self.model, structure, self.calibration, self.task, target=self.job.analysed_to,
                 options=self.job.options, start=start, sink=sink, device=self.device,
                 memory=int(pinned.get("memory", self.job.machine.memory)),
             )  # fmt: skip

@@ -175,6 +175,7 @@ class Structure:
 
     `total_params`, `total_macs` (one sample) count the whole network; `layers` only those a group touches. `replaced`: names
     of modules that must become equivalent ones before anything is cut, and the kind of each (see attention.py, recurrent.py).
+    `pace`: milliseconds a MAC of each group on a machine, where they were measured.
     """
 
     groups: tuple[Group, ...]
@@ -185,6 +186,7 @@ class Structure:
     total_macs: int
     input_shape: tuple[int, ...]
     replaced: dict[str, str] = field(default_factory=dict)
+    pace: dict[str, float] = field(default_factory=dict)
     _by_name: dict[str, Group] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

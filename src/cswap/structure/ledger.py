@@ -77,7 +77,12 @@ class Ledger:
 
     def cost_of(self, group: Group, kind: str = "params") -> float:
         """Parameters or MACs (`kind`) that the next unit of the group takes with it, as the network stands, at least 1 (the
-        same for each of them that owns equally many positions)."""
+        same for each of them that owns equally many positions); or the milliseconds of so many MACs (`latency`). Raises TargetError
+        for milliseconds that nobody measured."""
+        if kind == "latency" and group.name not in self.structure.pace:
+            raise TargetError(
+                f"per latency: expected a structure with the pace of group {group.name}, got one that was not timed"
+            )
         unit = next(n for n in range(group.size) if n not in self._gone[group.name])
         held = {s.module: dict(self._left[s.module]) for s in group.slots}
         total = 0.0
@@ -87,7 +92,7 @@ class Ledger:
             before, after = self._layer[name], self._cost(name)
             total += before[0] - after[0] if kind == "params" else before[1] - after[1]
         self._left.update(held)
-        return max(1.0, total)
+        return max(1.0, total) * (self.structure.pace[group.name] if kind == "latency" else 1.0)
 
     def last(self, group: Group, units: Sequence[int]) -> bool:
         """Whether these cannot go together: nothing would be left of their group, or of a layer that has only some of its units."""

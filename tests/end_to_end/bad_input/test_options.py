@@ -103,7 +103,7 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "granularity-of-another-method": (["--method", "cbp", "--granularity", "block:4"], ("granularity", "cswap", "cbp")),
     "margin-alone": (["--margin", "0.1"], ("margin", "--certify")),
     "bound-alone": (["--bound", "t"], ("bound", "--certify")),
-    "latency-batch-alone": (["--latency-batch", "4"], ("latency-batch", "latency=F", "params=0.3")),
+    "latency-batch-alone": (["--latency-batch", "4"], ("latency-batch", "latency=F", "per latency", "params=0.3")),
     "round-to-coarse": (["--round-to", "100"], ("out of reach", "multiple of 100")),
     "ignore-index": (["--ignore-index", "3"], ("ignore-index", "masks")),
     "tokenizer": (["--task", "text", "--tokenizer", "/nowhere"], ("tokenizer", "train.tsv")),
