@@ -49,6 +49,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "obs128_resnet18": more_samples,
     "refit512_resnet18": more_samples,
     "peers": peers,
+    "peers_l1": peers,
     "peers_ratios": peers,
     "text_minilm": text,
     "text_lstm": text,

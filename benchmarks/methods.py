@@ -81,8 +81,9 @@ def run() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="methods measured at a time, each in a process")
     parser.add_argument("--memory", type=int, default=6, help="GiB of working memory, shared by the jobs")
     parser.add_argument("--cifar", type=Path, help="an unpacked cifar10 folder")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "methods", help="where paths and points are kept")
+    parser.add_argument("--work", type=Path, help="where paths and points are kept (runs/RESULT)")
     given = parser.parse_args()
+    given.work = given.work or ROOT / "runs" / (given.result or f"methods_{given.network}")  # one folder a result
     images = unpacked("cifar10", given.cifar, given.work.parent)
     spec, weights, arguments = NETWORKS[given.network]
     job = CompareJob(

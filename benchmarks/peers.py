@@ -420,6 +420,7 @@ def run() -> None:
     command = (
         f"python benchmarks/peers.py --network {given.network} --count {given.count} --targets {','.join(f'{t:g}' for t in targets)} --per-class {given.per_class} "
         f"--eval-samples {len(held_out)} --peers {given.peers} --recover {given.recover} --seed {given.seed}"
+        + (f" --result {given.result}" if given.result else "")
     )
     write_result(
         given.result or "peers" + f"_{given.network}" * (given.network != "resnet18") + "_macs" * (given.count == "macs"),

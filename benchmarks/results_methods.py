@@ -223,15 +223,16 @@ def peers(data: dict[str, Any]) -> list[str]:
         rows = []
         for peer, x in data["peers"].items():
             if "error" in x:
-                rows.append([peer, *[x["error"][:90] if i == 0 else "" for i in range(len(ratios))], ""])
+                rows.append([peer, *[x["error"][:90] if i == 0 else "" for i in range(len(ratios))], "", ""])
                 continue
             by = {p["asked"]: p for p in x["points"]}
             cells = [f"{100 * by[r][way]['accuracy']:.2f}" if way in by.get(r, {}) else "–" for r in ratios]
-            rows.append([peer, *cells, f"{x['seconds']['importance'] or 0:.0f}"])
+            macs = " / ".join(f"{by[r]['ratio']['macs']:.2f}" for r in ratios if r in by)
+            rows.append([peer, *cells, macs, f"{x['seconds']['importance'] or 0:.0f}"])
         lines += [
             f"### {WAYS.get(way, way)}",
             "",
-            *table(["importance", *(f"{r:g}" for r in ratios), "importance, s"], rows),
+            *table(["importance", *(f"{r:g}" for r in ratios), "MACs removed there", "importance, s"], rows),
         ]
     return lines + _control(data)
 
@@ -239,9 +240,7 @@ def peers(data: dict[str, Any]) -> list[str]:
 def _control(data: dict[str, Any]) -> list[str]:
     """The usual control, L1 and batch norms again, beside its published medians, in points lost."""
     (name, published), *_ = _PUBLISHED.items()
-    mine = [
-        p for p in data["peers"].get("l1_layer", {}).get("points", []) if "bn" in p and p["asked"] <= max(published)
-    ]
+    mine = [p for p in data["peers"].get("l1_layer", {}).get("points", []) if "bn" in p and p["asked"] in published]
     if len(mine) < len(published):
         return []
     base = data["unpruned"]["plain"]["accuracy"]

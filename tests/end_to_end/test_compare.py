@@ -448,3 +448,12 @@ def test_a_method_gets_the_options_it_reads_and_what_cannot_be_asked_is_refused_
     with pytest.raises(InputError, match="per: params goes with --scope global, got --scope layer"):
         job("cswap", "taylor", per="params")
     assert job("cswap", "taylor:global", per="params").settings("taylor:global", 0)[1].per == "params"
+
+
+def test_joint_that_is_not_refitted_is_told_to_be_another_network_than_was_tested(place, capsys):
+    asked = ["--methods", "joint,random", "--ratios", "0,0.2", "--ratio-in", "params", "--no-latency"]
+    said = "joint: joint tested its sets with the layers behind them compensated"
+    assert main(_arguments(place, *asked)) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert main(_arguments(place, *asked, "--recover", "lstsq", "--resume")) == 0
+    assert said not in " ".join(capsys.readouterr().out.split())

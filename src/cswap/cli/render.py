@@ -284,6 +284,10 @@ def comparison(data: dict[str, Any], out: Path) -> None:
         console.print(one)
     for name, reason in data["refused"].items():
         console.print(f"{escape(name)} is left out: {escape(reason)}")
+    told = {note: None for m in data["methods"].values() for r in m["by_seed"].values() for note in r["notes"]}
+    for note in told:
+        of = [n for n, m in data["methods"].items() if any(note in r["notes"] for r in m["by_seed"].values())]
+        console.print(f"{escape(', '.join(of))}: {escape(note)}")
     console.print(f"{data['per_class']} calibration samples a class; seeds {', '.join(str(s) for s in data['seeds'])}")
     console.print(f"curves: {escape(str(out))}/compare.html   figures: {escape(str(out))}/compare.json")
 

@@ -34,7 +34,9 @@ from cswap.evaluate.significance import mcnemar
 from cswap.methods import registry
 from cswap.methods.path import PruningPath, Start
 from cswap.pipeline import Both, Watcher, check_fits, refuse_routed, state_hash, task_named
+from cswap.pipeline.finish import UNCOMPENSATED
 from cswap.recovery import recovered
+from cswap.recovery.base import steps_of
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
 from cswap.structure.surgery import count_params
@@ -120,9 +122,10 @@ def opened(job: CompareJob, watcher: Watcher) -> tuple[Run, dict[str, Any]]:
     held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
     held = _fingerprint_of(held_out)
     fingerprint = {
-        "compare": job.source.spec.text, "weights": state_hash(model), "data": same.fingerprint(), "task": job.task,
-        "options": {k: v for k, v in job.options.as_dict().items() if k != "seed"}, "per_class": job.data.per_class,
-        "held_out": held, "only": list(job.only), "exclude": list(job.exclude),
+        # hashes last: a changed number changes what was drawn, and is what the user wants to hear of
+        "compare": job.source.spec.text, "task": job.task, "per_class": job.data.per_class,
+        "options": {k: v for k, v in job.options.as_dict().items() if k != "seed"}, "only": list(job.only), "exclude": list(job.exclude),
+        "weights": state_hash(model), "data": same.fingerprint(), "held_out": held,
     }  # fmt: skip
     if job.eval_amp and (slow := emulated_bfloat16(device)):
         watcher.note(f"eval-amp: {slow}")
@@ -157,7 +160,10 @@ def measured(run: Run, name: str, seed: int) -> dict[str, Any]:
     path = PruningPath(run.structure, method, options.as_dict(), calibration.classes, decisions)
     points = points_of(run, path, tag, seed)
     areas = {how: area(points, run.task.headline, how) for how in run.job.ways}
-    return {**read_json(file), "points": points, "sauce": areas}
+    kept = read_json(file)
+    if method == "joint" and not any("lstsq" in steps_of(how) for how in run.job.ways):
+        kept["notes"] = [*kept["notes"], UNCOMPENSATED]
+    return {**kept, "points": points, "sauce": areas}
 
 
 def _path(run: Run, name: str, seed: int, calibration: CalibrationSet) -> tuple[PruningPath, float]:
