@@ -251,6 +251,34 @@ def test_a_convolution_called_twice_is_read_at_both_calls():
         np.testing.assert_allclose(score, unrolled[stem.name], rtol=1e-9)
 
 
+class _Registered(nn.Module):
+    """An input norm, or none, registered beside a convolution that is called after the stem."""
+
+    def __init__(self, norm: bool, late_first: bool) -> None:
+        super().__init__()
+        late = nn.ModuleDict({"norm": nn.BatchNorm2d(3) if norm else nn.ReLU(), "two": nn.Conv2d(6, 8, 3, padding=1)})
+        stem = nn.Conv2d(3, 6, 3, padding=1)
+        for name, module in [("enc", late), ("stem", stem)] if late_first else [("stem", stem), ("enc", late)]:
+            self.add_module(name, module)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(self.enc["norm"](x)))
+        return self.fc(F.relu(self.enc["two"](x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_lrp_goes_by_what_is_called_not_by_what_is_registered_first(norm):
+    one, other = _Registered(norm, late_first=True), _Registered(norm, late_first=False)
+    randomise_(one, 6)
+    other.load_state_dict(one.state_dict())
+    calibration = _calibration(_images(8).double())
+    scores = [_scores("lrp", net.eval().double(), calibration) for net in (one, other)]
+    for name, score in scores[0].items():
+        np.testing.assert_allclose(score, scores[1][name], rtol=1e-9)
+        assert len(set(score.round(12))) == len(score)  # a flat rule would give all of them the same
+
+
 def test_lrp_of_a_torchvision_resnet_equals_zennit_s_own_canonizer():
     from torchvision.models.resnet import BasicBlock, ResNet
     from zennit.composites import EpsilonPlusFlat

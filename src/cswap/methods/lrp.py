@@ -1,7 +1,7 @@
 """LRP ranking, by zennit: relevance handed down from the labelled class's logit, layer by layer (Bach et al., 2015).
 
-Pruning by it: Yeom et al. (2021, arXiv 1912.08881). The rules are zennit's EpsilonPlusFlat: z⁺ for convolutions, ε for
-linear layers, flat at the input, activations pass relevance on. A unit's relevance is the mean over samples of
+Pruning by it: Yeom et al. (2021, arXiv 1912.08881). The rules are zennit's EpsilonPlus: z⁺ for convolutions, ε for linear
+layers, activations pass relevance on (a flat rule at the input would only matter to pixels, which are no units). A unit's relevance is the mean over samples of
 |Σ relevance| over all places where a weight reads the unit.
 
 Ours: every call is a module of its own; a batch norm is merged into the layer before it, and goes by ε elsewhere; means go
@@ -67,11 +67,11 @@ _MOVE_NAMES = {
 
 def _composite() -> Any:
     try:
-        from zennit.composites import EpsilonPlusFlat
+        from zennit.composites import EpsilonPlus
         from zennit.rules import Epsilon, Norm, Pass
     except ImportError as error:
         raise MissingPartError.of(error, "method lrp needs zennit", "lrp", "zennit") from None
-    return EpsilonPlusFlat(
+    return EpsilonPlus(
         layer_map=[((*ACTIVATIONS, Activation), Pass()), ((Mean,), Norm()), ((_BatchNorm,), Epsilon())]
     )
 
