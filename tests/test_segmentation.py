@@ -225,3 +225,21 @@ def test_a_task_for_other_targets_is_refused():
         check_fits(PlantedSegmenter(), calibration, Classification())
     with pytest.raises(DataError, match="the model has 3 outputs and the data 4 classes"):
         check_fits(torch.nn.Sequential(PlantedSegmenter(), torch.nn.Conv2d(4, 3, 1)), calibration, Segmentation())
+
+
+def test_a_fingerprint_is_of_every_image_and_every_mask():
+    g = torch.Generator().manual_seed(0)
+    images, masks = torch.rand(6, 3, 4, 4, generator=g), torch.randint(0, 2, (6, 4, 4), generator=g)
+    masks[:, 0, 0], masks[:, 0, 1] = 0, 1  # each image holds both classes, whatever its other pixels are
+
+    def drawn(x: torch.Tensor, y: torch.Tensor) -> str:
+        return cswap.calibration_set([(a, b) for a, b in zip(x, y, strict=True)], 6, classes=["a", "b"]).fingerprint()
+
+    first = drawn(images, masks)
+    assert drawn(images.clone(), masks.clone()) == first
+    for change in (0, 3):
+        other, mask = images.clone(), masks.clone()
+        other[change, 1, 2, 2] += 1.0
+        mask[change, 3, 3] = 1 - mask[change, 3, 3]
+        assert drawn(other, masks) != first
+        assert drawn(images, mask) != first

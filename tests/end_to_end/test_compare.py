@@ -135,6 +135,7 @@ def test_it_goes_on_and_refuses_another_comparison(place, capsys):
     for more, words in (
         (["--methods", "cswap", *few], "--resume goes on"),
         (["--methods", "cswap", "--resume", "--alpha", "0.1", *few], "resume: alpha was 0.05 and is 0.1 now"),
+        (["--methods", "cswap", "--resume", "--per-class", "4", *few], "resume: per-class was 6 and is 4 now"),
         (["--methods", "cswap,nosuch", *few], "nosuch"),
         (["--methods", "magnitude:wide", *few], "NAME:layer"),
         (["--methods", "cswap", "--ratios", "0,2"], "fractions"),
@@ -185,6 +186,26 @@ def test_other_held_out_data_are_measured_on_the_paths_that_are_there(place, cap
     assert qualities(later) == qualities(fresh) != qualities(first)
     assert main(_arguments(place, *few, "--resume", "--eval-samples", "8", "--recover-per-class", "4")) == 0
     assert qualities(json.loads((place.root / "c" / "compare.json").read_text())) == qualities(first)
+
+
+def test_data_that_change_in_their_middle_are_other_data(place, capsys):
+    """Neither the first nor the last image: figures of old images must not be told of new ones."""
+    few = ["--methods", "magnitude", "--ratios", "0,0.2", "--ratio-in", "params", "--no-latency"]
+    assert main(_arguments(place, *few)) == 0
+    before = json.loads((place.root / "c" / "compare.json").read_text())
+    for file in sorted((place.data / "test" / "green").iterdir()):
+        file.write_bytes((place.data / "test" / "red" / file.name).read_bytes())
+    assert main(_arguments(place, *few, "--resume")) == 0
+    after = json.loads((place.root / "c" / "compare.json").read_text())
+    shown = [r["unpruned"]["quality"]["by_class"][1] for r in (before, after)]
+    assert shown == [1.0, 0.0]
+    points = [r["methods"]["magnitude"]["by_seed"]["0"]["points"][-1]["quality"] for r in (before, after)]
+    assert points[0] != points[1]
+    for file in sorted((place.data / "train" / "green").iterdir()):
+        file.write_bytes((place.data / "train" / "red" / file.name).read_bytes())
+    capsys.readouterr()
+    assert main(_arguments(place, *few, "--resume")) == 2
+    assert "resume: data was" in capsys.readouterr().err
 
 
 FEW = ("--methods", "cbp,random", "--ratios", "0,0.5,0.8", "--ratio-in", "units", "--no-latency")

@@ -46,8 +46,8 @@ def _first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str]:
     """What differs, the first of it where it is a table, as it was and as it is."""
     if isinstance(was, dict) and isinstance(now, dict):
         key = next(k for k in (*now, *was) if was.get(k) != now.get(k))
-        return _first_difference(key.replace("_", "-"), was.get(key), now.get(key))
-    return name, json.dumps(was)[:80], json.dumps(now)[:80]
+        return _first_difference(key, was.get(key), now.get(key))
+    return name.replace("_", "-"), json.dumps(was)[:80], json.dumps(now)[:80]
 
 
 def write(job: CompareJob, file: Path, data: dict[str, Any]) -> None:

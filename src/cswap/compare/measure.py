@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from cswap.artifacts.files import read_json
@@ -26,7 +25,7 @@ from cswap.compare.job import CompareJob
 from cswap.compare.summary import area
 from cswap.data.calibration import CalibrationSet, calibration_set, labels_of
 from cswap.data.sources import in_memory, limited
-from cswap.data.truth import members_of
+from cswap.data.truth import bytes_of, inputs_of, is_dense, target_at
 from cswap.errors import StructureError, TargetError
 from cswap.evaluate.cost import latency_ms
 from cswap.evaluate.quality import measure_quality
@@ -119,7 +118,7 @@ def opened(job: CompareJob, watcher: Watcher) -> tuple[Run, dict[str, Any]]:
     if job.force and any(n.partition(":")[0] != "cbp" for n in job.methods):  # said before an old one is set aside
         engine = engine_for(model, structure, first, task, device=device, memory=job.machine.memory)
         refuse_near_chance(engine.scores(), first, task)
-    held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
+    held_out = in_memory(limited(pair.evaluation, job.data.eval_samples, job.options.seed))
     held = _fingerprint_of(held_out)
     fingerprint = {
         # hashes last: a changed number changes what was drawn, and is what the user wants to hear of
@@ -130,16 +129,17 @@ def opened(job: CompareJob, watcher: Watcher) -> tuple[Run, dict[str, Any]]:
     if job.eval_amp and (slow := emulated_bfloat16(device)):
         watcher.note(f"eval-amp: {slow}")
     kept = job.out / "points" / (held[:12] + ("-bfloat16" if job.eval_amp else ""))
-    run = Run(job, model, task, pair.train, in_memory(held_out), pair.classes, structure, watcher, device, kept)
+    run = Run(job, model, task, pair.train, held_out, pair.classes, structure, watcher, device, kept)
     return run, fingerprint
 
 
 def _fingerprint_of(dataset: Any) -> str:
-    """Hash of the labels, the first and the last input."""
-    members = members_of(dataset)
-    digest = hashlib.sha256((labels_of(dataset) if members is None else members).tobytes())
-    for i in (0, len(dataset) - 1):
-        digest.update(np.ascontiguousarray(torch.as_tensor(dataset[i][0]).numpy()).tobytes())
+    """Hash of every input and target."""
+    dense = is_dense(target_at(dataset, 0))
+    digest = hashlib.sha256(b"" if dense else labels_of(dataset).tobytes())
+    for i in range(len(dataset)):
+        digest.update(np.ascontiguousarray(inputs_of(dataset, i).numpy()).tobytes())
+        digest.update(bytes_of(target_at(dataset, i)) if dense else b"")
     return digest.hexdigest()
 
 

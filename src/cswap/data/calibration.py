@@ -13,7 +13,18 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from cswap.data.text import trimmed
-from cswap.data.truth import Truth, collated, inputs_of, kind_of, members_of, part, sample_of, stacked, target_at
+from cswap.data.truth import (
+    Truth,
+    bytes_of,
+    collated,
+    inputs_of,
+    kind_of,
+    members_of,
+    part,
+    sample_of,
+    stacked,
+    target_at,
+)
 from cswap.errors import CswapWarning, DataError
 from cswap.types import BoolArray, IntArray
 
@@ -86,6 +97,7 @@ class CalibrationSet:
         self.classes = tuple(classes)
         self._cache: torch.Tensor | None = None
         self._truth: Truth | None = None
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -168,14 +180,20 @@ class CalibrationSet:
             yield self.inputs(start, stop), self.truth(slice(start, stop))
 
     def fingerprint(self) -> str:
-        """Hash of what was drawn: indices, targets, class names and the first and last inputs."""
+        """Hash of what was drawn: indices, class names, every input and target. Reads them once."""
+        if self._fingerprint is not None:
+            return self._fingerprint
         digest = hashlib.sha256()
         for array in (self.indices, self.targets, *([] if self.members is None else [self.members])):
             digest.update(array.tobytes())
         digest.update("\0".join(self.classes).encode())
-        for i in (0, len(self) - 1):
+        for i in range(len(self)):
             digest.update(self.inputs(i, i + 1).contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        if self.members is not None:
+            for target in self.truth(slice(0, len(self))):
+                digest.update(bytes_of(target))
+        self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
 
 def calibration_set(

@@ -73,6 +73,14 @@ def part(truth: Truth, numbers: Any) -> Truth:
     return truth[numbers] if isinstance(numbers, slice) else [truth[int(i)] for i in numbers]
 
 
+def bytes_of(target: Any) -> bytes:
+    """One sample's target, or a batch of masks, as bytes that another one does not have."""
+    if isinstance(target, dict):
+        return b"".join(k.encode() + bytes_of(target[k]) for k in ("boxes", "labels"))
+    held = np.ascontiguousarray(target.numpy() if isinstance(target, torch.Tensor) else target)
+    return repr(held.shape).encode() + held.tobytes()
+
+
 def joined(parts: Sequence[Truth]) -> Truth:
     """One batch after the other."""
     if isinstance(parts[0], torch.Tensor):

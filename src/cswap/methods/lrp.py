@@ -71,9 +71,7 @@ def _composite() -> Any:
         from zennit.rules import Epsilon, Norm, Pass
     except ImportError as error:
         raise MissingPartError.of(error, "method lrp needs zennit", "lrp", "zennit") from None
-    return EpsilonPlus(
-        layer_map=[((*ACTIVATIONS, Activation), Pass()), ((Mean,), Norm()), ((_BatchNorm,), Epsilon())]
-    )
+    return EpsilonPlus(layer_map=[((*ACTIVATIONS, Activation), Pass()), ((Mean,), Norm()), ((_BatchNorm,), Epsilon())])
 
 
 class _Add(nn.Module):
