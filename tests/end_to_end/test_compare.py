@@ -146,6 +146,8 @@ def test_it_goes_on_and_refuses_another_comparison(place, capsys):
         (["--methods", "cswap", "--ratio-in", "params@1.5"], "fractions"),
         (["--methods", "cswap", "--seeds", "0,0"], "seeds"),
         (["--methods", "magnitude:global:price"], "NAME:global:params"),
+        (["--methods", "magnitude:"], "NAME:layer"),
+        (["--methods", "magnitude", "--seeds", "0,1,,2"], "numbers separated by commas"),
     ):
         capsys.readouterr()
         assert main(_arguments(place, *more)) == 2
@@ -478,3 +480,47 @@ def test_joint_that_is_not_refitted_is_told_to_be_another_network_than_was_teste
     assert said in " ".join(capsys.readouterr().out.split())
     assert main(_arguments(place, *asked, "--recover", "lstsq", "--resume")) == 0
     assert said not in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_table_does_not_show_is_said_below_it(place, capsys):
+    """Ratios that no prefix reaches, and recoveries that are declined."""
+    asked = [
+        "--methods",
+        "magnitude",
+        "--ratios",
+        "0,0.2,0.99",
+        "--ratio-in",
+        "params",
+        "--recover",
+        "bn",
+        "--no-latency",
+    ]
+    assert main(_arguments(place, *asked)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    result = json.loads((place.root / "c" / "compare.json").read_text())
+    (run,) = result["methods"]["magnitude"]["by_seed"].values()
+    (note,) = (n for n in run["notes"] if "beyond" in n)
+    assert note.startswith("params=0.99 lies beyond the end of the path, params=0.")
+    assert f"magnitude: {note}" in said
+    assert note in (place.root / "c" / "compare.html").read_text()
+    rows = {r["asked"]: r for r in result["methods"]["magnitude"]["curves"]["params"]}
+    declined = {p["asked"]["params"] for p in run["points"] if p["recovered"]["bn"]["declined"]}
+    assert {r for r, row in rows.items() if row["declined"]} == declined
+    assert ("°" in said) == bool(declined)
+
+
+def test_a_path_that_lost_decisions_is_not_measured_as_whole(place, capsys):
+    few = ["--methods", "random", "--ratios", "0,0.2,0.8", "--ratio-in", "params", "--no-latency"]
+    assert main(_arguments(place, *few)) == 0
+    before = json.loads((place.root / "c" / "compare.json").read_text())
+    path = place.root / "c" / "paths" / "random.0" / "path.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]))
+    capsys.readouterr()
+    assert main(_arguments(place, *few, "--resume")) == 2
+    err = capsys.readouterr().err
+    assert "resume: expected the" in err
+    assert "got 5" in err
+    (place.root / "c" / "random.0.json").unlink()  # as it says
+    assert main(_arguments(place, *few, "--resume")) == 0
+    after = json.loads((place.root / "c" / "compare.json").read_text())
+    assert after["methods"]["random"]["curves"] == before["methods"]["random"]["curves"]

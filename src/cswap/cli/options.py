@@ -334,7 +334,7 @@ def other_data(data: str | None, image_size: int | None, mean: str | None, std: 
 def numbers(name: str, text: str) -> list[float]:
     """Numbers separated by commas; raises InputError."""
     try:
-        found = [float(v) for v in text.split(",") if v.strip()]
+        found = [float(v) for v in text.split(",")]
     except ValueError:
         found = []
     if not found:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cswap.cli.console import Console
 from cswap.evaluate.certificate import shown
+from cswap.report.figures import notes_of
 
 
 def _console() -> Console:
@@ -20,7 +21,9 @@ def _console() -> Console:
 def _table(title: str, *columns: str, right: tuple[int, ...] = ()) -> Table:
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i in right else "left", overflow="fold")
+        table.add_column(
+            name, justify="right" if i in right else "left", overflow="fold", no_wrap=i == 0 and bool(right)
+        )
     return table
 
 
@@ -274,7 +277,12 @@ def comparison(data: dict[str, Any], out: Path) -> None:
             by = {r["asked"]: r for r in method["curves"].get(kind, [])}
             for how in data["recover"]:
                 cells = [
-                    _mean(by[r]["quality"][how]) if how in by.get(r, {}).get("quality", {}) else "–" for r in ratios
+                    _mean(by[r]["quality"][how])
+                    + "°" * (how in by[r].get("declined", {}))
+                    + "*" * (by[r]["seeds"] < len(data["seeds"]))
+                    if how in by.get(r, {}).get("quality", {})
+                    else "–"
+                    for r in ratios
                 ]
                 area = [_mean(method["sauce"][how]) if how in method["sauce"] else "–"] if kind == "params" else []
                 label = name if how == "none" else f"{name} + {how}"
@@ -284,10 +292,16 @@ def comparison(data: dict[str, Any], out: Path) -> None:
         console.print(one)
     for name, reason in data["refused"].items():
         console.print(f"{escape(name)} is left out: {escape(reason)}")
-    told = {note: None for m in data["methods"].values() for r in m["by_seed"].values() for note in r["notes"]}
-    for note in told:
-        of = [n for n, m in data["methods"].items() if any(note in r["notes"] for r in m["by_seed"].values())]
+    for note, of in notes_of(data).items():
         console.print(f"{escape(', '.join(of))}: {escape(note)}")
+    if any(r.get("declined") for m in data["methods"].values() for rows in m["curves"].values() for r in rows):
+        console.print(
+            "° declined, by calibration samples that the recovery had not seen: the figure is the plain network's"
+        )
+    if any(
+        r["seeds"] < len(data["seeds"]) for m in data["methods"].values() for rows in m["curves"].values() for r in rows
+    ):
+        console.print("* not reached by every seed: the mean is of those that do")
     console.print(f"{data['per_class']} calibration samples a class; seeds {', '.join(str(s) for s in data['seeds'])}")
     console.print(f"curves: {escape(str(out))}/compare.html   figures: {escape(str(out))}/compare.json")
 

@@ -85,7 +85,12 @@ class CompareJob:
         method, *more = name.split(":")
         registry.find(method)
         scope, per = (*more, "", "")[:2]
-        if len(more) > 2 or scope not in ("", "layer", "global", "raw") or per not in ("", "params", "macs"):
+        if (
+            len(more) > 2
+            or (more and not all(more))
+            or scope not in ("", "layer", "global", "raw")
+            or per not in ("", "params", "macs")
+        ):
             raise InputError(
                 f"methods: expected NAME, NAME:layer, NAME:global, NAME:raw or NAME:global:params (or :macs), got {name!r}"
             )

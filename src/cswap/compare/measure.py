@@ -26,7 +26,7 @@ from cswap.compare.summary import area
 from cswap.data.calibration import CalibrationSet, calibration_set, labels_of
 from cswap.data.sources import in_memory, limited
 from cswap.data.truth import bytes_of, inputs_of, is_dense, target_at
-from cswap.errors import StructureError, TargetError
+from cswap.errors import ArtifactError, StructureError, TargetError
 from cswap.evaluate.cost import latency_ms
 from cswap.evaluate.quality import measure_quality
 from cswap.evaluate.significance import mcnemar
@@ -158,9 +158,14 @@ def measured(run: Run, name: str, seed: int) -> dict[str, Any]:
         run.job.out / "paths" / tag, run.structure, calibration.classes, options.rule, options.block
     )
     path = PruningPath(run.structure, method, options.as_dict(), calibration.classes, decisions)
+    kept = read_json(file)
+    if len(path) != kept.get("steps", len(path)):
+        raise ArtifactError(
+            f"resume: expected the {kept['steps']} decisions of {name} in {run.job.out / 'paths' / tag}, got {len(path)}; without {file} it is gone on with"
+        )
     points = points_of(run, path, tag, seed)
     areas = {how: area(points, run.task.headline, how) for how in run.job.ways}
-    kept = read_json(file)
+    kept["notes"] = [*kept["notes"], *_out_of_reach(path, run.job)]
     if method == "joint" and not any("lstsq" in steps_of(how) for how in run.job.ways):
         kept["notes"] = [*kept["notes"], UNCOMPENSATED]
     return {**kept, "points": points, "sauce": areas}
@@ -221,6 +226,18 @@ def _prefixes(path: PruningPath, job: CompareJob) -> list[dict[str, Any]]:
                     alike.append(point)
                 point["asked"][kind] = ratio
     return [p for s in sorted(found) for p in found[s]]
+
+
+def _out_of_reach(path: PruningPath, job: CompareJob) -> list[str]:
+    """The ratios asked for that no prefix reaches, in one note a kind."""
+    found = []
+    for kind, ratios in job.counted.items():
+        most = path.ratio.as_dict()[kind]
+        if beyond := [r for r in ratios if r > most + 1e-12]:
+            found.append(
+                f"{kind}={', '.join(f'{r:g}' for r in beyond)} lies beyond the end of the path, {kind}={most:.4f}"
+            )
+    return found
 
 
 def points_of(run: Run, path: PruningPath, tag: str, seed: int) -> list[dict[str, Any]]:

@@ -45,6 +45,12 @@ def spread(by_seed: dict[str, Any], headline: str) -> dict[str, Any]:
             row["quality"] = {
                 how: _mean_std([quality_of(p, how)[headline] for p in m]) for how, m in measured.items() if m
             }
+            declined = {
+                how: sum(bool(p["recovered"][how]["declined"]) for p in m)
+                for how, m in measured.items()
+                if how != "none"
+            }
+            row["declined"] = {how: n for how, n in declined.items() if n}
             row["by_class"] = {
                 how: _classes([quality_of(p, how)["by_class"] for p in m]) for how, m in measured.items() if m
             }

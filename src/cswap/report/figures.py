@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def _unpruned_ms(method: dict[str, Any]) -> float:
     return sum(float(r["points"][0]["latency_ms"]["64"]) for r in runs) / len(runs)
 
 
+def notes_of(result: dict[str, Any]) -> dict[str, list[str]]:
+    """What a comparison's methods have to say of their figures, once each, and the methods that say it."""
+    found: dict[str, list[str]] = {}
+    for name, method in result["methods"].items():
+        for note in {n: None for run in method["by_seed"].values() for n in run["notes"]}:
+            found.setdefault(note, []).append(name)
+    return found
+
+
 def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
     """Every method of a comparison: quality against what was removed, in each kind, and against latency, one HTML file.
 
@@ -78,11 +88,11 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
             rows = method["curves"].get(kind if kind in _KINDS else panels[0], [])
             whole = 1.0 if kind in _KINDS else _unpruned_ms(method)
             for w, how in enumerate(ways):
-                points = sorted(
+                points = [  # joined in the order of what was removed: latency is noisy, and a line by it would zigzag
                     (r[kind]["mean"] / whole, r["quality"][how]["mean"], r["quality"][how]["std"])
-                    for r in rows
+                    for r in sorted(rows, key=lambda r: r["asked"])
                     if kind in r and how in r["quality"]
-                )
+                ]
                 if not points:
                     continue
                 x, y = [p[0] for p in points], [p[1] for p in points]
@@ -119,8 +129,13 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
         }])  # fmt: skip
     if result["refused"]:
         title += f"<br><sup>left out, as compare.json says why: {', '.join(result['refused'])}</sup>"
+    for i, (note, of) in enumerate(notes_of(result).items()):
+        figure.add_annotation(
+            text=html.escape(f"{', '.join(of)}: {note}"[:200]), xref="paper", yref="paper", x=0, y=0, yshift=-66 - 18 * i, xanchor="left",
+            showarrow=False, font={"size": 12, "color": "#4d4d4d"},
+        )  # fmt: skip
     figure.update_layout(
         title=title, template="plotly_white", font={"size": 14}, height=900 if len(drawn) > 2 else 520, hovermode="closest",
-        legend={"title": "method", "font": {"size": 13}}, margin={"l": 70, "r": 30, "t": 90, "b": 60},
+        legend={"title": "method", "font": {"size": 13}}, margin={"l": 70, "r": 30, "t": 90, "b": 60 + 22 * len(notes_of(result))},
     )  # fmt: skip
     figure.write_html(str(path), include_plotlyjs=True, full_html=True)
