@@ -31,7 +31,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "digits": digits,
     "same_again": same_again,
     "methods_resnet18": methods,
-    "methods_resnet18_scopes": lambda data: methods(data, "Every ranking in every scope, half of the parameters"),
+    "methods_resnet18_scopes": lambda data: methods(data, "Rankings in both scopes, half of the parameters"),
     "methods_resnet18_scopes_more": lambda data: methods(
         data, "OBS in both scopes, DeepLIFT and LRP by layer, half of the parameters"
     ),
