@@ -463,13 +463,15 @@ def test_orders_that_undo_or_double_a_step_are_refused():
     small, _ = _pruned(net, calibration)
     for how, words in (
         ("lstsq+merge", "merge starts from the original"), ("bn+fold", "fold starts from"), ("bias+bias", "each step once"),
-        ("lstsq+bias", "bias is of the network as it was cut"),
+        ("lstsq+bias", "bias is of the network as it was cut"), ("merge+bias", "give back once more what merge has"),
+        ("fold+bn+bias", "before bn and lstsq"), ("fold+bias", "give back once more what fold has"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
             recovered(small, net, calibration, how)
-    other = recovered(small, net, calibration, "lstsq").raw
-    with pytest.raises(InputError, match="those of this module are others"):
-        recovered(other, net, calibration, "merge")
+    for first, then in (("lstsq", "merge"), ("bias", "bias"), ("merge", "bias"), ("bn", "bias")):
+        other = recovered(small, net, calibration, first).raw
+        with pytest.raises(InputError, match=f"{then} starts from the original.*of this module are others"):
+            recovered(other, net, calibration, then)
 
 
 def test_a_norm_over_tokens_takes_no_constant():

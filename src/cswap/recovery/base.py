@@ -171,10 +171,11 @@ class Case:
         """Calibration inputs in chunks on the device: the samples of each part after those of the one before, or all that fit."""
         return Chunks(self.calibration, parts or [self.fitting], self.device, self.channels_last)
 
-    def unchanged(self) -> bool:
-        """Whether the pruned network's tensors are the original's, less what is gone."""
+    def refuse_changed(self, step: str) -> None:
+        """Raises InputError unless the pruned network's tensors are the original's, less what is gone."""
         fresh = shrink_in_place(copy.deepcopy(self.teacher), self.kept).state_dict()
-        return all(torch.equal(fresh[k], v) for k, v in self.small.state_dict().items())
+        if not all(torch.equal(fresh[k], v) for k, v in self.small.state_dict().items()):
+            raise InputError(f"recover: {step} starts from the original's weights, and those of this module are others")
 
 
 def choosing(calibration: CalibrationSet) -> IntArray:
@@ -227,8 +228,13 @@ def steps_of(how: str) -> list[str]:
     for name in ("merge", "fold"):
         if name in names[1:]:
             raise InputError(f"recover: {name} starts from the original's weights, so it comes first; got {how!r}")
-    if "bias" in names and {"bn", "lstsq"} & set(names[: names.index("bias")]):
+    before = names[: names.index("bias")] if "bias" in names else []
+    if {"bn", "lstsq"} & set(before):
         raise InputError(f"recover: bias is of the network as it was cut, so it comes before bn and lstsq; got {how!r}")
+    if {"merge", "fold"} & set(before):
+        raise InputError(
+            f"recover: bias would give back once more what {before[0]} has; expected one of them, got {how!r}"
+        )
     unknown = next((n for n in names if n not in STEPS), None)
     if unknown is not None or not names:
         raise InputError(f"recover: expected none or some of {', '.join(sorted(STEPS))} joined by '+', got {how!r}")

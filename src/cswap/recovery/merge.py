@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from cswap.errors import InputError
 from cswap.linear.moments import Moments
 from cswap.recovery.base import Case, step
 from cswap.recovery.bias import mean_given
@@ -33,7 +32,7 @@ def fold(case: Case) -> None:
     leaves ‖v‖² of the one that goes: they join where the first is less (ours). Source: model folding
     (Wang et al., 2025, arXiv 2502.10216), with the path's units kept in the place of cluster centres.
     """
-    _refuse_changed(case, "fold")
+    case.refuse_changed("fold")
     merged = copy.deepcopy(case.teacher)
     joined = 0
     for name, gone in case.removed.items():
@@ -53,7 +52,7 @@ def merge(case: Case) -> None:
     the consumers' weights of b gain s times those of a, and their constants the rest. Producers stay: with b fixed, s is the
     best a consumer can do. m is the mean by place, so that means come out right under padding too. Source: ours (Kim et al., 2020, arXiv 2006.10903, neuron merging, takes s from the weights).
     """
-    _refuse_changed(case, "merge")
+    case.refuse_changed("merge")
     merged = copy.deepcopy(case.teacher)
     walk = Walk(case.teacher, case.chunks(), case.memory, case.device)
     shifts: dict[str, torch.Tensor] = {}
@@ -75,11 +74,6 @@ def merge(case: Case) -> None:
         else:
             case.note(f"{name} has neither a bias nor a batch norm behind it: means are not given back")
     case.note_products("merge")
-
-
-def _refuse_changed(case: Case, name: str) -> None:
-    if not case.unchanged():
-        raise InputError(f"recover: {name} starts from the original's weights, and those of this module are others")
 
 
 def _take(case: Case, merged: nn.Module) -> None:
