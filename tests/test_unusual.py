@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from cswap.recovery import recovered, reestimated
 from cswap.structure.check import randomise_
 from cswap.structure.discover import discover
 from cswap.tasks import Classification
+from cswap.types import Target
+from tests.conftest import path_of
 
 
 class Net(nn.Module):
@@ -328,3 +331,52 @@ def test_a_layer_that_scales_its_weights_is_not_refitted():
     engine.remove("a", [0])
     np.testing.assert_allclose(engine.scores().sigma, cut.sigma, atol=1e-5)  # the cut is what the removal does
     assert any("does not use its weights" in n for n in engine.notes)
+
+
+def _twice(_m: nn.Module, _args: Any, out: torch.Tensor) -> torch.Tensor:
+    return 2 * out + 1
+
+
+def _thrice(_m: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (3 * args[0],)
+
+
+def _scaled(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    return 3 * F.conv2d(x, layer.weight, layer.bias)
+
+
+@pytest.mark.parametrize("kind", ["out", "in", "forward", "look"])
+def test_a_layer_whose_hooks_change_it_is_left_with_a_note(kind):
+    seen = []
+    net = Net(
+        lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x)))).mean((2, 3))),
+        a=nn.Conv2d(3, 7, 3), b=nn.Conv2d(7, 6, 3), fc=nn.Linear(6, 3),
+    )  # fmt: skip
+    calibration = _calibration(3, 8, 8)
+    net = _fitted(net, calibration)
+    if kind == "out":
+        net.b.register_forward_hook(_twice)
+    elif kind == "in":
+        net.b.register_forward_pre_hook(_thrice)
+    elif kind == "forward":
+        net.b.forward = MethodType(_scaled, net.b)
+    else:
+        net.b.register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
+    structure = discover(net, calibration.inputs(0, 2))
+    if kind != "look":
+        assert refusal(net.b) is not None
+        engine = engine_for(net, structure, calibration, Classification(), cut="compensated")
+        engine.enter(structure["a"])
+        (cut,) = engine.cut(structure["a"], [[0, 2]])
+        engine.remove("a", [0, 2])
+        np.testing.assert_allclose(engine.scores().sigma, cut.sigma, atol=1e-5)  # the cut is what the removal does
+        assert any(n.startswith("b is cut without compensation") for n in engine.notes)
+    path = path_of(structure, {"a": [0, 2, 3]}, calibration.inputs(0, 4))
+    small = path.apply(net, Target("units", path.ratio.units))
+    for how in ("bias", "merge", "lstsq"):
+        if kind == "forward" and how != "lstsq":
+            continue
+        found = recovered(small, net, calibration, how)
+        left = torch.equal(found.raw.b.weight, small.b.weight) and torch.equal(found.raw.b.bias, small.b.bias)
+        assert left == (kind != "look"), how
+        assert any(n.startswith("b: ") for n in found.notes) == left, how

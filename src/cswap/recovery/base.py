@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from cswap.causal.behind import norms_behind
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import InputError
-from cswap.linear.patches import refusal
+from cswap.linear.patches import hooked, refusal
 from cswap.recovery.walk import Chunks
 from cswap.structure.calls import call_counts
 from cswap.structure.groups import Removed, Structure
@@ -97,13 +97,16 @@ class Case:
         return order[first:]
 
     def called_once(self, layer: str) -> bool:
-        """Whether it is, with weights of its own; else a note says that it is left as it is."""
+        """Whether it is, with weights of its own and as it stands; else a note says that it is left as it is."""
         if self.counts[layer] != 1:
             self.note(f"{layer} is called {self.counts[layer]} times in a pass: left as it is")
             return False
         others = {n for p in self.teacher.get_submodule(layer).parameters(recurse=False) for n in self._owners[id(p)]}
         if others - {layer}:
             self.note(f"{layer} shares its weights with {', '.join(sorted(others - {layer}))}: left as it is")
+            return False
+        if hooked(self.teacher.get_submodule(layer)):
+            self.note(f"{layer}: a hook changes what it reads or gives: left as it is")
             return False
         return True
 
