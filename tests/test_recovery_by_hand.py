@@ -401,3 +401,32 @@ def test_the_mean_that_a_linear_layer_loses_goes_into_its_bias():
     raw = recovered(small, net, calibration, "bias").raw
     assert float((expected - layer.bias).detach().abs().max()) > 1e-3
     torch.testing.assert_close(raw.get_submodule(reader).bias, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_sums_nothing_in_half(dtype):
+    """Squares of these inputs sum to more than float16 holds."""
+    torch.manual_seed(0)
+    net = randomise_(nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)), seed=2).eval()
+    with torch.no_grad():
+        for p in net[0].parameters():
+            p.mul_(30)
+        net[2].weight.div_(30)
+        net[0].weight[3], net[0].bias[3] = 0.9 * net[0].weight[1], 0.9 * net[0].bias[1]
+        net[2].weight[:, 3] *= 3
+    net, calibration = net.to(dtype), _calibration((6,), 100, dtype=dtype)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    small, _ = _without(net, calibration, {"0": [3]})
+    x = calibration.inputs(0, 400)
+
+    @torch.no_grad()
+    def away(model: nn.Module) -> float:
+        return float((model(x).double() - net(x).double()).square().mean())
+
+    for how in ("merge", "lstsq"):
+        assert away(recovered(small, net, calibration, how).raw) < 1e-3 * away(small), how
+    scores = obs_scores(net, structure, calibration, Classification())["0"]
+    assert np.isfinite(scores).all()
+    exact = _calibration((6,), 100, dtype=torch.float64)
+    expected = obs_scores(copy.deepcopy(net).double(), structure, exact, Classification())["0"]
+    np.testing.assert_allclose(scores[:3], expected[:3], rtol=0.2)
