@@ -209,6 +209,40 @@ def test_merge_gives_each_unit_to_the_line_that_tells_it_best():
     torch.testing.assert_close(raw[3].bias, net[3].bias + constant, rtol=1e-7, atol=1e-10)
 
 
+def test_merge_moves_each_input_once_and_to_one_that_stays():
+    """A head that goes owns its dimensions too, some of which went before; another head keeps a part of its own."""
+    torch.manual_seed(0)
+    net = randomise_(VisionTransformer(8, 4, 2, 3, 24, 24, num_classes=4), seed=3).double().eval()
+    calibration = _calibration(dtype=torch.float64)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    attention = next(g.name for g in structure if g.name.endswith("#heads")).removesuffix(".q#heads")
+    small, _ = _without(
+        net, calibration, {f"{attention}.v#v0": [1, 4], f"{attention}.v#v1": [0, 2, 3], f"{attention}.q#heads": [0]}
+    )
+    whole, name = prepared_copy(net, structure), f"{attention}.out"
+    layer, seen = whole.get_submodule(name), []
+    layer.register_forward_hook(lambda _m, i, _o: seen.append(i[0].detach()))
+    whole(calibration.inputs(0, len(calibration)))
+    flat = seen[0].flatten(0, 1).numpy()
+    kept = [i for i in range(8, 24) if i not in (8, 10, 11)]
+    assert small._cswap.kept[f"{name}.weight"][1].tolist() == kept
+    weight, bias = layer.weight.detach().clone().numpy(), layer.bias.detach().clone().numpy()
+    for unit in (i for i in range(24) if i not in kept):
+        own = kept if unit < 8 else [i for i in kept if i < 16]  # what went with its head is told by other heads
+        fits = []
+        for k in own:
+            (c, s), error, *_ = np.linalg.lstsq(
+                np.stack([np.ones(len(flat)), flat[:, k]], 1), flat[:, unit], rcond=None
+            )
+            fits.append((float(error[0]), k, s, c))
+        _, k, s, c = min(fits)
+        weight[:, k] += s * layer.weight.detach()[:, unit].numpy()
+        bias += c * layer.weight.detach()[:, unit].numpy()
+    raw = recovered(small, net, calibration, "merge").raw.get_submodule(name)
+    np.testing.assert_allclose(raw.weight.detach(), weight[:, kept], rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(raw.bias.detach(), bias, rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 1e-4])
 @pytest.mark.parametrize("beta", [1.0, 3000.0])
 def test_a_kept_channel_that_hardly_varies_tells_nothing(gamma, beta):

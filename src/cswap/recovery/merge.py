@@ -62,10 +62,11 @@ def merge(case: Case) -> None:
         if inputs is None or getattr(module, "groups", 1) > 1 or not case.called_once(name):
             continue
         mean, products = _moments(walk, name, module)
-        rest = torch.zeros_like(mean)
+        rest = mean.clone()
         for group in case.structure:
             for slot in (s for s in group.consumers if s.module == name and group.name in case.removed):
-                _give(module, slot, case.removed[group.name], mean, products, rest)
+                gone, left = slot.of(case.removed[group.name]), np.intersect1d(slot.positions, inputs)
+                _give(module, gone, left, mean, products, rest)
         shifts[name] = mean_given(case.teacher.get_submodule(name), rest, inputs, case.kept_of(name, "out"))
     _take(case, merged)
     for name, shift in shifts.items():
@@ -161,16 +162,16 @@ def _moments(walk: Walk, name: str, module: Any) -> tuple[torch.Tensor, torch.Te
 
 
 def _give(
-    module: Any, slot: Slot, gone: IntArray, mean: torch.Tensor, products: torch.Tensor, rest: torch.Tensor
+    module: Any, gone: IntArray, left: IntArray, mean: torch.Tensor, products: torch.Tensor, rest: torch.Tensor
 ) -> None:
     """Move the weights of what goes to what tells it best; what is left of its mean, place by place, is written into `rest`.
 
-    mean, rest: (1, C, …): a line's constant is the mean of what it leaves, which at the borders of an image is another.
+    gone, left: inputs of one group; of a head that goes with dimensions of its own none is left there, and the group of heads
+    moves it. mean, rest: (1, C, …): a line's constant is the mean of what it leaves, which at the borders of an image is another.
 
     A kept channel that hardly varies beside its size tells nothing: its variance is what rounding makes of a constant.
     """
-    away = torch.from_numpy(slot.of(gone))
-    kept = torch.from_numpy(np.setdiff1d(slot.positions, away.numpy()))
+    away, kept = torch.from_numpy(gone), torch.from_numpy(left)
     if not len(away) or not len(kept):
         return
     shared, variance = products[kept][:, away], products.diagonal()[kept]
