@@ -380,3 +380,20 @@ def test_a_layer_whose_hooks_change_it_is_left_with_a_note(kind):
         left = torch.equal(found.raw.b.weight, small.b.weight) and torch.equal(found.raw.b.bias, small.b.bias)
         assert left == (kind != "look"), how
         assert any(n.startswith("b: ") for n in found.notes) == left, how
+
+
+def test_a_layer_that_reads_a_view_of_a_parameter_is_refitted():
+    """A view of a parameter asks for gradients even where there are none."""
+    net = Net(
+        lambda s, x: s.fc((F.relu(s.b(F.relu(s.a(x)))).unsqueeze(1) * s.c(s.table.expand(len(x), -1, -1))).mean(1)),
+        a=nn.Linear(5, 7), b=nn.Linear(7, 6), c=nn.Linear(4, 6), fc=nn.Linear(6, 3),
+    )  # fmt: skip
+    net.table = nn.Parameter(torch.randn(1, 3, 4))
+    calibration = _calibration(5)
+    net = _fitted(net, calibration)
+    structure = discover(net, calibration.inputs(0, 2))
+    path = path_of(structure, {"a": [0, 2, 3]}, calibration.inputs(0, 4))
+    small = path.apply(net, Target("units", path.ratio.units))
+    found = recovered(small, net, calibration, "lstsq")
+    assert {"b", "c"} <= set(found.facts["lstsq"])
+    torch.testing.assert_close(found.raw.c.weight, net.c.weight, rtol=1e-4, atol=1e-5)
