@@ -397,3 +397,15 @@ def test_a_layer_that_reads_a_view_of_a_parameter_is_refitted():
     found = recovered(small, net, calibration, "lstsq")
     assert {"b", "c"} <= set(found.facts["lstsq"])
     torch.testing.assert_close(found.raw.c.weight, net.c.weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["obs", "joint"])
+def test_attention_that_is_asked_for_its_weights_is_ranked(method):
+    """Which is what torch's own attention is asked for unless it is told not to."""
+    net = Net(
+        lambda s, x: s.fc(s.att(s.a(x), s.a2(x), s.a2(x))[0].mean(1)),
+        a=nn.Linear(5, 8), a2=nn.Linear(5, 8), att=nn.MultiheadAttention(8, 2, batch_first=True), fc=nn.Linear(8, 3),
+    )  # fmt: skip
+    calibration = _calibration(4, 5)
+    path = cswap.prune_path(_fitted(net, calibration), calibration, method=method)
+    assert {"att.q#heads", "att.v#v0", "att.v#v1"} <= {d.group for d in path}
