@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from cswap.data.text import unpadded
 from cswap.errors import pass_on_out_of_memory
 
 CHUNK_BYTES = 32 << 20  # of unfolded rows: larger blocks cost fresh pages
@@ -124,6 +125,11 @@ def _sizes(conv: Any, x: torch.Tensor) -> list[int]:
         (s + sum(padding[2 * (nd - 1 - i) : 2 * (nd - i)]) - d * (k - 1) - 1) // st + 1
         for i, (s, k, d, st) in enumerate(zip(x.shape[2:], conv.kernel_size, conv.dilation, conv.stride, strict=True))
     ]
+
+
+def at_tokens(module: nn.Module, values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """What a layer has, of text without the padding (`unpadded`); along a convolution's sentence padding is a place like others."""
+    return values if isinstance(module, _ConvNd) else unpadded(values, inputs)
 
 
 def places_of(module: Any, x: torch.Tensor) -> int:

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from cswap.causal.graph import Env, Graph, NotTraceable
 from cswap.data.calibration import CalibrationSet
-from cswap.data.text import unpadded
+from cswap.linear.patches import at_tokens
 from cswap.structure.images import laid
 from cswap.types import IntArray
 
@@ -78,9 +78,10 @@ class Walk:
         return self._values(layer, before=False)
 
     def _values(self, layer: str, before: bool) -> Iterator[torch.Tensor]:
+        module = self.net.get_submodule(layer)
         if self._graph is None or layer not in self._graph.calls:  # inside a layer that the graph keeps whole
             for chunk in self.chunks:
-                yield unpadded(self._again(layer, chunk, before), chunk)
+                yield at_tokens(module, self._again(layer, chunk, before), chunk)
             return
         node = self._graph.calls[layer][0]
         place = self._graph.nodes.index(node) + (0 if before else 1)
@@ -89,7 +90,7 @@ class Walk:
             with torch.no_grad():
                 self._run(nodes, env, chunk)
             wanted = node.args[0] if before else node
-            yield unpadded(env[wanted], chunk)  # type: ignore[index]
+            yield at_tokens(module, env[wanted], chunk)  # type: ignore[index]
 
     def _run(self, nodes: list[fx.Node], env: Env, chunk: torch.Tensor) -> None:
         assert self._graph is not None
