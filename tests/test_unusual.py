@@ -22,6 +22,7 @@ from cswap.evaluate.quality import measure_quality
 from cswap.linear.patches import refusal
 from cswap.methods.obs import output_importance
 from cswap.recovery import recovered, reestimated
+from cswap.recovery.walk import Walk
 from cswap.structure.check import randomise_
 from cswap.structure.discover import discover
 from cswap.tasks import Classification
@@ -409,3 +410,21 @@ def test_attention_that_is_asked_for_its_weights_is_ranked(method):
     calibration = _calibration(4, 5)
     path = cswap.prune_path(_fitted(net, calibration), calibration, method=method)
     assert {"att.q#heads", "att.v#v0", "att.v#v1"} <= {d.group for d in path}
+
+
+@pytest.mark.parametrize("memory", [4 << 30, 1000])
+def test_a_later_layer_that_is_called_by_keyword_is_refitted(memory):
+    net = Net(
+        lambda s, x: s.fc(input=F.relu(s.b(F.relu(s.a(x))))), a=nn.Linear(5, 7), b=nn.Linear(7, 6), fc=nn.Linear(6, 3)
+    )
+    calibration = _calibration(5)
+    net = _fitted(net, calibration)
+    path = path_of(discover(net, calibration.inputs(0, 2)), {"a": [0, 2]}, calibration.inputs(0, 4))
+    small = path.apply(net, Target("units", path.ratio.units))
+    plain = Net(lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x))))), **dict(net.named_children()))
+    shrunk = path.apply(plain.eval(), Target("units", path.ratio.units))
+    found, expected = (recovered(s, n, calibration, "lstsq").raw for s, n in ((small, net), (shrunk, plain)))
+    read = next(Walk(net, [calibration.inputs(0, 24)], memory).inputs("fc"))
+    torch.testing.assert_close(read, F.relu(net.b(F.relu(net.a(calibration.inputs(0, 24))))))
+    for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)

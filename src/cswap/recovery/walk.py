@@ -89,8 +89,8 @@ class Walk:
         for chunk, env in zip(self.chunks, self._envs, strict=True):
             with torch.no_grad():
                 self._run(nodes, env, chunk)
-            wanted = node.args[0] if before else node
-            yield at_tokens(module, env[wanted], chunk)  # type: ignore[index]
+            wanted = node.all_input_nodes[0] if before else node  # it may be given by keyword
+            yield at_tokens(module, env[wanted], chunk)
 
     def _run(self, nodes: list[fx.Node], env: Env, chunk: torch.Tensor) -> None:
         assert self._graph is not None
@@ -106,12 +106,13 @@ class Walk:
     def _again(self, layer: str, chunk: torch.Tensor, before: bool) -> torch.Tensor:
         seen: list[torch.Tensor] = []
 
-        def stop(_m: nn.Module, *values: Any) -> None:
-            seen.append(values[0][0] if before else values[-1])
+        def stop(_m: nn.Module, args: tuple[Any, ...], named: dict[str, Any], *out: Any) -> None:
+            seen.append(next(iter((*args, *named.values()))) if before else out[0])
             raise _Reached
 
         module = self.net.get_submodule(layer)
-        handle = module.register_forward_pre_hook(stop) if before else module.register_forward_hook(stop)
+        hold = module.register_forward_pre_hook if before else module.register_forward_hook
+        handle = hold(stop, with_kwargs=True)
         try:
             with torch.no_grad():
                 self.net(chunk)
