@@ -162,7 +162,7 @@ class Case:
         """Say that a step gives nothing back of groups that are read by a product and by no weights."""
         for name, units in self.removed.items():
             readers = [self.teacher.get_submodule(s.module) for s in self.structure[name].consumers]
-            if len(units) and not any(_mixes(m) for m in readers):
+            if len(units) and not any(_mixes(m) or isinstance(m, _ConvTransposeNd) for m in readers):
                 self.note(f"{name} is read by a product, not by weights: {step} gives nothing back of it")
 
     @property
