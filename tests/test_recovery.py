@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision.models import VisionTransformer
+from torchvision.ops import FrozenBatchNorm2d
 
 import cswap
 import cswap.errors
@@ -463,13 +464,15 @@ def test_orders_that_undo_or_double_a_step_are_refused():
     small, _ = _pruned(net, calibration)
     for how, words in (
         ("lstsq+merge", "merge starts from the original"), ("bn+fold", "fold starts from"), ("bias+bias", "each step once"),
-        ("lstsq+bias", "bias is of the network as it was cut"),
+        ("lstsq+bias", "bias is of the network as it was cut"), ("merge+bias", "give back once more what merge has"),
+        ("fold+bn+bias", "before bn and lstsq"), ("fold+bias", "give back once more what fold has"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
             recovered(small, net, calibration, how)
-    other = recovered(small, net, calibration, "lstsq").raw
-    with pytest.raises(InputError, match="those of this module are others"):
-        recovered(other, net, calibration, "merge")
+    for first, then in (("lstsq", "merge"), ("bias", "bias"), ("merge", "bias"), ("bn", "bias")):
+        other = recovered(small, net, calibration, first).raw
+        with pytest.raises(InputError, match=f"{then} starts from the original.*of this module are others"):
+            recovered(other, net, calibration, then)
 
 
 def test_a_norm_over_tokens_takes_no_constant():
@@ -484,3 +487,15 @@ def test_a_norm_over_tokens_takes_no_constant():
     found = recovered(small, net, calibration, "bias")
     assert torch.equal(found.raw[3].running_mean, net[3].running_mean)
     assert "neither a bias nor a batch norm" in found.notes[0]
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, FrozenBatchNorm2d, nn.Identity])
+def test_bn_says_where_there_is_nothing_to_estimate(norm):
+    layers = [nn.Conv2d(3, 6, 3), norm(6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 4)]
+    net, calibration = randomise_(nn.Sequential(*layers), seed=0).eval(), _calibration()
+    small, _ = _pruned(net, calibration)
+    found = recovered(small, net, calibration, "bn")
+    same = all(
+        torch.equal(a, b) for a, b in zip(found.raw.state_dict().values(), small.state_dict().values(), strict=True)
+    )
+    assert same == any("no batch norm" in n for n in found.notes) == (norm is not nn.BatchNorm2d)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import cswap
+from cswap.causal.compensation import CompensatedPlainEngine
 from cswap.causal.cut import PlainEngine
 from cswap.causal.replay import ReplayEngine
 from cswap.data.models import ModelSpec
@@ -368,3 +369,39 @@ def test_a_pruned_module_whose_heads_cannot_be_matched_is_refused():
         cswap.errors.InputError, match=r"#heads shrank and no bias or norm tells its units apart; .*path.apply"
     ):
         recovered(small, model, calibration, "lstsq", task=Text(), structure=structure)
+
+
+class _Convolved(nn.Module):
+    """Tokens (N, 2, L) → logits, by convolutions along the sentence of as many channels as it has places."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__()
+        self.e, self.a = nn.Embedding(40, 6), nn.Conv1d(6, places + 3, 3, padding=1)
+        self.b, self.c, self.fc = nn.Conv1d(places + 3, places, 1), nn.Conv1d(places, 5, 3, padding=1), nn.Linear(5, 2)
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.a(self.e(t[:, 0]).transpose(1, 2)))
+        return self.fc(torch.relu(self.c(torch.relu(self.b(x)))).mean(2))
+
+
+def test_channels_as_many_as_places_are_no_places():
+    from cswap.recovery import recovered
+
+    tokens = _tokens(24)
+    calibration = cswap.calibration_set(TensorDataset(tokens, torch.arange(24) % 2), 12)
+    x = calibration.inputs(0, 24)
+    assert not x[:, 1].all()
+    net = randomise_(_Convolved(x.shape[2]), 1).eval()
+    structure = discover(net, x[:2])
+    small, _ = _pruned_of(net, structure, calibration, {"b": [0, 2]})
+    with torch.no_grad():
+        read = torch.relu(net.b(torch.relu(net.a(net.e(x[:, 0]).transpose(1, 2)))))
+        only = torch.zeros_like(net.c.weight)
+        only[:, [0, 2]] = net.c.weight[:, [0, 2]]
+        expected = net.c.bias + F.conv1d(read, only, padding=1).mean((0, 2))
+    torch.testing.assert_close(recovered(small, net, calibration, "bias").raw.c.bias, expected)
+    for how in ("merge", "lstsq"):
+        assert not torch.equal(recovered(small, net, calibration, how).raw.c.weight, small.c.weight)
+    engine = CompensatedPlainEngine(net, structure, calibration, Text())
+    engine.enter(structure["b"])
+    assert ("b", "c") in engine.compensation.inverses

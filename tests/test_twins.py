@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,8 +16,9 @@ from cswap.errors import InputError
 from cswap.recovery import recovered
 from cswap.structure.check import randomise_
 from cswap.structure.discover import discover
-from cswap.structure.surgery import pruned_copy
+from cswap.structure.surgery import prepared_copy, pruned_copy
 from cswap.structure.twins import removed_units
+from tests.conftest import NETS
 
 GONE, LEFT = [1, 4], [0, 2, 3, 5, 6, 7]
 
@@ -93,3 +95,17 @@ def test_units_that_a_transposed_convolution_writes_are_found():
     assert not hasattr(small, "_cswap")
     assert {g: n.tolist() for g, n in removed_units(small, net, structure).items()} == {"2": GONE}
     assert "5" in recovered(small, net, calibration, "lstsq").facts["lstsq"]
+
+
+@pytest.mark.parametrize(("build", "shape", "group"), [
+    (NETS["concat"], (3, 8, 8), "a"),  # the norm behind the concat holds units of another group too
+    (Reader, (6, 3), "rnn.l0.ih"),  # whose biases have a row a gate
+])  # fmt: skip
+def test_units_are_told_by_what_is_theirs_alone(build, shape, group):
+    torch.manual_seed(0)
+    net, calibration = randomise_(build(), seed=3).eval(), _calibration(shape)
+    structure = discover(net, calibration.inputs(0, 2))
+    small = pruned_copy(net, structure, {group: np.array([1, 3])})
+    found = removed_units(small, prepared_copy(net, structure), structure)
+    assert {g: n.tolist() for g, n in found.items()} == {group: [1, 3]}
+    assert recovered(small, net, calibration, "lstsq").facts["lstsq"]

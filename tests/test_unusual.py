@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,12 @@ from cswap.evaluate.quality import measure_quality
 from cswap.linear.patches import refusal
 from cswap.methods.obs import output_importance
 from cswap.recovery import recovered, reestimated
+from cswap.recovery.walk import Walk
 from cswap.structure.check import randomise_
 from cswap.structure.discover import discover
 from cswap.tasks import Classification
+from cswap.types import Target
+from tests.conftest import path_of
 
 
 class Net(nn.Module):
@@ -328,3 +332,99 @@ def test_a_layer_that_scales_its_weights_is_not_refitted():
     engine.remove("a", [0])
     np.testing.assert_allclose(engine.scores().sigma, cut.sigma, atol=1e-5)  # the cut is what the removal does
     assert any("does not use its weights" in n for n in engine.notes)
+
+
+def _twice(_m: nn.Module, _args: Any, out: torch.Tensor) -> torch.Tensor:
+    return 2 * out + 1
+
+
+def _thrice(_m: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (3 * args[0],)
+
+
+def _scaled(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    return 3 * F.conv2d(x, layer.weight, layer.bias)
+
+
+@pytest.mark.parametrize("kind", ["out", "in", "forward", "look"])
+def test_a_layer_whose_hooks_change_it_is_left_with_a_note(kind):
+    seen = []
+    net = Net(
+        lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x)))).mean((2, 3))),
+        a=nn.Conv2d(3, 7, 3), b=nn.Conv2d(7, 6, 3), fc=nn.Linear(6, 3),
+    )  # fmt: skip
+    calibration = _calibration(3, 8, 8)
+    net = _fitted(net, calibration)
+    if kind == "out":
+        net.b.register_forward_hook(_twice)
+    elif kind == "in":
+        net.b.register_forward_pre_hook(_thrice)
+    elif kind == "forward":
+        net.b.forward = MethodType(_scaled, net.b)
+    else:
+        net.b.register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
+    structure = discover(net, calibration.inputs(0, 2))
+    if kind != "look":
+        assert refusal(net.b) is not None
+        engine = engine_for(net, structure, calibration, Classification(), cut="compensated")
+        engine.enter(structure["a"])
+        (cut,) = engine.cut(structure["a"], [[0, 2]])
+        engine.remove("a", [0, 2])
+        np.testing.assert_allclose(engine.scores().sigma, cut.sigma, atol=1e-5)  # the cut is what the removal does
+        assert any(n.startswith("b is cut without compensation") for n in engine.notes)
+    path = path_of(structure, {"a": [0, 2, 3]}, calibration.inputs(0, 4))
+    small = path.apply(net, Target("units", path.ratio.units))
+    for how in ("bias", "merge", "lstsq"):
+        if kind == "forward" and how != "lstsq":
+            continue
+        found = recovered(small, net, calibration, how)
+        left = torch.equal(found.raw.b.weight, small.b.weight) and torch.equal(found.raw.b.bias, small.b.bias)
+        assert left == (kind != "look"), how
+        assert any(n.startswith("b: ") for n in found.notes) == left, how
+
+
+def test_a_layer_that_reads_a_view_of_a_parameter_is_refitted():
+    """A view of a parameter asks for gradients even where there are none."""
+    net = Net(
+        lambda s, x: s.fc((F.relu(s.b(F.relu(s.a(x)))).unsqueeze(1) * s.c(s.table.expand(len(x), -1, -1))).mean(1)),
+        a=nn.Linear(5, 7), b=nn.Linear(7, 6), c=nn.Linear(4, 6), fc=nn.Linear(6, 3),
+    )  # fmt: skip
+    net.table = nn.Parameter(torch.randn(1, 3, 4))
+    calibration = _calibration(5)
+    net = _fitted(net, calibration)
+    structure = discover(net, calibration.inputs(0, 2))
+    path = path_of(structure, {"a": [0, 2, 3]}, calibration.inputs(0, 4))
+    small = path.apply(net, Target("units", path.ratio.units))
+    found = recovered(small, net, calibration, "lstsq")
+    assert {"b", "c"} <= set(found.facts["lstsq"])
+    torch.testing.assert_close(found.raw.c.weight, net.c.weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["obs", "joint"])
+def test_attention_that_is_asked_for_its_weights_is_ranked(method):
+    """Which is what torch's own attention is asked for unless it is told not to."""
+    net = Net(
+        lambda s, x: s.fc(s.att(s.a(x), s.a2(x), s.a2(x))[0].mean(1)),
+        a=nn.Linear(5, 8), a2=nn.Linear(5, 8), att=nn.MultiheadAttention(8, 2, batch_first=True), fc=nn.Linear(8, 3),
+    )  # fmt: skip
+    calibration = _calibration(4, 5)
+    path = cswap.prune_path(_fitted(net, calibration), calibration, method=method)
+    assert {"att.q#heads", "att.v#v0", "att.v#v1"} <= {d.group for d in path}
+
+
+@pytest.mark.parametrize("memory", [4 << 30, 1000])
+def test_a_later_layer_that_is_called_by_keyword_is_refitted(memory):
+    net = Net(
+        lambda s, x: s.fc(input=F.relu(s.b(F.relu(s.a(x))))), a=nn.Linear(5, 7), b=nn.Linear(7, 6), fc=nn.Linear(6, 3)
+    )
+    calibration = _calibration(5)
+    net = _fitted(net, calibration)
+    path = path_of(discover(net, calibration.inputs(0, 2)), {"a": [0, 2]}, calibration.inputs(0, 4))
+    small = path.apply(net, Target("units", path.ratio.units))
+    plain = Net(lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x))))), **dict(net.named_children()))
+    shrunk = path.apply(plain.eval(), Target("units", path.ratio.units))
+    found, expected = (recovered(s, n, calibration, "lstsq").raw for s, n in ((small, net), (shrunk, plain)))
+    read = next(Walk(net, [calibration.inputs(0, 24)], memory).inputs("fc"))
+    torch.testing.assert_close(read, F.relu(net.b(F.relu(net.a(calibration.inputs(0, 24))))))
+    for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)

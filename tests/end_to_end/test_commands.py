@@ -601,6 +601,12 @@ def test_prune_and_apply_give_back_what_can_be_given_back(place, capsys):
     )  # fmt: skip
     assert (status, err) == (0, "")
     assert json.loads(out)["recovery"]["how"] == "bn+lstsq"
+    status, out, _ = _main(
+        capsys, "apply", str(folder), "--target", "units=0.6", "--recover", "bias", "--out", str(place.root / "means"), "--trust", "--quiet",
+    )  # fmt: skip
+    assert status == 0
+    judged = len(_calibration(place))  # nothing is held back where nothing is fitted
+    assert f"recovery bias: mean score of {judged} calibration samples from" in " ".join(out.split())
     _refused(
         capsys,
         ["apply", str(folder), "--target", "units=0.3", "--recover", "x", "--out", str(place.root / "no"), "--trust"],

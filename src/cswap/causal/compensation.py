@@ -24,10 +24,9 @@ from cswap.causal.engine import Engine, Scores
 from cswap.causal.graph import Env, Graph
 from cswap.causal.plan import Consumer, Plan, is_channels_last, joined
 from cswap.causal.replay import ReplayEngine
-from cswap.data.text import unpadded
 from cswap.linear.elimination import Inverse
 from cswap.linear.moments import Moments
-from cswap.linear.patches import columns_of, groups_of, input_rows, refusal
+from cswap.linear.patches import at_tokens, columns_of, groups_of, input_rows, refusal
 from cswap.structure.calls import call_counts
 from cswap.structure.groups import Group, Slot, Structure
 from cswap.structure.layers import channel_dim
@@ -75,7 +74,7 @@ class Compensation:
             sums[name] = Moments.empty(1, columns_of(module), 0)
 
             def see(m: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                for rows in input_rows(m, unpadded(args[0], given[0])):
+                for rows in input_rows(m, at_tokens(m, args[0], given[0])):
                     sums[name].add_rows(rows, rows.new_zeros((len(rows), 1, 0)))
 
             handles.append(module.register_forward_pre_hook(see))

@@ -86,7 +86,7 @@ def summary(data: dict[str, Any], out: Path) -> None:
         w = data["recovery"]
         told = (
             w["declined"]
-            or f"mean score of samples that do not fit from {w['score_before']:.4f} to {w['score_after']:.4f}"
+            or f"mean score of {w['judged']} calibration samples from {w['score_before']:.4f} to {w['score_after']:.4f}"
         )
         console.print(f"recovery {escape(w['how'])}: {escape(told)}, {w['seconds']:.1f} s")
         for note in w["notes"]:

@@ -17,7 +17,7 @@ class Moments:
     """Sums over rows, float64, of inputs and targets less the means of the first block (`origin` (G, D), `start` (G, O)).
 
     `upper` (G, D, D): products of inputs in and above the blocks of the diagonal; `xy` (G, D, O), `x` (G, D), `y` (G, O),
-    `yy` (G, O), and the number of rows. Products of a block are taken in the inputs' own precision and summed in float64:
+    `yy` (G, O), and the number of rows. Products of a block are taken in the inputs' own precision, at least float32, and summed in float64:
     taken about the first block's means, they keep what large means would round away. Sums lie where the rows come from.
     """
 
@@ -59,6 +59,8 @@ class Moments:
 
     def add_rows(self, rows: torch.Tensor, targets: torch.Tensor) -> None:
         """rows (R, G, D), targets (R, G, O)."""
+        if torch.finfo(rows.dtype).bits < 32:  # sums of products would leave float16's range
+            rows, targets = rows.float(), targets.float()
         if self.origin is None or self.start is None:
             self._move(rows.device)
             # rounded to the inputs' precision, so that exactly this is subtracted

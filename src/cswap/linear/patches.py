@@ -12,6 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from cswap.data.text import unpadded
+from cswap.errors import pass_on_out_of_memory
+
 CHUNK_BYTES = 32 << 20  # of unfolded rows: larger blocks cost fresh pages
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -24,24 +27,46 @@ def refusal(module: nn.Module) -> str | None:
     plain = next((c for c in _PLAIN if isinstance(module, c)), None)
     if plain is None:
         return f"{type(module).__name__} is no linear layer"
+    if hooked(module):
+        return "a hook changes what it reads or gives"
     return None if _is_plain(module, plain) else f"{type(module).__name__} does not use its weights as they are"
 
 
 def _is_plain(module: Any, plain: Any) -> bool:
     """Whether a layer gives what one of torch's own with its weights does (not one that standardises or scales them)."""
-    if type(module).forward is plain.forward:
+    if type(module).forward is plain.forward and "forward" not in vars(module):
         return True
-    places = (
-        ()
-        if plain is nn.Linear
-        else tuple(d * (k - 1) + 2 for k, d in zip(module.kernel_size, module.dilation, strict=True))
-    )
-    width = module.in_features if plain is nn.Linear else module.in_channels
+    x = _some_input(module)
     with torch.no_grad():
-        x = torch.randn(2, width, *places, generator=torch.Generator().manual_seed(0)).to(module.weight)
-        mine, theirs = module.forward(x), plain.forward(module, x)
-    return mine.shape == theirs.shape and bool(
-        torch.isclose(mine, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())).all()
+        return _alike(module.forward(x), plain.forward(module, x))
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether hooks change what a layer reads or gives; those that only look do not."""
+    if not (module._forward_hooks or module._forward_pre_hooks):
+        return False
+    x = _some_input(module)
+    try:
+        with torch.no_grad():
+            return not _alike(module(x), module.forward(x))
+    except Exception as error:  # noqa: BLE001 — the user's own code, which may take its network's inputs alone
+        pass_on_out_of_memory(error)
+        return True
+
+
+def _some_input(module: Any) -> torch.Tensor:
+    """Two random samples of a convolution's or linear layer's input."""
+    conv = isinstance(module, _ConvNd)
+    places = [d * (k - 1) + 2 for k, d in zip(module.kernel_size, module.dilation, strict=True)] if conv else []
+    width = module.in_channels if conv else module.in_features
+    return torch.randn(2, width, *places, generator=torch.Generator().manual_seed(0)).to(module.weight)
+
+
+def _alike(mine: Any, theirs: torch.Tensor) -> bool:
+    return (
+        isinstance(mine, torch.Tensor)
+        and mine.shape == theirs.shape
+        and bool(torch.isclose(mine, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())).all())
     )
 
 
@@ -100,6 +125,11 @@ def _sizes(conv: Any, x: torch.Tensor) -> list[int]:
         (s + sum(padding[2 * (nd - 1 - i) : 2 * (nd - i)]) - d * (k - 1) - 1) // st + 1
         for i, (s, k, d, st) in enumerate(zip(x.shape[2:], conv.kernel_size, conv.dilation, conv.stride, strict=True))
     ]
+
+
+def at_tokens(module: nn.Module, values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """What a layer has, of text without the padding (`unpadded`); along a convolution's sentence padding is a place like others."""
+    return values if isinstance(module, _ConvNd) else unpadded(values, inputs)
 
 
 def places_of(module: Any, x: torch.Tensor) -> int:

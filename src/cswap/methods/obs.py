@@ -112,7 +112,7 @@ def output_importance(
     model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, graded: IntArray | None = None, *,
     device: str = "cpu", memory: int = 4 << 30,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
-    """v of every consumer called once: Σ over places of E[(∂σ/∂y_o)²] over the samples `graded` (all), (outputs,) float64.
+    """v of every plain consumer (`refusal`) called once: Σ over places of E[(∂σ/∂y_o)²] over the samples `graded` (all), (outputs,) float64.
 
     Raises MethodError when σ has no gradient.
     """
@@ -120,6 +120,7 @@ def output_importance(
     found: dict[str, torch.Tensor] = {}
     calls: dict[str, int] = {}
     numbers = np.arange(len(calibration)) if graded is None else graded
+    plain = [n for n in consumers_of(units) if refusal(engine.net.get_submodule(n)) is None]
     for _, inputs, targets in batches(engine, numbers, passes=2):
         given: list[tuple[str, torch.Tensor]] = []
         calls.clear()
@@ -131,8 +132,7 @@ def output_importance(
             return out.clone()  # what follows may work in place, on memory of its own
 
         handles = [
-            engine.net.get_submodule(n).register_forward_hook(lambda _m, _i, out, n=n: keep(n, out))
-            for n in consumers_of(units)
+            engine.net.get_submodule(n).register_forward_hook(lambda _m, _i, out, n=n: keep(n, out)) for n in plain
         ]
         try:
             with torch.enable_grad():

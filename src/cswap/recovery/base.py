@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from cswap.causal.behind import norms_behind
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import InputError
-from cswap.linear.patches import refusal
+from cswap.linear.patches import hooked, refusal
 from cswap.recovery.walk import Chunks
 from cswap.structure.calls import call_counts
 from cswap.structure.groups import Removed, Structure
@@ -97,13 +97,16 @@ class Case:
         return order[first:]
 
     def called_once(self, layer: str) -> bool:
-        """Whether it is, with weights of its own; else a note says that it is left as it is."""
+        """Whether it is, with weights of its own and as it stands; else a note says that it is left as it is."""
         if self.counts[layer] != 1:
             self.note(f"{layer} is called {self.counts[layer]} times in a pass: left as it is")
             return False
         others = {n for p in self.teacher.get_submodule(layer).parameters(recurse=False) for n in self._owners[id(p)]}
         if others - {layer}:
             self.note(f"{layer} shares its weights with {', '.join(sorted(others - {layer}))}: left as it is")
+            return False
+        if hooked(self.teacher.get_submodule(layer)):
+            self.note(f"{layer}: a hook changes what it reads or gives: left as it is")
             return False
         return True
 
@@ -159,7 +162,7 @@ class Case:
         """Say that a step gives nothing back of groups that are read by a product and by no weights."""
         for name, units in self.removed.items():
             readers = [self.teacher.get_submodule(s.module) for s in self.structure[name].consumers]
-            if len(units) and not any(_mixes(m) for m in readers):
+            if len(units) and not any(_mixes(m) or isinstance(m, _ConvTransposeNd) for m in readers):
                 self.note(f"{name} is read by a product, not by weights: {step} gives nothing back of it")
 
     @property
@@ -171,10 +174,11 @@ class Case:
         """Calibration inputs in chunks on the device: the samples of each part after those of the one before, or all that fit."""
         return Chunks(self.calibration, parts or [self.fitting], self.device, self.channels_last)
 
-    def unchanged(self) -> bool:
-        """Whether the pruned network's tensors are the original's, less what is gone."""
+    def refuse_changed(self, step: str) -> None:
+        """Raises InputError unless the pruned network's tensors are the original's, less what is gone."""
         fresh = shrink_in_place(copy.deepcopy(self.teacher), self.kept).state_dict()
-        return all(torch.equal(fresh[k], v) for k, v in self.small.state_dict().items())
+        if not all(torch.equal(fresh[k], v) for k, v in self.small.state_dict().items()):
+            raise InputError(f"recover: {step} starts from the original's weights, and those of this module are others")
 
 
 def choosing(calibration: CalibrationSet) -> IntArray:
@@ -227,8 +231,13 @@ def steps_of(how: str) -> list[str]:
     for name in ("merge", "fold"):
         if name in names[1:]:
             raise InputError(f"recover: {name} starts from the original's weights, so it comes first; got {how!r}")
-    if "bias" in names and {"bn", "lstsq"} & set(names[: names.index("bias")]):
+    before = names[: names.index("bias")] if "bias" in names else []
+    if {"bn", "lstsq"} & set(before):
         raise InputError(f"recover: bias is of the network as it was cut, so it comes before bn and lstsq; got {how!r}")
+    if {"merge", "fold"} & set(before):
+        raise InputError(
+            f"recover: bias would give back once more what {before[0]} has; expected one of them, got {how!r}"
+        )
     unknown = next((n for n in names if n not in STEPS), None)
     if unknown is not None or not names:
         raise InputError(f"recover: expected none or some of {', '.join(sorted(STEPS))} joined by '+', got {how!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from cswap.structure.images import laid, takes_channels_last
 @step("bn")
 def bn(case: Case) -> None:
     """All batch norms estimated again on the whole calibration set, or, beside `lstsq`, on what fits: see `reestimated`."""
+    if not any(_estimable(m) for m in case.small.modules()):
+        case.note("no batch norm estimates its statistics (frozen ones do not): bn gives nothing back")
     case.small.load_state_dict(reestimated(case.small, case.calibration.part(case.fitting)).state_dict())
 
 
@@ -32,7 +35,7 @@ def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 1
     called, _ = call_counts(net, few)
     last = takes_channels_last(net, few)  # before norms are asked: a pass that fails half way would count twice
     norms = [
-        m for n, m in net.named_modules() if n in called and isinstance(m, _BatchNorm) and m.track_running_stats
+        m for n, m in net.named_modules() if n in called and _estimable(m)
     ]  # a norm that no pass reaches would be left without statistics
     momenta = [m.momentum for m in norms]
     for m in norms:
@@ -51,3 +54,7 @@ def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 1
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
     return net.eval()
+
+
+def _estimable(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    return isinstance(module, _BatchNorm) and module.track_running_stats

@@ -21,6 +21,7 @@ def bias(case: Case) -> None:
     layer's. Readers without a bias get it in the mean of the batch norm behind them, others are left with a note. Source:
     ours (the constant of a least-squares fit whose weights stay).
     """
+    case.refuse_changed("bias")  # what was given back once would be given twice
     walk = Walk(case.teacher, case.chunks(), case.memory, case.device)
     for name in case.readers():
         inputs, outputs = case.kept_of(name, "in"), case.kept_of(name, "out")
@@ -49,7 +50,7 @@ def mean_given(module: Any, mean: torch.Tensor, inputs: IntArray, outputs: IntAr
         alone.weight.index_fill_(1, torch.from_numpy(inputs), 0.0)
         if alone.bias is not None:
             alone.bias.zero_()
-        given: torch.Tensor = alone(mean)
+        given: torch.Tensor = alone.forward(mean)  # a hook that looks has nothing to see here
     channels = (
         given.reshape(-1, given.shape[-1]).mean(0) if isinstance(module, nn.Linear) else given.flatten(2).mean((0, 2))
     )

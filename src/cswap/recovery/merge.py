@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from cswap.errors import InputError
 from cswap.linear.moments import Moments
 from cswap.recovery.base import Case, step
 from cswap.recovery.bias import mean_given
@@ -33,7 +32,7 @@ def fold(case: Case) -> None:
     leaves ‖v‖² of the one that goes: they join where the first is less (ours). Source: model folding
     (Wang et al., 2025, arXiv 2502.10216), with the path's units kept in the place of cluster centres.
     """
-    _refuse_changed(case, "fold")
+    case.refuse_changed("fold")
     merged = copy.deepcopy(case.teacher)
     joined = 0
     for name, gone in case.removed.items():
@@ -53,7 +52,7 @@ def merge(case: Case) -> None:
     the consumers' weights of b gain s times those of a, and their constants the rest. Producers stay: with b fixed, s is the
     best a consumer can do. m is the mean by place, so that means come out right under padding too. Source: ours (Kim et al., 2020, arXiv 2006.10903, neuron merging, takes s from the weights).
     """
-    _refuse_changed(case, "merge")
+    case.refuse_changed("merge")
     merged = copy.deepcopy(case.teacher)
     walk = Walk(case.teacher, case.chunks(), case.memory, case.device)
     shifts: dict[str, torch.Tensor] = {}
@@ -63,10 +62,11 @@ def merge(case: Case) -> None:
         if inputs is None or getattr(module, "groups", 1) > 1 or not case.called_once(name):
             continue
         mean, products = _moments(walk, name, module)
-        rest = torch.zeros_like(mean)
+        rest = mean.clone()
         for group in case.structure:
             for slot in (s for s in group.consumers if s.module == name and group.name in case.removed):
-                _give(module, slot, case.removed[group.name], mean, products, rest)
+                gone, left = slot.of(case.removed[group.name]), np.intersect1d(slot.positions, inputs)
+                _give(module, gone, left, mean, products, rest)
         shifts[name] = mean_given(case.teacher.get_submodule(name), rest, inputs, case.kept_of(name, "out"))
     _take(case, merged)
     for name, shift in shifts.items():
@@ -75,11 +75,6 @@ def merge(case: Case) -> None:
         else:
             case.note(f"{name} has neither a bias nor a batch norm behind it: means are not given back")
     case.note_products("merge")
-
-
-def _refuse_changed(case: Case, name: str) -> None:
-    if not case.unchanged():
-        raise InputError(f"recover: {name} starts from the original's weights, and those of this module are others")
 
 
 def _take(case: Case, merged: nn.Module) -> None:
@@ -167,16 +162,16 @@ def _moments(walk: Walk, name: str, module: Any) -> tuple[torch.Tensor, torch.Te
 
 
 def _give(
-    module: Any, slot: Slot, gone: IntArray, mean: torch.Tensor, products: torch.Tensor, rest: torch.Tensor
+    module: Any, gone: IntArray, left: IntArray, mean: torch.Tensor, products: torch.Tensor, rest: torch.Tensor
 ) -> None:
     """Move the weights of what goes to what tells it best; what is left of its mean, place by place, is written into `rest`.
 
-    mean, rest: (1, C, …): a line's constant is the mean of what it leaves, which at the borders of an image is another.
+    gone, left: inputs of one group; of a head that goes with dimensions of its own none is left there, and the group of heads
+    moves it. mean, rest: (1, C, …): a line's constant is the mean of what it leaves, which at the borders of an image is another.
 
     A kept channel that hardly varies beside its size tells nothing: its variance is what rounding makes of a constant.
     """
-    away = torch.from_numpy(slot.of(gone))
-    kept = torch.from_numpy(np.setdiff1d(slot.positions, away.numpy()))
+    away, kept = torch.from_numpy(gone), torch.from_numpy(left)
     if not len(away) or not len(kept):
         return
     shared, variance = products[kept][:, away], products.diagonal()[kept]

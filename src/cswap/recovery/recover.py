@@ -121,7 +121,7 @@ def recovered(
     gone = any(len(units) for units in removed.values())
     if not gone:
         case.note("nothing was removed: nothing to give back")
-    with exact(torch.device(device), False):
+    with exact(torch.device(device), False), torch.no_grad():  # a view of a parameter would keep all that is made of it
         for name in names if gone else []:
             STEPS[name](case)
     numbers = held if len(held) else np.arange(len(calibration))

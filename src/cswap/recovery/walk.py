@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from cswap.causal.graph import Env, Graph, NotTraceable
 from cswap.data.calibration import CalibrationSet
-from cswap.data.text import unpadded
+from cswap.linear.patches import at_tokens
 from cswap.structure.images import laid
 from cswap.types import IntArray
 
@@ -78,9 +78,10 @@ class Walk:
         return self._values(layer, before=False)
 
     def _values(self, layer: str, before: bool) -> Iterator[torch.Tensor]:
+        module = self.net.get_submodule(layer)
         if self._graph is None or layer not in self._graph.calls:  # inside a layer that the graph keeps whole
             for chunk in self.chunks:
-                yield unpadded(self._again(layer, chunk, before), chunk)
+                yield at_tokens(module, self._again(layer, chunk, before), chunk)
             return
         node = self._graph.calls[layer][0]
         place = self._graph.nodes.index(node) + (0 if before else 1)
@@ -88,8 +89,8 @@ class Walk:
         for chunk, env in zip(self.chunks, self._envs, strict=True):
             with torch.no_grad():
                 self._run(nodes, env, chunk)
-            wanted = node.args[0] if before else node
-            yield unpadded(env[wanted], chunk)  # type: ignore[index]
+            wanted = node.all_input_nodes[0] if before else node  # it may be given by keyword
+            yield at_tokens(module, env[wanted], chunk)
 
     def _run(self, nodes: list[fx.Node], env: Env, chunk: torch.Tensor) -> None:
         assert self._graph is not None
@@ -105,12 +106,13 @@ class Walk:
     def _again(self, layer: str, chunk: torch.Tensor, before: bool) -> torch.Tensor:
         seen: list[torch.Tensor] = []
 
-        def stop(_m: nn.Module, *values: Any) -> None:
-            seen.append(values[0][0] if before else values[-1])
+        def stop(_m: nn.Module, args: tuple[Any, ...], named: dict[str, Any], *out: Any) -> None:
+            seen.append(next(iter((*args, *named.values()))) if before else out[0])
             raise _Reached
 
         module = self.net.get_submodule(layer)
-        handle = module.register_forward_pre_hook(stop) if before else module.register_forward_hook(stop)
+        hold = module.register_forward_pre_hook if before else module.register_forward_hook
+        handle = hold(stop, with_kwargs=True)
         try:
             with torch.no_grad():
                 self.net(chunk)

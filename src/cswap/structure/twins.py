@@ -22,7 +22,7 @@ def removed_units(small: nn.Module, original: nn.Module, structure: Structure) -
     for group in structure:
         if not _shrank(small, original, group, structure):
             continue
-        mark, seen = _marks(original, group), _marks(small, group)
+        mark, seen = (_marks(net, original, group, structure) for net in (original, small))
         if mark is None or seen is None:
             raise InputError(
                 f"recover: group {group.name} shrank and no bias or norm tells its units apart; pass a module of path.apply"
@@ -46,21 +46,21 @@ def _shrank(small: nn.Module, original: nn.Module, group: Group, structure: Stru
     return bool(left != whole)
 
 
-def _marks(net: nn.Module, group: Group) -> torch.Tensor | None:
-    """All one-dimensional tensors of the group's units, side by side: (units, marks)."""
+def _marks(net: nn.Module, original: nn.Module, group: Group, structure: Structure) -> torch.Tensor | None:
+    """Biases and norms of the group's units, a recurrent unit's in every gate, side by side: (units, marks). Tensors that hold
+    other units of `original` too, as of a norm behind a concat, are not among them."""
     found = []
     for slot in (*group.producers, *group.channelwise):
         if len(slot.positions) != group.size or not np.array_equal(slot.positions, np.arange(group.size)):
             continue
-        module = net.get_submodule(slot.module)
+        axes = dict(structure.layers[slot.module].axes["out"])
         for tensor in ("bias", "running_mean", "running_var") + (("weight",) if slot.role == "channelwise" else ()):
-            value = getattr(module, tensor, None)
-            if isinstance(value, torch.Tensor):
-                found.append(
-                    value.detach().double().flatten(1).cpu()
-                    if value.dim() > 1
-                    else value.detach().double().unsqueeze(1).cpu()
-                )
+            value, whole = (getattr(m.get_submodule(slot.module), tensor, None) for m in (net, original))
+            if not isinstance(value, torch.Tensor) or not isinstance(whole, torch.Tensor) or tensor not in axes:
+                continue
+            if whole.shape[axes[tensor]] == group.size:
+                value = value.detach().double().cpu().movedim(axes[tensor], 0)
+                found.append(value.reshape(len(value), -1))
     return torch.cat(found, 1) if found else None
 
 
