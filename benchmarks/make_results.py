@@ -12,7 +12,7 @@ from results_common import origin, table
 from results_dense import dense
 from results_digits import digits
 from results_effects import growth, path, peak, prune, speed
-from results_methods import joint, joint_cost, methods, more_samples, peers, same_again, surrogates
+from results_methods import buffer_orders, joint, joint_cost, methods, more_samples, peers, same_again, surrogates
 from results_overview import overview
 from results_product import certificates, export, support
 from results_recoveries import every_recovery, recoveries, recovery_seconds
@@ -36,6 +36,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
         data, "OBS in both scopes, DeepLIFT and LRP by layer, half of the parameters"
     ),
     "methods_resnet18_causal": lambda data: methods(data, "C-SWAP and C-BP"),
+    "buffer_orders": buffer_orders,
     "methods_resnet18_128": methods,
     "methods_resnet18_long": methods,
     "methods_mobilenet_v2": methods,

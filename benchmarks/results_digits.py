@@ -40,6 +40,7 @@ def digits(data: dict[str, Any]) -> list[str]:
         f"{data['held_out_samples']} held-out digits (unpruned {100 * base:.1f} %), {data['per_class']} a class to choose by. Accuracy in %, as pruned, by parameters removed.", "",
         *table(["method", *(f"{r:g}" for r in ratios), "SAUCE", "analysis, s"], rows),
         *(f"{name} is left out: {why}" for name, why in whole["refused"].items()),
+        *_same_walk(whole["methods"]),
     ]  # fmt: skip
     if "options" not in data:
         return lines
@@ -65,6 +66,20 @@ def digits(data: dict[str, Any]) -> list[str]:
                 )
     lines += table(["method", "with", "by", *(f"{r:g}" for r in asked), "analysis, s"], rows)
     return [*lines, *(_said(options, name) for name in _WITH if name in options), ""]
+
+
+def _same_walk(methods: dict[str, Any]) -> list[str]:
+    """Where this network cannot tell the progressive method from the bulk one."""
+    both = [methods.get(n, {}).get("curves") for n in ("cswap", "cbp")]
+    if both[0] is None or both[1] is None:
+        return []
+    points = [[(k, r["asked"], r["quality"]["none"]["mean"]) for k, rows in c.items() for r in rows] for c in both]
+    if points[0] != points[1]:
+        return []
+    return [
+        "C-SWAP and C-BP go the same way here: hardly a unit is spared by every class, so both paths are the buffer, by ξ of the same network.",
+        "",
+    ]
 
 
 def _said(options: dict[str, Any], name: str) -> str:

@@ -105,7 +105,38 @@ def _why(data: dict[str, Any]) -> list[str]:
             f" C-BP goes by the same order, but tests on the original network, where {sum(w.values()) - w['critical']:,} units are needed by no class "
             f"alone (C-SWAP: {sum(v.values()) - v['critical']:,}): it holds to {max(holds):g}, and then falls too."
         )
-    return [lines, ""]
+    return [lines + _beside_random(data, own) + _by_samples(data, own), ""]
+
+
+def _beside_random(data: dict[str, Any], own: dict[float, Any]) -> str:
+    """Where, with something given back, C-SWAP's choice is worse than a random one."""
+    name = next((n for n in ("random:layer", "random") if n in data["methods"]), None)
+    if name is None:
+        return ""
+    said = []
+    for how in (h for h in data["recover"] if h != "none"):
+        for r, p in own.items():
+            q = point_at(data["methods"][name]["points"], data["kinds"][0], r)
+            if q and how in p["accuracy"] and how in q["accuracy"] and p["accuracy"][how] < q["accuracy"][how]:
+                said.append(
+                    f"{WAYS.get(how, how)} at {r:g} {100 * p['accuracy'][how]:.1f} against {100 * q['accuracy'][how]:.1f}"
+                )
+    return f" Given back the same, it is behind `{name}`: {', '.join(said)}." if said else ""
+
+
+def _by_samples(data: dict[str, Any], own: dict[float, Any]) -> str:
+    """The same method with more samples a class, where another result has it."""
+    file = HERE / "results" / f"methods_{data['network']}_128.json"
+    if data["per_class"] >= 128 or not file.exists():
+        return ""
+    more = json.loads(file.read_text())
+    theirs = more["methods"].get("cswap", {"points": []})["points"]
+    both = {r: q["accuracy"]["none"] for r in own if (q := point_at(theirs, data["kinds"][0], r))}
+    if not both:
+        return ""
+    critical = [d["methods"]["cswap"]["verdicts"]["critical"] for d in (more, data)]
+    said = ", ".join(f"{100 * q:.1f} at {r:g} ({100 * own[r]['accuracy']['none']:.1f} here)" for r, q in both.items())
+    return f" With {more['per_class']} a class, by another commit and machine, its plain network has {said}; there {critical[0]:,} units are critical, here {critical[1]:,}."
 
 
 _GOALS = (("params", 0.5, 0.2), ("params", 0.7, 0.5), ("macs", 0.5, 0.5), ("macs", 0.7, 3.0))
@@ -393,6 +424,27 @@ def _missed() -> list[str]:
             f"The cause, by these figures: {cause}."
         )
     return [*lines, ""] if lines else []
+
+
+def buffer_orders(data: dict[str, Any]) -> list[str]:
+    """C-SWAP's path with its critical units in other orders."""
+    rows = [
+        [
+            r["order"], f"{r['asked']:g}", f"{r['critical_gone']:,}", f"{r['with_gain']:,}", f"{100 * r['ratio']['macs']:.0f}",
+            f"{100 * r['plain']:.2f}", f"{100 * r['bn']:.2f}",
+        ]
+        for r in data["rows"]
+    ]  # fmt: skip
+    first, *others = data["rows"]
+    best = max((r for r in others if r["asked"] == first["asked"]), key=lambda r: r["plain"])
+    changed = 100 * (best["plain"] - first["plain"])
+    return [
+        "## Does C-SWAP lose by the order of its buffer? ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
+        f"One walk ({data['per_class']} images a class): {data['non_critical_gone']:,} units that no class needs go first, then the {data['critical']:,} critical ones, of which "
+        f"{data['with_gain']:,} have a positive ξ. Only their order differs. {data['held_out_samples']:,} test images, unpruned {100 * data['unpruned']:.2f} %.", "",
+        *table(["order of the critical units", "params removed", "critical units gone", "of these with ξ > 0", "MACs removed, %", "plain", "BN again"], rows),
+        f"At {first['asked']:g} the paper's order has {100 * first['plain']:.1f} %, and the best of the others, {best['order']}, {100 * best['plain']:.1f} % ({changed:+.1f} points).", "",
+    ]  # fmt: skip
 
 
 def same_again(data: dict[str, Any]) -> list[str]:
