@@ -120,7 +120,7 @@ def test_what_joint_cuts_left_behind_is_shown_and_goes_on(place, capsys):
 
 
 def test_units_that_rounding_keeps_are_told_as_kept(place, capsys):
-    assert main(place.prune("round", "--round-to", "4", target="params=0.3")) == 0
+    assert main(place.prune("round", "--round-to", "4", target="params=0.45")) == 0
     artifact = open_artifact(place.root / "round")
     shown = {(g["name"], u) for g in facts_of(artifact)["groups"] for u, gone in enumerate(g["gone"]) if gone}
     widths = {g.name: g.size - sum(n == g.name for n, _ in shown) for g in artifact.structure}
@@ -131,6 +131,18 @@ def test_units_that_rounding_keeps_are_told_as_kept(place, capsys):
     told = json.loads(capsys.readouterr().out)
     assert {(u["group"], u["unit"]) for u in told["units"] if u["removed"]} == shown
     assert "--round-to 4" in facts_of(artifact)["again"]["command"]
+    parted = [u for u in told["units"] if u["removed_later"] is not None]
+    assert {u["removed_later"] <= told["steps"] for u in parted} == {True, False}
+    for u in parted:
+        assert main(["explain", str(artifact.folder), "--group", u["group"], "--unit", str(u["unit"])]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        why = (
+            "it stays here for the width of its layer"
+            if u["removed_later"] <= told["steps"]
+            else "this network does not"
+        )
+        assert f"the path removes it at step {u['removed_later']}, and {why}" in said
+        assert said.count(f"at step {u['removed_later']}") == 1
 
 
 def test_the_command_in_the_report_makes_the_same_path_again(place, artifact):

@@ -70,7 +70,7 @@ def explain(
     artifact = open_artifact(folder)
     with told_by(folder):
         gone = removed_units(artifact)
-        head = {"target": artifact.manifest["target"], "ratio": artifact.manifest["ratio"]}
+        head = {k: artifact.manifest[k] for k in ("target", "ratio", "steps")}
         told = explanation(artifact.path, group, unit, class_, gone) | head
     if images is not None:
         if group is None or unit is None:

@@ -156,15 +156,9 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
         console.print(f"unit {data['unit']} of {escape(data['group'])} was not reached: the path ended before it")
         return
     s = units[0]
-    fate = "removed" if s["removed"] else "kept"
-    later = (
-        ""
-        if s["removed_later"] is None
-        else f"; the path removes it at step {s['removed_later']}, and this network does not"
-    )
     xi = "" if s["xi"] is None else f", xi {s['xi']:+.5f}"
     console.print(
-        f"unit {s['unit']} of {escape(s['group'])}: {s['verdict'] or data['method']}{xi}; {fate} at step {s['step']} ({escape(s['reason'])}){later}"
+        f"unit {s['unit']} of {escape(s['group'])}: {s['verdict'] or data['method']}{xi}; {escape(_fate(s, data))}"
     )
     table = _table(
         "effect of cutting it, by class",
@@ -190,6 +184,16 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
     if "images" in data:
         seen = ", ".join(f"{i['class']} {i['activation']:.3g}" for i in data["images"]["samples"])
         console.print(f"images that activate it most, in {escape(data['images']['file'])}: {escape(seen)}")
+
+
+def _fate(s: dict[str, Any], data: dict[str, Any]) -> str:
+    """What became of a unit, and where the path and this network part, why."""
+    fate, later = "removed" if s["removed"] else "kept", s["removed_later"]
+    if later is None:
+        return f"{fate} at step {s['step']} ({s['reason']})"
+    here = "this network does not" if later > data["steps"] else "it stays here for the width of its layer"
+    then = f"the path removes it at step {later}, and {here}"
+    return f"kept; {then}" if later == s["step"] else f"kept at step {s['step']} ({s['reason']}); {then}"
 
 
 def _probe(console: Console, probe: dict[str, Any]) -> None:
