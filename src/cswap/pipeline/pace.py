@@ -41,7 +41,9 @@ def paced(
             times = latency_ms(nets, sample, batch, device=device, budget_s=_SECONDS)
             paces[group.name] = (times["whole"] - times["half"]) / saved
         whole = latency_ms({"whole": net}, sample, batch, device=device, budget_s=_SECONDS)["whole"]
-    least = _LEAST * whole / max(1, structure.total_macs)
+    least = (
+        _LEAST * max(whole, 1e-3) / max(1, structure.total_macs)
+    )  # a clock that shows nothing is no price of nothing
     return replace(structure, pace={name: max(pace, least) for name, pace in paces.items()})
 
 
