@@ -46,7 +46,7 @@ def spread(by_seed: dict[str, Any], headline: str) -> dict[str, Any]:
                 how: _mean_std([quality_of(p, how)[headline] for p in m]) for how, m in measured.items() if m
             }
             declined = {
-                how: sum(bool(p["recovered"][how]["declined"]) for p in m)
+                how: sum(bool(p["recovered"][how].get("declined")) for p in m)
                 for how, m in measured.items()
                 if how != "none"
             }
