@@ -56,7 +56,7 @@ def notes_of(result: dict[str, Any]) -> dict[str, list[str]]:
     """What a comparison's methods have to say of their figures, once each, and the methods that say it."""
     found: dict[str, list[str]] = {}
     for name, method in result["methods"].items():
-        for note in {n: None for run in method["by_seed"].values() for n in run["notes"]}:
+        for note in {n: None for run in method["by_seed"].values() for n in run.get("notes", ())}:
             found.setdefault(note, []).append(name)
     return found
 
