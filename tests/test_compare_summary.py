@@ -85,6 +85,20 @@ def test_the_terminal_says_the_same(result, capsys, tmp_path):
     assert ["random:layer", "0.100", "cat", "0.950", "0.100", "8", "80"] in rows
 
 
+def test_what_is_declined_and_what_not_every_seed_reaches_is_marked(result, capsys, tmp_path):
+    runs = copy.deepcopy(result["methods"]["cswap"]["by_seed"])
+    runs["3"]["points"][1]["recovered"]["lstsq"]["declined"] = "it did not help"
+    runs["4"]["points"].append({**runs["4"]["points"][1], "asked": {"params": 0.9}})
+    runs["4"]["notes"] = ["it was slow"]
+    render.comparison(result | {"methods": {"cswap": spread(runs, "accuracy")}}, tmp_path)
+    said = capsys.readouterr().out
+    rows = [re.split(r"\s{2,}", line.strip()) for line in said.splitlines()]
+    assert ["cswap + lstsq", "0.900 ±0.000", "0.830 ±0.042°", "0.860*", "–", "12.0"] in rows
+    assert "cswap: it was slow" in said
+    assert "° declined" in said
+    assert "* not reached by every seed" in said
+
+
 def test_the_page_draws_each_method_where_it_is(result, tmp_path):
     compare_page(copy.deepcopy(result), tmp_path / "c.html", title="two seeds")
     page = (tmp_path / "c.html").read_text()
@@ -97,8 +111,10 @@ def test_the_page_draws_each_method_where_it_is(result, tmp_path):
     assert by_params["error_y"]["array"] == pytest.approx([0.0, 0.1 * 2**-0.5])
     assert by_params["error_y"]["visible"]
     assert by_macs["x"] == pytest.approx([0.0, 0.32])
-    assert by_time["x"] == pytest.approx([50 / 80, 1.0])  # of the unpruned network's time
-    assert by_time["y"] == pytest.approx([0.65, 0.9])
+    assert by_time["x"] == pytest.approx(
+        [1.0, 50 / 80]
+    )  # of the unpruned network's time, in the order of what was removed
+    assert by_time["y"] == pytest.approx([0.9, 0.65])
     fitted = next(t for t in traces if t["name"] == "cswap + lstsq")
     assert fitted["y"] == pytest.approx([0.9, 0.83])
     assert not fitted["visible"]

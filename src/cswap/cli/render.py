@@ -283,7 +283,7 @@ def comparison(data: dict[str, Any], out: Path) -> None:
                 cells = [
                     _mean(by[r]["quality"][how])
                     + "°" * (how in by[r].get("declined", {}))
-                    + "*" * (by[r]["seeds"] < len(data["seeds"]))
+                    + "*" * (by[r]["seeds"] < len(method["by_seed"]))
                     if how in by.get(r, {}).get("quality", {})
                     else "–"
                     for r in ratios
@@ -303,7 +303,7 @@ def comparison(data: dict[str, Any], out: Path) -> None:
             "° declined, by calibration samples that the recovery had not seen: the figure is the plain network's"
         )
     if any(
-        r["seeds"] < len(data["seeds"]) for m in data["methods"].values() for rows in m["curves"].values() for r in rows
+        r["seeds"] < len(m["by_seed"]) for m in data["methods"].values() for rows in m["curves"].values() for r in rows
     ):
         console.print("* not reached by every seed: the mean is of those that do")
     console.print(f"{data['per_class']} calibration samples a class; seeds {', '.join(str(s) for s in data['seeds'])}")
