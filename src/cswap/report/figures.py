@@ -88,9 +88,9 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
             rows = method["curves"].get(kind if kind in _KINDS else panels[0], [])
             whole = 1.0 if kind in _KINDS else _unpruned_ms(method)
             for w, how in enumerate(ways):
-                points = [  # joined in the order of what was removed: latency is noisy, and a line by it would zigzag
+                points = [  # in the order of what was asked for: latency is noisy, and a line by it would zigzag
                     (r[kind]["mean"] / whole, r["quality"][how]["mean"], r["quality"][how]["std"])
-                    for r in sorted(rows, key=lambda r: r["asked"])
+                    for r in rows
                     if kind in r and how in r["quality"]
                 ]
                 if not points:
