@@ -46,6 +46,15 @@ def findings() -> str:
         answer = known[name][0].finding(known[name][1]) if name in known else "Not measured yet."
         where = f" (`benchmarks/experiments/{name}.py`)" if name in known else ""
         lines += [f"**{question}** {answer}{where}", ""]
+    file = HERE / "results" / "buffer_orders.json"
+    if file.exists():
+        from results_methods import order_finding
+
+        lines += [
+            f"**In what order do critical units go best: largest signed ξ, or smallest |ξ| (`--buffer-order abs`)?** {order_finding(json.loads(file.read_text()))} "
+            "(`benchmarks/buffer_orders.py`)",
+            "",
+        ]
     file = HERE / "results" / "recoveries_all_resnet18.json"
     if file.exists():
         from results_recoveries import finding
