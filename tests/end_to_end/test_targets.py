@@ -189,9 +189,9 @@ def test_samples_that_were_calibrated_with_certify_nothing(place, capsys):
     assert not (place.root / "out").exists()
 
 
-def _run_of(folder: Path) -> dict[str, Any]:
-    run: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["run"]
-    return run
+def _pinned_in(folder: Path) -> dict[str, Any]:
+    pinned: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["run"]["pinned"]
+    return pinned
 
 
 def test_a_resumed_run_keeps_its_paces(place, monkeypatch, capsys):
@@ -206,14 +206,14 @@ def test_a_resumed_run_keeps_its_paces(place, monkeypatch, capsys):
     assert main(place.prune("out", *asked, target="params=0.2")) == 0
     assert set(batches) == {2}
     out = place.root / "out"
-    held = _run_of(out)["pace"]
+    held = _pinned_in(out)["pace"]
     first = (out / "path.jsonl").read_bytes()
     monkeypatch.setattr(pace, "latency_ms", None)  # nothing is timed again
     assert main(place.prune("out", *asked, "--resume", target="params=0.5")) == 0
     assert (out / "path.jsonl").read_bytes().startswith(first[: first.rfind(b"\n", 0, -1)])
-    assert _run_of(out)["pace"] == held
+    assert _pinned_in(out)["pace"] == held
     manifest = json.loads((out / "manifest.json").read_text())
-    manifest["run"]["pace"] = dict.fromkeys(held, 0)
+    manifest["run"]["pinned"]["pace"] = dict.fromkeys(held, 0)
     (out / "manifest.json").write_text(json.dumps(manifest))
     capsys.readouterr()
     assert main(place.prune("out", *asked, "--resume", target="params=0.6")) == 2

@@ -48,7 +48,7 @@ _PARTS = {
     "pick.": ("pick",),
 }  # tensors of effects.safetensors, by what their names begin with
 PINNED = "pinned"
-PACE = "pace"  # what a MAC of each group took when the run began
+PACE = "pace"  # a pin, where time is counted: what a MAC of each group took when the run began
 BY_APPLY = "apply"  # the target, in what an apply that is not done leaves
 MOST_THREADS = 1024
 TAKEN_OVER = ("threads", "processes", "memory")  # pins that a resumed run goes by; the others must be the same
@@ -155,7 +155,7 @@ def open_folder(folder: Path, run: dict[str, Any], *, resume: bool, force: bool)
 def look_into(folder: Path, run: dict[str, Any], *, resume: bool, force: bool) -> bool:
     """Whether there is a journal to resume; nothing is written, but what a killed run left half moved is put in its place.
 
-    `run`: what must be the same for a resumed run, but for `pinned` and `pace`, which a resumed run takes over from the journal.
+    `run`: what must be the same for a resumed run, but for `pinned`, which a resumed run takes over from the journal.
     Raises InputError when the folder holds something and neither `resume` nor `force` was asked for, or when the run differs:
     the first difference is named.
     """
@@ -183,11 +183,10 @@ def look_into(folder: Path, run: dict[str, Any], *, resume: bool, force: bool) -
                 raise ArtifactError(
                     f"resume: expected what is pinned in {folder}, got {_short(was)}; nothing was changed"
                 )
-            _same_run({**old, PINNED: None, PACE: None}, {**run, PINNED: None, PACE: None})
-            fixed = [{k: v for k, v in pins.items() if k not in TAKEN_OVER} for pins in (was or now, now)]
+            _same_run({**old, PINNED: None}, {**run, PINNED: None})
+            fixed = [{k: v for k, v in pins.items() if k not in (*TAKEN_OVER, PACE)} for pins in (was or now, now)]
             _same_run(fixed[0], fixed[1], f"{PINNED}.")
             run[PINNED] = was or now
-            run |= {PACE: old[PACE]} if PACE in old else {}
     return bool(resume and (folder / PATH).exists())
 
 

@@ -82,10 +82,8 @@ class Made:
 
     def as_dict(self) -> dict[str, Any]:
         """What is told of it beside others, as plain JSON values."""
-        return {"target": str(self.target), "ratio": self.surgery.ratio.as_dict(), "certificate": self._claimed()}
-
-    def _claimed(self) -> dict[str, Any]:
-        return {} if self.certificate is None else self.certificate.as_dict()
+        claimed = None if self.certificate is None else self.certificate.as_dict()
+        return {"target": str(self.target), "ratio": self.surgery.ratio.as_dict(), "certificate": claimed}
 
 
 def made(done: Finished, target: Target, device: str, clock: Clock, watcher: Watcher) -> Made:

@@ -58,12 +58,11 @@ def _half_of(structure: Structure, group: Group) -> tuple[float, IntArray]:
     return saved, np.asarray(gone if saved > 0 else [], dtype=np.int64)
 
 
-def held_pace(structure: Structure, held: Any) -> Structure:
-    """The structure with the paces that a run began with. Raises ArtifactError where they are not its groups'."""
+def check_pace(structure: Structure, held: Any) -> None:
+    """Raises ArtifactError where the paces that a run began with are not those of the structure's groups."""
     names = [g.name for g in structure]
     numbers = isinstance(held, dict) and all(type(v) is float and math.isfinite(v) and v > 0 for v in held.values())
     if not numbers or sorted(held) != sorted(names):
         raise ArtifactError(
             f"resume: expected the pace of each of {len(names)} groups, got {str(held)[:80]}; nothing was changed"
         )
-    return replace(structure, pace=dict(held))

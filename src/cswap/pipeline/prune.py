@@ -37,7 +37,7 @@ from cswap.methods.path import PruningPath, Silence, Sink, Start
 from cswap.pipeline.checks import check_fits, refuse_routed, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
 from cswap.pipeline.jobs import PruneJob
-from cswap.pipeline.pace import held_pace, paced
+from cswap.pipeline.pace import check_pace, paced
 from cswap.pipeline.watch import Both, Clock, Watcher
 from cswap.structure.discover import discover
 from cswap.structure.groups import Structure
@@ -116,12 +116,12 @@ class _Analysis:
         try:
             going_on = look_into(out, run, resume=self.job.resume, force=self.job.force)
             start = self._start(out) if going_on else Start()
-            structure = self._paced(run)
+            self._pin_pace(run[PINNED])
             claim(out, run)
         except CswapError as error:
             distributed.from_first(f"!{error}".encode())
             raise
-        distributed.from_first(json.dumps([run[PINNED], structure.pace]).encode())
+        distributed.from_first(json.dumps(run[PINNED]).encode())
         distributed.from_first(packed(out) if going_on else b"")
         if going_on:
             rewrite_journal(out, list(start.decisions))
@@ -130,7 +130,7 @@ class _Analysis:
             try:
                 journal = Journal(out, classes)
                 try:
-                    return self._call(structure, start, Both(journal, self.watcher), run[PINNED])
+                    return self._call(start, Both(journal, self.watcher), run[PINNED])
                 finally:
                     journal.close()
             finally:
@@ -141,27 +141,24 @@ class _Analysis:
         said = distributed.from_first(None)
         if said.startswith(b"!"):
             raise InputError(said[1:].decode())
-        pinned, pace = json.loads(said)
         held, start = distributed.from_first(None), Start()
         if held:
             with tempfile.TemporaryDirectory() as scratch:
                 unpacked(held, Path(scratch))
                 start = self._start(Path(scratch))
-        self._call(replace(self.structure, pace=pace), start, Silence(), pinned)
+        self._call(start, Silence(), json.loads(said))
 
-    def _paced(self, run: dict[str, Any]) -> Structure:
-        """The structure with the paces of its groups where time is counted: those of the run that goes on, which are in `run`, else
-        measured now, and put there."""
+    def _pin_pace(self, pinned: dict[str, Any]) -> None:
+        """What a MAC of each group takes, where time is counted: as the run that goes on began with, else measured now."""
         if self.job.options.per != "latency":
-            return self.structure
-        if PACE in run:
-            return held_pace(self.structure, run[PACE])
+            return
+        if PACE in pinned:
+            check_pace(self.structure, pinned[PACE])
+            return
         with self.clock.phase(PACE):
             self.watcher.phase(PACE)
             sample, batch = self.calibration.inputs(0, 1), self.job.wish.latency_batch
-            found = paced(self.model, self.structure, sample, batch=batch, device=self.device)
-        run[PACE] = found.pace
-        return found
+            pinned[PACE] = paced(self.model, self.structure, sample, batch=batch, device=self.device).pace
 
     def _start(self, folder: Path) -> Start:
         options = self.job.options
@@ -181,14 +178,14 @@ class _Analysis:
                 f"`cswap apply {out} --target {ask} --out NEW` prunes to there, and a larger target goes on"
             )
 
-    def _call(self, structure: Structure, start: Start, sink: Sink, pinned: dict[str, Any]) -> PruningPath:
+    def _call(self, start: Start, sink: Sink, pinned: dict[str, Any]) -> PruningPath:
         """Run the method as the journal has it: with its threads and its memory, on which batches depend."""
         threads = torch.get_num_threads()
         if pinned.get("processes") == distributed.world():
             torch.set_num_threads(int(pinned.get("threads", threads)))
         try:
             return registry.call(
-                self.job.method, self.model, structure, self.calibration, self.task, target=self.job.analysed_to,
+                self.job.method, self.model, replace(self.structure, pace=pinned.get(PACE, {})), self.calibration, self.task, target=self.job.analysed_to,
                 options=self.job.options, start=start, sink=sink, device=self.device,
                 memory=int(pinned.get("memory", self.job.machine.memory)),
             )  # fmt: skip

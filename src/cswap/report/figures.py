@@ -125,13 +125,14 @@ def compare_page(result: dict[str, Any], path: Path, *, title: str) -> None:
         }])  # fmt: skip
     if result["refused"]:
         title += f"<br><sup>left out, as compare.json says why: {', '.join(result['refused'])}</sup>"
-    for i, (note, of) in enumerate(notes_of(result).items()):
+    notes = notes_of(result)
+    for i, (note, of) in enumerate(notes.items()):
         figure.add_annotation(
             text=html.escape(f"{', '.join(of)}: {note}"[:200]), xref="paper", yref="paper", x=0, y=0, yshift=-66 - 18 * i, xanchor="left",
             showarrow=False, font={"size": 12, "color": "#4d4d4d"},
         )  # fmt: skip
     figure.update_layout(
         title=title, template="plotly_white", font={"size": 14}, height=900 if len(drawn) > 2 else 520, hovermode="closest",
-        legend={"title": "method", "font": {"size": 13}}, margin={"l": 70, "r": 30, "t": 90, "b": 60 + 22 * len(notes_of(result))},
+        legend={"title": "method", "font": {"size": 13}}, margin={"l": 70, "r": 30, "t": 90, "b": 60 + 22 * len(notes)},
     )  # fmt: skip
     figure.write_html(str(path), include_plotlyjs=True, full_html=True)

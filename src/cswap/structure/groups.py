@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property
 from typing import Any, Literal
@@ -227,10 +227,7 @@ class Structure:
         if not kept:
             raise InputError("--only and --exclude together leave no group to prune")
         reasons = tuple(LeftOut.group(g, "excluded by --only or --exclude") for g in dropped)
-        return Structure(
-            tuple(kept), self.left_out + reasons, self.uncalled, self.layers, self.total_params, self.total_macs,
-            self.input_shape, self.replaced,
-        )  # fmt: skip
+        return replace(self, groups=tuple(kept), left_out=self.left_out + reasons)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, enough to shrink and to count without analysing the network again."""
