@@ -48,7 +48,7 @@ def findings() -> str:
         lines += [f"**{question}** {answer}{where}", ""]
     file = HERE / "results" / "buffer_orders.json"
     if file.exists():
-        from results_methods import order_finding
+        from results_orders import order_finding
 
         lines += [
             f"**In what order do critical units go best: largest signed ξ, or smallest |ξ| (`--buffer-order abs`)?** {order_finding(json.loads(file.read_text()))} "

@@ -12,8 +12,12 @@ from results_common import origin, table
 from results_dense import dense
 from results_digits import digits
 from results_effects import growth, path, peak, prune, speed
-from results_methods import buffer_orders, joint, joint_cost, methods, more_samples, peers, same_again, surrogates
+from results_goals import more_samples
+from results_joint import joint, joint_cost, surrogates
+from results_methods import methods
+from results_orders import buffer_orders, same_again
 from results_overview import overview
+from results_peers import peers
 from results_product import certificates, export, support
 from results_recoveries import every_recovery, recoveries, recovery_seconds
 from results_text import text

@@ -7,6 +7,8 @@ from typing import Any
 RULE = "score and quality outweigh each other"
 """What decides today whether a recovery is taken: kept by results, so that older ones can say that theirs was another."""
 
+WAYS = {"none": "plain", "bn": "BN again", "lstsq": "refitted"}
+
 
 def origin(data: dict[str, Any]) -> str:
     """The command and where it ran."""

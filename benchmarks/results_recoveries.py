@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from results_common import label, origin, point_at, standard_error, table
-from results_methods import WAYS, losses
+from results_common import WAYS, label, origin, point_at, standard_error, table
+from results_methods import losses
 
 
 def recoveries(data: dict[str, Any]) -> list[str]:
