@@ -290,11 +290,11 @@ def test_loading_into_another_architecture_is_one_line():
 def test_the_next_layer_and_the_classifier_are_refitted(kind, bias):
     """What reads a layer's outputs is refitted, of every gate; the recurrence, called once a step, is left and said so."""
     from cswap.recovery import recovered
-    from tests.test_recovery import _pruned_of
+    from tests.recoveries import pruned_to
 
     net, calibration, structure = _case(kind, {"num_layers": 2, "bidirectional": True, "bias": bias})
     removed = {n: u.tolist() for n, u in random_half(structure, 2).items() if n.startswith("rnn.l0")}
-    small, _ = _pruned_of(net, structure, calibration, removed)
+    small, _ = pruned_to(net, structure, calibration, removed)
     found = recovered(small, net, calibration, "lstsq", structure=structure)
     fitted = found.facts["lstsq"]
     assert [n for n in fitted if "l0" not in n] == ["rnn.l1.ih", "rnn.l1_reverse.ih", "fc"]
@@ -317,10 +317,10 @@ def test_the_next_layer_and_the_classifier_are_refitted(kind, bias):
 
 def test_gates_are_left_by_recoveries_that_do_not_know_them():
     from cswap.recovery import recovered
-    from tests.test_recovery import _pruned_of
+    from tests.recoveries import pruned_to
 
     net, calibration, structure = _case("LSTM", {"num_layers": 2})
-    small, _ = _pruned_of(net, structure, calibration, {"rnn.l0.ih": [0, 2], "rnn.l1.ih": [1]})
+    small, _ = pruned_to(net, structure, calibration, {"rnn.l0.ih": [0, 2], "rnn.l1.ih": [1]})
     found = recovered(small, net, calibration, "bias", structure=structure)
     assert "rnn.l1.ih is part of a recurrent layer: left as it is" in found.notes
     assert torch.equal(found.raw.rnn.l1.ih.bias, small.rnn.l1.ih.bias)

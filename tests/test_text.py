@@ -23,8 +23,8 @@ from cswap.structure.check import VISIBLE, agreement, random_half, randomise_
 from cswap.structure.discover import count_params, discover, macs_of
 from cswap.structure.surgery import prepared_copy, pruned_copy
 from cswap.tasks import Text
+from tests.recoveries import pruned_to
 from tests.test_attention import _crossed, _ledger, loaded_elsewhere, saved
-from tests.test_recovery import _pruned_of
 
 SMALL = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
          "max_position_embeddings": 32, "num_labels": 2, "pad_token_id": 0}  # fmt: skip
@@ -343,7 +343,7 @@ def test_what_lies_under_the_padding_changes_no_recovery(how):
     model, tokens = _bert(), _tokens(24)
     structure = discover(model, tokens)
     removed = {name: units.tolist() for name, units in random_half(structure, 3).items()}
-    small, _ = _pruned_of(
+    small, _ = pruned_to(
         model, structure, cswap.calibration_set(TensorDataset(tokens, torch.arange(24) % 2), 12), removed
     )
     hidden = tokens.clone()
@@ -393,7 +393,7 @@ def test_channels_as_many_as_places_are_no_places():
     assert not x[:, 1].all()
     net = randomise_(_Convolved(x.shape[2]), 1).eval()
     structure = discover(net, x[:2])
-    small, _ = _pruned_of(net, structure, calibration, {"b": [0, 2]})
+    small, _ = pruned_to(net, structure, calibration, {"b": [0, 2]})
     with torch.no_grad():
         read = torch.relu(net.b(torch.relu(net.a(net.e(x[:, 0]).transpose(1, 2)))))
         only = torch.zeros_like(net.c.weight)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cswap.data.calibration import CalibrationSet
+from cswap.errors import InputError
 from cswap.recovery.base import Case, step
 from cswap.structure.calls import call_counts
 from cswap.structure.images import laid, takes_channels_last
@@ -28,7 +29,7 @@ def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 1
     """A copy whose batch norms all have the mean and variance of the calibration inputs: the plain average over batches.
 
     Norms further down see what the ones before them give in training mode, as when a network is trained (ours; the usual
-    control, e.g. Li et al., 2020, arXiv 2007.02491). The model is untouched.
+    control, e.g. Li et al., 2020, arXiv 2007.02491). The model is untouched. Raises InputError where a channel has a single value.
     """
     net = copy.deepcopy(model).eval()
     few = calibration.inputs(0, 2).to(next((p.device for p in net.parameters()), "cpu"))
@@ -50,7 +51,10 @@ def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 1
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     with torch.no_grad():
         for start, stop in itertools.pairwise(edges):
-            net(laid(calibration.of(order[start:stop]).to(device), last))
+            try:
+                net(laid(calibration.of(order[start:stop]).to(device), last))
+            except ValueError as error:  # torch's: one value a channel has no variance
+                raise InputError(f"recover bn: expected more samples to estimate batch norms from, got {total}: {error}") from error
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
     return net.eval()
