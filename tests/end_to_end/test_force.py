@@ -276,4 +276,4 @@ def test_a_folder_that_cannot_be_listed_is_one_line(place, capsys, monkeypatch):
 
     monkeypatch.setattr(Path, "iterdir", refuses)
     with pytest.raises(cswap.errors.InputError, match=r"cannot be written \(Permission denied\)"):
-        cswap.artifacts.journal.open_folder(place.root / "new", {}, resume=False, force=False)
+        cswap.artifacts.claims.open_folder(place.root / "new", {}, resume=False, force=False)

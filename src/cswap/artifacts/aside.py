@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cswap.artifacts.claims import is_ours
 from cswap.artifacts.files import MANIFEST, MARKS, OURS, PATH, READY, WRITING, has_decisions, left_over, settle
-from cswap.artifacts.journal import is_ours
 from cswap.errors import CswapWarning, InputError
 
 ASIDE = ".before-force"

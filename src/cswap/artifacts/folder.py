@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_model
 from torch import nn
 
 from cswap._version import __version__
+from cswap.artifacts.claims import is_ours
+from cswap.artifacts.effects import write_effects
 from cswap.artifacts.files import (
     CURVE,
     EFFECTS,
@@ -36,7 +38,7 @@ from cswap.artifacts.files import (
     settle,
     write_json,
 )  # fmt: skip
-from cswap.artifacts.journal import is_ours, line_of, read_journal, write_effects
+from cswap.artifacts.journal import line_of, read_journal
 from cswap.data.models import ModelSpec, one_line, put_tensors, sha256_of
 from cswap.errors import ArtifactError, CswapError, InputError, MismatchError, ModelError
 from cswap.methods.options import Options

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from cswap.artifacts.claims import open_folder
 from cswap.artifacts.files import read_json
-from cswap.artifacts.journal import Journal, open_folder, read_journal, rewrite_journal
+from cswap.artifacts.journal import Journal, read_journal, rewrite_journal
 from cswap.artifacts.state import read_state
 from cswap.causal.engine import emulated_bfloat16, refuse_near_chance
 from cswap.causal.replay import engine_for

@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cswap.artifacts.aside import clear, replacing
+from cswap.artifacts.claims import BY_APPLY, open_folder
 from cswap.artifacts.files import MANIFEST, new_file, settle
 from cswap.artifacts.folder import Artifact, open_artifact, spec_of
-from cswap.artifacts.journal import BY_APPLY, open_folder
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import sha256_of
 from cswap.data.sources import DataPair, limited, names_code

@@ -13,20 +13,10 @@ from torch import nn
 
 from cswap import distributed
 from cswap.artifacts.aside import replacing
+from cswap.artifacts.claims import PACE, PINNED, claim, forget_if_empty, look_into
 from cswap.artifacts.files import MANIFEST
 from cswap.artifacts.folder import cliffs_of, read_manifest
-from cswap.artifacts.journal import (
-    PACE,
-    PINNED,
-    Journal,
-    claim,
-    forget_if_empty,
-    look_into,
-    packed,
-    read_journal,
-    rewrite_journal,
-    unpacked,
-)  # fmt: skip
+from cswap.artifacts.journal import Journal, packed, read_journal, rewrite_journal, unpacked
 from cswap.artifacts.state import read_state
 from cswap.causal.engine import MOST_ROWS, working_set
 from cswap.data.calibration import CalibrationSet, calibration_set

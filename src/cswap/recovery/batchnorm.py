@@ -54,7 +54,9 @@ def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 1
             try:
                 net(laid(calibration.of(order[start:stop]).to(device), last))
             except ValueError as error:  # torch's: one value a channel has no variance
-                raise InputError(f"recover bn: expected more samples to estimate batch norms from, got {total}: {error}") from error
+                raise InputError(
+                    f"recover bn: expected more samples to estimate batch norms from, got {total}: {error}"
+                ) from error
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
     return net.eval()
