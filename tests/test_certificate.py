@@ -64,6 +64,7 @@ def test_many_samples_say_as_much_as_they_can(n):
     assert 3.0 / n <= betting(np.zeros(n), 0.05) <= 3.25 / n
 
 
+@pytest.mark.filterwarnings("ignore:certify. all")
 def test_what_is_printed_as_the_smallest_margin_holds():
     rng = np.random.default_rng(5)
     for n in (30, 77, 150, 500, 5000):
@@ -258,6 +259,7 @@ def test_what_cannot_be_certified_is_said():
         certificate_of({"a": np.zeros(9), "b": np.zeros(1)})
 
 
+@pytest.mark.filterwarnings("ignore:certify. all")
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_losses_that_are_none_certify_nothing(bound):
     for wrong, said in ((np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (50.0, "50"), (-1.1, "-1.1")):
@@ -314,3 +316,21 @@ def test_data_that_hold_nan_are_refused(digits_case, monkeypatch):
     monkeypatch.setattr(DataChoice, "open", lambda self, spec: DataPair(None, TensorDataset(x, y), calibration.classes))
     with pytest.raises(DataError, match="certify: sample 4: expected finite inputs, got NaN or Inf"):
         unseen_data(Wish(certify="more"), DataChoice("data"), None, calibration.classes, calibration)
+
+
+def test_a_t_bound_of_samples_that_all_lost_the_same_is_doubted():
+    with pytest.warns(CswapWarning, match="all 2 samples of class 'a' lost the same: a t bound knows no spread"):
+        assert certificate_of({"a": np.zeros(2)}, margin=0.1, bound="t").holds
+
+
+def test_a_task_whose_scores_have_another_range_is_not_certified():
+    """Whatever losses the samples happen to show: a score of 0 to 100 may lose 100 on the next one."""
+
+    class Percent:
+        def score(self, outputs, targets):
+            return 100 * outputs.softmax(1).gather(1, targets[:, None])[:, 0]
+
+    net = torch.nn.Linear(4, 3)
+    data = torch.utils.data.TensorDataset(torch.randn(30, 4), torch.arange(30) % 3)
+    with pytest.raises(DataError, match="expected a task whose scores lie between 0 and 1, got "):
+        class_losses(net, net, data, Percent(), ["a", "b", "c"])

@@ -24,8 +24,11 @@ from cswap.errors import InputError, MissingPartError, RunError
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.curve import quality_curve, sauce
 from cswap.evaluate.quality import measure_quality
+from cswap.methods.options import Options
 from cswap.methods.path import PruningPath
-from cswap.pipeline import prune_path, verified_copy
+from cswap.pipeline import PruneJob, prune_path, verified_copy
+from cswap.pipeline.jobs import DataChoice, Source
+from cswap.pipeline.watch import Clock
 from cswap.report.figures import curve_page
 from cswap.report.page import write_report
 from cswap.structure.discover import discover
@@ -172,7 +175,8 @@ def run_demo(
     curve_page(
         curves, out / "curve.html", title="Digits: accuracy against parameters removed, one shot, no fine-tuning"
     )
-    summary = _write(model, paths["cswap"], calibration, held_out, spec, out, curves)
+    analysed = {"analysis": seconds["cswap"]}
+    summary = _write(model, paths["cswap"], calibration, held_out, spec, out, curves, seed, analysed)
     write_report(out / "artifact")
     seconds["total"] = round(time.perf_counter() - begin, 1)
     write_json(out / "demo.json", {"curves": curves, "sauce": areas, "seconds": seconds, "seed": seed})
@@ -181,21 +185,42 @@ def run_demo(
 
 def _write(
     model: nn.Module, path: PruningPath, calibration: CalibrationSet, held_out: TensorDataset, spec: ModelSpec, out: Path,
-    curves: dict[str, list[dict[str, Any]]],
+    curves: dict[str, list[dict[str, Any]]], seed: int, seconds: dict[str, float],
 ) -> dict[str, Any]:  # fmt: skip
-    target = Target.parse("params=0.4")
-    small, agreed = verified_copy(model, path, target, calibration.inputs(0, 32))
+    target, clock = Target.parse("params=0.4"), Clock(seconds)
+    with clock.phase("surgery"):
+        small, agreed = verified_copy(model, path, target, calibration.inputs(0, 32))
     models = {"baseline": model, "pruned": small}
-    quality = measure_quality(models, held_out, Classification(), 10)
-    cost = measure_cost(models, calibration.inputs(0, 1))
+    with clock.phase("evaluation"):
+        quality = measure_quality(models, held_out, Classification(), 10)
+    with clock.phase("cost"):
+        cost = measure_cost(models, calibration.inputs(0, 1))
     surgery: Any = small._cswap
     summary = {
         "method": "cswap", "target": str(target), "ratio": surgery.ratio.as_dict(), "verdicts": path.verdicts(),
         **{n: {"quality": quality[n], **cost[n]} for n in models}, "classes": list(path.classes),
-        "max_abs_difference": agreed.difference, "seconds": {},
+        "held_out_samples": len(held_out), "calibration_samples": len(calibration), "max_abs_difference": agreed.difference, "seconds": clock.seconds,
     }  # fmt: skip
     save(
         small, out / "artifact", path=path, factory=spec, force=True, summary=summary,
-        curve={"points": curves["cswap"]},
+        curve={"points": curves["cswap"]}, details=_origin(model, path, calibration, spec, out, seed),
     )  # fmt: skip
     return summary
+
+
+def _origin(
+    model: nn.Module, path: PruningPath, calibration: CalibrationSet, spec: ModelSpec, out: Path, seed: int
+) -> dict[str, Any]:
+    """Where network and data came from, as `cswap prune` would note it, so that apply, eval and export know too. Digits that
+    are split by another seed have no name.
+    """
+    if seed != 0:
+        return {}
+    source, data = Source(spec, out / WEIGHTS), DataChoice("cswap.demo:digits", per_class=PER_CLASS)
+    job = PruneJob(source, data, out / "artifact", Target.parse("params=0.8"), options=Options(**path.options))
+    return {
+        "run": job.fingerprint(calibration, model),
+        "source": source.as_dict(),
+        "data": vars(data),
+        "task": job.task,
+    }

@@ -64,8 +64,10 @@ class Target:
         """Read `KIND=FRACTION` or `noncritical`; raises TargetError."""
         if isinstance(text, Target):
             return text
-        kind, equals, number = text.strip().partition("=")
         expected = "expected params=F, macs=F, units=F or latency=F with 0 <= F < 1, or noncritical"
+        if not isinstance(text, str):
+            raise TargetError(f"target {text!r}: {expected}")
+        kind, equals, number = text.strip().partition("=")
         if kind == "noncritical" and not equals:
             return cls("noncritical")
         if kind not in (*RATIO_KINDS, "latency") or not equals:

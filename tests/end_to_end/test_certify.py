@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import cswap
 from cswap.cli.app import main
 from cswap.report.again import arguments_of
 from tests.end_to_end.conftest import write_images
@@ -31,6 +33,16 @@ def data():
 
 def fresh():
     return _made(2, 6), _made(3, 120)
+
+def doubled():
+    made = _made(3, 120)
+    made.tensors = (made.tensors[0].double(), made.tensors[1])
+    return _made(2, 6), made
+
+def grey():
+    made = _made(3, 120)
+    made.tensors = (made.tensors[0][:, :1], made.tensors[1])
+    return _made(2, 6), made
 
 def broken():
     made = _made(3, 120)
@@ -177,3 +189,41 @@ def test_several_targets_without_a_certificate_are_refused(place, capsys):
     assert "expected --certify DATA" in line
     assert "'' is no number" in _refused(capsys, place.prune("out", target="params=0.2,"))
     assert not (place.root / "out").exists()
+
+
+@pytest.mark.parametrize("other", ["doubled", "grey"])
+def test_samples_unlike_those_of_calibration_are_refused_before_the_analysis(place, tensors, capsys, other):
+    asked = ["--certify", f"{tensors}:{other}", "--margin", "0.3"]
+    line = _refused(capsys, place.prune("out", *asked, data=f"{tensors}:data"))
+    assert "certify: expected samples like those of calibration, (3, 8, 8) torch.float32, got (" in line
+    assert not (place.root / "out").exists()
+
+
+def test_one_target_s_certificate_is_in_the_report_also_of_a_factory_beside_a_folder(place, tensors, capsys):
+    asked = ["--certify", f"{tensors}:fresh", "--margin", "0.5"]
+    assert main(place.prune("out", *asked, target="params=0.2")) == 0  # --image-size is for the folder alone
+    assert main(["report", str(place.root / "out")]) == 0
+    claim = json.loads((place.root / "out" / "manifest.json").read_text())["certificate"]["claim"]
+    assert claim in html.unescape((place.root / "out" / "report.html").read_text())
+
+
+def test_targets_beyond_a_path_that_stopped_are_not_certified(place, tensors, capsys):
+    asked = ["--certify", f"{tensors}:fresh", "--margin", "0.9", "--max-drop", "0.1", "--method", "random", "--json"]
+    capsys.readouterr()
+    assert main(place.prune("out", *asked, data=f"{tensors}:data", target="params=0.05,0.8,0.85")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["target"], found["certificate"]["holds"]) == ("params=0.05", True)
+    assert [t["target"] for t in found["certificate"]["targets"]] == ["params=0.05"]
+    assert any("params=0.8 was not tested: the path stopped before it (max-drop" in n for n in found["notes"])
+    # the end of such a path in widths that are multiples, too
+    assert main(place.prune("wide", "--max-drop", "0.1", "--method", "random", "--round-to", "2", "--json", target="params=0.8")) == 0  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert found["ended"].startswith("stopped before the target: max-drop")
+    small = cswap.load(place.root / "wide", trust=True)
+    assert small.a.out_channels % 2 == small.b.out_channels % 2 == 0
+
+
+def test_several_latencies_without_a_certificate_are_refused_later_too(place, capsys):
+    assert main(place.prune("out")) == 0
+    line = _refused(capsys, ["apply", str(place.root / "out"), "--trust", "--target", "latency=0.05,0.1", "--out", str(place.root / "b")])  # fmt: skip
+    assert "several go with a certificate" in line

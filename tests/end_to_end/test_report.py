@@ -95,8 +95,8 @@ def test_what_joint_cuts_left_behind_is_shown_and_goes_on(place, capsys):
         assert {g["name"] for g in told["groups"]} == set(held) != set()
         for g in told["groups"]:
             probes = sorted(held[g["name"]]["probes"], key=lambda p: p["ratio"])
-            assert [x for x, _, _ in g["points"]] == [0.0, *(p["ratio"] for p in probes)]
-            for (_, loss, name), probe in zip(g["points"][1:], probes, strict=True):
+            assert [x for x, _, _, _ in g["points"]] == [0.0, *(p["ratio"] for p in probes)]
+            for (_, loss, name, _), probe in zip(g["points"][1:], probes, strict=True):
                 assert loss == max(probe["by_class"]) == probe["by_class"][artifact.path.classes.index(name)]
         html = write_report(place.root / folder, force=True).read_text()
         assert html.count("<polyline") == len(held)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,14 @@ def save(
     surgery = getattr(model, "_cswap", None)
     if not isinstance(surgery, Surgery):
         raise InputError("save: expected a module made by path.apply(model, target)")
+    if not (factory is None or isinstance(factory, str | ModelSpec)):
+        raise InputError(
+            f"save: expected factory as a model spec, such as FILE.py:FACTORY, got {type(factory).__name__}; without one, load takes factory="
+        )
     folder, spec = Path(folder), ModelSpec.parse(factory, arguments) if isinstance(factory, str) else factory
-    fresh = folder / WRITING
+    fresh, new = folder / WRITING, not folder.exists()
+    if spec is not None and spec.kind == "file" and not Path(spec.where).is_file():
+        raise InputError(f"save: expected the factory's file at {spec.where}, found none")
     try:
         if folder.exists():
             settle(folder)
@@ -106,8 +112,7 @@ def save(
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         _write_all(model, fresh, surgery, path, spec, details or {})
-        if summary is not None:
-            write_json(fresh / SUMMARY, summary)
+        write_json(fresh / SUMMARY, _unmeasured(surgery, path) if summary is None else summary)
         if curve is not None:
             write_json(fresh / CURVE, curve)
         if spec is not None:
@@ -123,7 +128,21 @@ def save(
         ) from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+        if new:  # a failed save leaves no empty folder
+            with suppress(OSError):
+                folder.rmdir()
     return folder
+
+
+def _unmeasured(surgery: Surgery, path: PruningPath) -> dict[str, Any]:
+    """The summary of what a path alone knows: counts, and neither quality nor latency."""
+    s, r = path.structure, surgery.ratio
+    left = {"params": round(s.total_params * (1 - r.params)), "macs": round(s.total_macs * (1 - r.macs))}
+    none: dict[str, Any] = {"quality": {}, "latency_ms": {}}
+    return {
+        "method": path.method, "target": str(surgery.target), "ratio": r.as_dict(), "verdicts": path.verdicts(), "classes": list(path.classes),
+        "baseline": {**none, "params": s.total_params, "macs": s.total_macs}, "pruned": {**none, **left}, "seconds": {},
+    }  # fmt: skip
 
 
 def _write_all(
@@ -240,6 +259,8 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
         raise ArtifactError(f"expected {weights}, found none")
     if sha256_of(weights) != expected_hash:
         raise ArtifactError(f"{weights} is not the file that was saved: its hash differs")
+    if not (factory is None or callable(factory)):
+        raise InputError(f"load: expected factory as a function that builds the original network, got {factory!r:.60}")
     build = factory or spec_of(folder, manifest, trust).build
     with torch.random.fork_rng(devices=[]):
         model = build()
@@ -292,8 +313,14 @@ def _surgery(folder: Path, manifest: dict[str, Any], kept: KeptIndices) -> Surge
     """What was done to the module, so that it can be recovered and saved again."""
     with told_by(folder):
         structure = Structure.from_dict(manifest["structure"])
-        target, ratio = Target.parse(manifest["target"]), Ratio(**manifest["ratio"])
+        target, ratio = _target(manifest), Ratio(**manifest["ratio"])
         return Surgery(target, ratio, int(manifest["steps"]), removed_by(structure, kept), kept, structure)
+
+
+def _target(manifest: dict[str, Any]) -> Target:
+    """What was asked for; in Python that may be the whole path."""
+    text = manifest["target"]
+    return Target("complete") if text == "complete" else Target.parse(text)
 
 
 def cliffs_of(manifest: dict[str, Any]) -> tuple[Cliff, ...]:
@@ -312,7 +339,7 @@ def open_artifact(folder: str | Path) -> Artifact:
         for name, kind in _KINDS.items():
             if not isinstance(manifest.get(name), kind):
                 raise ValueError(f"{name} is of type {type(manifest.get(name)).__name__}")
-        Target.parse(manifest["target"])
+        _target(manifest)
         ratio = {k: float(v) for k, v in manifest["ratio"].items()}
         if ratio.keys() != set(RATIO_KINDS) or not all(0 <= v <= 1 for v in ratio.values()):
             raise ValueError("ratio is not that of " + ", ".join(RATIO_KINDS))
@@ -337,5 +364,6 @@ def open_artifact(folder: str | Path) -> Artifact:
         cliffs,
         ended=str(manifest.get("ended", "")),
         sensitivity=manifest.get("sensitivity"),
+        of_run=isinstance(manifest.get("run"), dict),
     )
     return Artifact(folder, manifest, structure, path)

@@ -22,6 +22,7 @@ from cswap.cli.options import (
     OriginalFlags,
     Out,
     Quiet,
+    RoundTo,
     RunFlags,
     TargetOption,
     WishFlags,
@@ -124,7 +125,8 @@ def compare(
     ratio_in: Annotated[
         str, typer.Option("--ratio-in", help="what they count: params, macs, units")
     ] = "params,macs,units",
-    seeds: Annotated[str, typer.Option("--seeds", help="calibration sets to draw, e.g. 0,1,2")] = "0",
+    seeds: Annotated[str, typer.Option("--seeds", "--seed", help="calibration sets to draw, e.g. 0,1,2")] = "0",
+    round_to: RoundTo = 1,
     recover: Annotated[
         str, typer.Option("--recover", help=f"beside the plain network, separated by commas: {HOW}")
     ] = "none",
@@ -151,7 +153,7 @@ def compare(
         source=net.source, data=given.choice, out=out, methods=_names(methods), task=analysis.task,
         ratios=tuple(sorted(set(numbers("ratios", ratios)))), kinds=_names(ratio_in), seeds=drawn,
         options=analysis.options(drawn[0]), recover=_names(recover), recover_per_class=recover_per_class,
-        eval_amp=eval_amp, latency=latency, jobs=jobs, machine=run.machine, resume=run.resume, force=run.force, **analysis.groups,
+        eval_amp=eval_amp, latency=latency, jobs=jobs, round_to=round_to, machine=run.machine, resume=run.resume, force=run.force, **analysis.groups,
     )  # fmt: skip
     with ProgressLine(quiet) as watcher:
         try:

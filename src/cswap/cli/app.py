@@ -88,13 +88,14 @@ def _own_warnings() -> Iterator[None]:
         yield
 
 
-def _unexpected(error: Exception) -> int:
+def _failed(line: str, error: BaseException) -> int:
+    """Say that the run failed, and where the log is."""
     where = "no log could be written"
     with contextlib.suppress(OSError):
         with tempfile.NamedTemporaryFile("w", prefix="cswap-", suffix=".log", delete=False, encoding="utf-8") as log:
             traceback.print_exception(error, file=log)
         where = f"the log is {log.name}"
-    say_error(f"the run failed ({type(error).__name__}: {str(error)[:200]}); {where}")
+    say_error(f"{line}; {where}")
     return 1
 
 
@@ -145,6 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
     except CswapError as error:
         if STOP.came and not isinstance(error, Interrupted):
             return _stopped(arguments)
+        if error.exit_status == 1:
+            return _failed(str(error), error)
         say_error(str(error))
         return error.exit_status
     except KeyboardInterrupt:
@@ -161,7 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
         if STOP.came:
             return _stopped(arguments)
         if hasattr(error, "format_message"):  # a usage error of the option parser
-            say_error(f"{error.format_message()}{_came(error, arguments)} (cswap --help)")
+            said = error.format_message() or "expected a command, got none"  # its help is printed
+            say_error(f"{said}{_came(error, arguments)} (cswap --help)")
             return 2
         if type(error).__name__ == "Abort":
             say_error("interrupted")
@@ -169,9 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(error, "exit_code"):
             return int(error.exit_code)
         if line := _by_the_system(error):
-            say_error(line)
-            return 1
-        return _unexpected(error)
+            return _failed(line, error)
+        return _failed(f"the run failed ({type(error).__name__}: {str(error)[:200]})", error)
 
 
 def _flushed(status: int) -> int:

@@ -238,12 +238,15 @@ class RunFlags:
         return Machine(self.device, bytes_of(self.memory))
 
 
+RoundTo = Annotated[int, _flag("widths that are a multiple of this (8 pays on most machines)", "--round-to")]
+
+
 @dataclass(frozen=True)
 class WishFlags:
     """What is done with a path."""
 
     recover: Recover = "none"
-    round_to: Annotated[int, _flag("widths that are a multiple of this (8 pays on most machines)", "--round-to")] = 1
+    round_to: RoundTo = 1
     latency_batch: Annotated[int, _flag("batch at which --target latency=F is measured", "--latency-batch")] = 1
     certify: Annotated[
         str | None,

@@ -87,6 +87,11 @@ class ProgressLine(Watcher):
         left = f"; {len(structure.left_out)} left out" if structure.left_out else ""
         self.line(f"{len(structure)} groups, {structure.units} units{left}")
 
+    def method(self, name: str, seed: int) -> None:
+        """What is counted and timed is of this method."""
+        self.done, self.begin, self.counts = 0, time.monotonic(), dict.fromkeys(self.counts, 0)
+        self.line(f"{name}, seed {seed}")
+
     def note(self, text: str) -> None:
         self.line(text)
 

@@ -161,7 +161,7 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
         f"unit {s['unit']} of {escape(s['group'])}: {s['verdict'] or data['method']}{xi}; {escape(_fate(s, data))}"
     )
     table = _table(
-        "effect of cutting it, by class",
+        "effect of cutting it" + (", by class" if data["class"] is None else ""),
         "class",
         "samples",
         "mean difference",
@@ -169,7 +169,7 @@ def _one_unit(console: Console, units: list[dict[str, Any]], data: dict[str, Any
         "verdict of the class",
         right=(1, 2, 3),
     )
-    for e in s["effects"]:
+    for e in (e for e in s["effects"] if data["class"] in (None, e["class"])):
         table.add_row(
             escape(e["class"]),
             str(e["samples"]),

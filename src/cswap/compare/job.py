@@ -25,7 +25,8 @@ class CompareJob:
     parameter or MAC. kinds: what ratios count, `KIND@RATIO/RATIO` for ratios of its own. recover: what is given back, each
     beside the plain network, `NAME@RATIO/RATIO` at some ratios alone. recover_per_class: calibration samples a class for that
     (None: those of the analysis). eval_amp: quality in bfloat16. jobs: methods measured at a time, each in a process with
-    its share of threads and memory (a script then needs a main guard). latency: time every point. Raises InputError.
+    its share of threads and memory (a script then needs a main guard). latency: time every point.
+    round_to: widths of every network that is measured are multiples of it, as `prune --round-to` makes them. Raises InputError.
     """
 
     source: Source
@@ -42,6 +43,7 @@ class CompareJob:
     eval_amp: bool = False
     jobs: int = 1
     latency: bool = True
+    round_to: int = 1
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     machine: Machine = Machine()
@@ -65,6 +67,8 @@ class CompareJob:
             raise InputError(f"seeds: expected different numbers, got {','.join(str(s) for s in self.seeds)!r}")
         if self.jobs < 1:
             raise InputError(f"jobs: expected at least 1, got {self.jobs}")
+        if self.round_to < 1:
+            raise InputError(f"round-to: expected a number of at least 1, got {self.round_to}")
         if not self.counted or any(k not in RATIO_KINDS for k in self.counted):
             raise InputError(f"ratio-in: expected some of {', '.join(RATIO_KINDS)}, got {','.join(self.kinds)!r}")
         for how in self.ways:

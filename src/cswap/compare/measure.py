@@ -129,7 +129,8 @@ def opened(job: CompareJob, watcher: Watcher) -> tuple[Run, dict[str, Any]]:
     }  # fmt: skip
     if job.eval_amp and (slow := emulated_bfloat16(device)):
         watcher.note(f"eval-amp: {slow}")
-    kept = job.out / "points" / (held[:12] + ("-bfloat16" if job.eval_amp else ""))
+    widths = f"-of-{job.round_to}" if job.round_to > 1 else ""
+    kept = job.out / "points" / (held[:12] + ("-bfloat16" if job.eval_amp else "") + widths)
     run = Run(job, model, task, pair.train, held_out, pair.classes, structure, watcher, device, kept)
     return run, fingerprint
 
@@ -146,7 +147,7 @@ def _fingerprint_of(dataset: Any) -> str:
 
 def measured(run: Run, name: str, seed: int) -> dict[str, Any]:
     """One method with one seed: what the folder has, and the rest now."""
-    run.watcher.note(f"{name}, seed {seed}")
+    run.watcher.method(name, seed)
     tag = f"{name.replace(':', '-')}.{seed}"
     calibration = run.calibration(seed)
     file = run.job.out / f"{tag}.json"
@@ -219,7 +220,7 @@ def _prefixes(path: PruningPath, job: CompareJob) -> list[dict[str, Any]]:
         for ratio in ratios:
             with contextlib.suppress(TargetError):
                 target = Target.parse(f"{kind}={ratio:g}")
-                _, steps, reached = path.prefix(target)
+                _, steps, reached = path.prefix(target, job.round_to)
                 alike = found.setdefault(steps, [])
                 point = next((p for p in alike if kind not in p["asked"]), None)
                 if point is None:
@@ -233,7 +234,7 @@ def _out_of_reach(path: PruningPath, job: CompareJob) -> list[str]:
     """The ratios asked for that no prefix reaches, in one note a kind."""
     found = []
     for kind, ratios in job.counted.items():
-        most = path.ratio.as_dict()[kind]
+        most = path.prefix(Target("complete"), job.round_to)[2].as_dict()[kind]
         if beyond := [r for r in ratios if r > most + 1e-12]:
             found.append(
                 f"{kind}={', '.join(f'{r:g}' for r in beyond)} lies beyond the end of the path, {kind}={most:.4f}"
@@ -247,7 +248,7 @@ def points_of(run: Run, path: PruningPath, tag: str, seed: int) -> list[dict[str
     nets: dict[str, nn.Module] = {}
     for p in points:
         target, key = p.pop("target"), str(p["steps"])
-        small = nets[key] if key in nets else path.apply(run.model, target)
+        small = nets[key] if key in nets else path.apply(run.model, target, run.job.round_to)
         nets[key] = small
         p |= {
             "params": count_params(small),

@@ -51,7 +51,7 @@ def _compared(run: Run) -> dict[str, Any]:
         "headline": run.task.headline, "ratios": list(job.ratios), "kinds": list(job.counted), "seeds": list(job.seeds),
         "recover": list(job.ways), "per_class": job.data.per_class, "recover_per_class": job.recover_per_class or job.data.per_class,
         "held_out_samples": len(run.held_out), "options": job.options.as_dict(), "units": run.structure.units,
-        "measured_in": _measured_in(run), "jobs": job.jobs, "refused": refused,
+        "measured_in": _measured_in(run), "jobs": job.jobs, "round_to": job.round_to, "refused": refused,
     }  # fmt: skip
     write(job, job.out / RESULT, result)
     return result

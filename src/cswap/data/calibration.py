@@ -119,7 +119,11 @@ class CalibrationSet:
         return np.asarray(counted, dtype=np.int64)
 
     def _load(self, start: int, stop: int) -> torch.Tensor:
-        return stacked(self._samples(start, stop, lambda i: inputs_of(self.dataset, i)))
+        loaded = self._samples(start, stop, lambda i: inputs_of(self.dataset, i))
+        for i, own in zip(self.indices[start:stop], loaded, strict=True):
+            if own.is_floating_point() and not torch.isfinite(own).all():
+                raise DataError(f"calibration: sample {i} of the data: expected finite inputs, got NaN or Inf")
+        return stacked(loaded)
 
     def _samples(self, start: int, stop: int, read: Callable[[int], Any]) -> list[Any]:
         """What is read of each sample, the same for its index every time, also where a transform draws at random."""

@@ -91,7 +91,7 @@ def certificate_of(
     bound: str = "betting",
     seed: int = 0,
 ) -> Certificate:
-    """From the losses σ − σ_pruned of each class's samples, (n,) in [−1, 1]. Raises InputError; DataError for a class of fewer than
+    """From the losses σ − σ_pruned of each class's samples, (n,) independent draws of a score that can only lie in [0, 1]. Raises InputError; DataError for a class of fewer than
     two samples, and for losses that are not finite or lie outside [−1, 1].
 
     Samples are shuffled with the seed, because the betting bound needs an order that does not depend on them.
@@ -108,6 +108,11 @@ def certificate_of(
             raise DataError(
                 f"certify: class {c!r}: expected losses from -1 to 1, got {v[wrong[0]]:g} ({len(wrong)} of {len(v)} samples)"
             )
+        if bound in APPROXIMATE and np.ptp(v) == 0:
+            warnings.warn(
+                f"certify: all {len(v)} samples of class {c!r} lost the same: a {bound} bound knows no spread; the betting bound does not need one",
+                CswapWarning, stacklevel=2,
+            )  # fmt: skip
     own = BOUNDS[bound]
     mixed = {c: np.random.default_rng([seed, k]).permutation(v) for k, (c, v) in enumerate(losses.items())}
     upper = tuple(own(v, alpha) for v in mixed.values())
@@ -133,7 +138,10 @@ def class_losses(
     original: nn.Module, small: nn.Module, dataset: Dataset[Any], task: Task, classes: Sequence[str], *, device: str = "cpu",
     batch: int = 128,
 ) -> dict[str, FloatArray]:  # fmt: skip
-    """σ − σ_pruned by class, (n_k,) float64: of the samples labelled k, or where the task scores by class its own column."""
+    """σ − σ_pruned by class, (n_k,) float64: of the samples labelled k, or where the task scores by class its own column.
+
+    Raises DataError for scores outside [0, 1]: bounds rest on that range, whatever losses a sample happens to show.
+    """
     found: dict[str, list[FloatArray]] = {c: [] for c in classes}
     nets = [copy.deepcopy(m).eval().to(device) for m in (original, small)]
     for inputs, targets in batches(dataset, batch):
@@ -141,17 +149,25 @@ def class_losses(
             outputs = [net(inputs.to(device)) for net in nets]
             truth = moved(targets, device)
             if hasattr(task, "class_scores"):
-                columns = [task.class_scores(o, truth).double().cpu().numpy() for o in outputs]
+                columns = [_in_range(task.class_scores(o, truth).double().cpu().numpy()) for o in outputs]
                 for k, name in enumerate(classes[: columns[0].shape[1]]):
                     before, after = columns[0][:, k], columns[1][:, k]
                     there = ~(np.isnan(before) & np.isnan(after))  # else the class is not, and neither has a score
                     found[name].append((before - after)[there])
                 continue
-            scores = [task.score(o, truth).double().cpu().numpy() for o in outputs]
+            scores = [_in_range(task.score(o, truth).double().cpu().numpy()) for o in outputs]
         labels = np.asarray(targets)
         for k, name in enumerate(classes):
             found[name].append((scores[0] - scores[1])[labels == k])
     return {c: np.concatenate(v) if v else np.empty(0) for c, v in found.items()}
+
+
+def _in_range(scores: FloatArray) -> FloatArray:
+    """Scores as they are, NaN where a class is absent; a loss that is not finite is told of with its class."""
+    wrong = scores[(scores < -_ROUNDING) | (scores > 1 + _ROUNDING)]
+    if len(wrong):
+        raise DataError(f"certify: expected a task whose scores lie between 0 and 1, got {wrong[0]:g}")
+    return scores
 
 
 def check_enough(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 from cswap.causal.engine import exact
 from cswap.data.text import trimmed
 from cswap.data.truth import Truth, collated, moved, stacked
+from cswap.errors import CswapWarning
 from cswap.structure.images import Fed
 from cswap.tasks.base import Task
 
@@ -56,7 +58,9 @@ def measure_quality(
         for model in models.values():
             model.eval().to(device)
         fed = {name: Fed(model) for name, model in models.items()}
+        wrong = 0
         for inputs, targets in batches(dataset, batch or _fitting(dataset, device)):
+            wrong += _not_finite(inputs)
             for name, given in fed.items():
                 with torch.no_grad(), exact(place, amp), torch.autocast(place.type, torch.bfloat16, enabled=amp):
                     outputs = given(inputs.to(device))
@@ -68,4 +72,14 @@ def measure_quality(
     finally:
         for name, model in models.items():
             model.train(modes[name]).to(places[name])
+    if wrong:
+        total = len(dataset)  # type: ignore[arg-type]
+        warnings.warn(
+            f"{wrong} of the {total} samples that quality is measured on hold NaN or Inf", CswapWarning, stacklevel=2
+        )
     return {name: meter.result() for name, meter in meters.items()}
+
+
+def _not_finite(inputs: torch.Tensor) -> int:
+    """How many of the samples (N, …) hold NaN or Inf."""
+    return int((~torch.isfinite(inputs)).flatten(1).any(1).sum()) if inputs.is_floating_point() else 0

@@ -37,7 +37,7 @@ def greedy(
     """Remove, one after the other, the unit whose cut leaves the calibration set the best on the network as it stands.
 
     Best: least loss of the summed score, with `--per params` or `macs` a parameter or MAC that goes with the unit (ours); a unit
-    whose cut loses nothing goes before any that does, the largest gain first. Ties by group and index. Raises DataError,
+    whose cut loses nothing goes before any that does, the largest gain first; a decision's `score` is that gain. Ties by group and index. Raises DataError,
     TargetError (`noncritical`: verdicts change with every removal).
     """
     if target.kind == "noncritical":
@@ -72,7 +72,7 @@ def greedy(
         watch.restart(len(start.decisions), engine.scores())
         watch.cliffs = list(start.cliffs)
     while not target.reached(ledger.ratio()):
-        best: tuple[tuple[bool, float], str, int, Judgement, Scores] | None = None
+        best: tuple[tuple[bool, float], str, int, Judgement, Scores] | None = None  # key: loses, gain
         for group in units:
             gone = ledger.gone(group.name)
             left = [n for n in range(group.size) if n not in gone and not ledger.last(group, [n])]
@@ -88,7 +88,7 @@ def greedy(
                     best = key, group.name, n, judge.judge(scores, base), scores
         if best is None:
             break
-        _, name, n, found, after = best
+        (_, gain), name, n, found, after = best
         quality = float(after.quality.mean())
         drop = watch.base - quality
         if options.max_drop is not None and drop > options.max_drop + 1e-12:
@@ -99,7 +99,7 @@ def greedy(
         forget(engine)  # compensation is of the network as it stands
         decision = Decision(
             step=len(path) + 1, phase="pick", group=name, unit=n, removed=True, reason="best of all that were left",
-            verdict=found.verdict, xi=found.xi, score=found.xi, effects=found.effects, ratio=ledger.ratio(), quality=quality,
+            verdict=found.verdict, xi=found.xi, score=gain, effects=found.effects, ratio=ledger.ratio(), quality=quality,
             knife_edge=found.knife_edge,
         )  # fmt: skip
         path.decisions.append(decision)

@@ -50,12 +50,14 @@ def joint(
     memory: int = 4 << 30,
 ) -> PruningPath:
     """A surrogate (`options.surrogate`) puts each group's units in order; bisection finds the largest prefix whose JOINT compensated cut costs
-    no class more than τ of mean score, with confidence 1 − alpha, for each of `margins` from what the one before it gave.
+    no class more than τ of mean score for each of `margins`, from what the one before it gave: the one-sided paired t bound at 1 − alpha, on the
+    samples that the order and the compensation came from too, so a rule that chooses and no claim (with few samples a class the true loss is often
+    larger).
 
     Between groups: equal margin (`per` unit), or the mean score lost a parameter, MAC or millisecond (`per`), by the measured losses' lower
     hull. A cut that a quarter of the samples shows to be far beyond the last margin is not looked at on the others.
     Units beyond the last margin follow by the same rule. Effects are of a group at a time; what groups do to each
-    other is for `--certify` to bound. Source: ours. Raises TargetError for `noncritical`, DataError, InputError.
+    other, and what new samples lose, is for `--certify` to bound. `max_drop` and cliffs are of the network as it is cut. Source: ours. Raises TargetError for `noncritical`, DataError, InputError.
     """
     if target.kind == "noncritical":
         raise TargetError("target noncritical: joint tests sets of units; expected params=F, macs=F or units=F")

@@ -115,6 +115,7 @@ class PruningPath:
     sensitivity: dict[str, Any] | None = field(
         default=None, repr=False
     )  # `joint`: quality lost against ratio, by group
+    of_run: bool = False  # whether `cswap prune` keeps it, which can go on with it
     example: torch.Tensor | None = field(default=None, repr=False)  # real inputs, on which `apply` checks its work
 
     def __iter__(self) -> Iterator[Decision]:
@@ -156,7 +157,7 @@ class PruningPath:
             if tested < self.structure.units:
                 raise TargetError(
                     f"target noncritical: the path tested {tested} of {self.structure.units} units ({self.ended or 'partial'})"
-                    "; `cswap prune … --resume --target noncritical` goes on from there"
+                    f"; {self._going_on(target)}"
                 )
         steps = 0
         for steps, d in enumerate(self.decisions, 1):
@@ -181,7 +182,12 @@ class PruningPath:
             said += f", of which widths that are multiples of {round_to} leave {target.kind}={far:.4f}"
         if ended == NOTHING_LEFT or ended.startswith("max-drop"):
             return f"{said}; expected a smaller one" + " or another --round-to" * (round_to > 1)
-        return f"{said}; `cswap prune … --resume --target {target}` goes on from there"
+        return f"{said}; {self._going_on(target)}"
+
+    def _going_on(self, target: Target) -> str:
+        if self.of_run:
+            return f"`cswap prune … --resume --target {target}` goes on from there"
+        return f'prune_path(…, target="{target}") makes a longer one'
 
     def apply(self, model: nn.Module, target: Target | str, round_to: int = 1) -> nn.Module:
         """A new, smaller module, compared with the masked one where the path knows real inputs; `model` is untouched.
@@ -211,8 +217,9 @@ class PruningPath:
         return small  # type: ignore[no-any-return]
 
     def to_json(self) -> str:
-        """All decisions as JSON lines, every class included."""
-        return "\n".join(json.dumps(d.as_dict(telling=len(self.classes))) for d in self.decisions)
+        """All decisions as one JSON array, a decision a line, every class included."""
+        lines = (json.dumps(d.as_dict(telling=len(self.classes)), allow_nan=False) for d in self.decisions)
+        return "[" + ",\n".join(lines) + "]"
 
     def to_frame(self) -> Any:
         """A pandas DataFrame, one row a decision, `p:CLASS` and `mean:CLASS` columns; needs pandas."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,11 +12,11 @@ from cswap.artifacts.folder import Artifact
 from cswap.data.calibration import CalibrationSet, counted
 from cswap.data.models import ModelSpec
 from cswap.data.sources import DataPair, in_memory
-from cswap.data.truth import kind_of, target_at
+from cswap.data.truth import inputs_of, kind_of, target_at
 from cswap.errors import DataError, InputError, ModelError, StructureError, pass_on_out_of_memory
 from cswap.evaluate.certificate import check_enough, refuse_seen
 from cswap.methods.options import Options
-from cswap.pipeline.jobs import DataChoice, Wish
+from cswap.pipeline.jobs import DataChoice, OtherData, Wish
 from cswap.structure.calls import run_hooked
 from cswap.structure.groups import Structure
 from cswap.tasks import TASKS, Classification, Detection, Task
@@ -146,13 +145,23 @@ def unseen_data(
     """
     if wish.certify is None:
         return None
-    pair = replace(data, text=wish.certify).open(spec)
+    pair = OtherData(text=wish.certify).over(data).open(spec)
     if pair.classes != classes:
         raise DataError(f"certify: expected the data's {len(classes)} classes, got {len(pair.classes)} or others")
     unseen = in_memory(pair.evaluation)  # read here, and again for the certificate
+    _check_alike(inputs_of(unseen, 0), calibration.inputs(0, 1)[0])
     refuse_seen(unseen, calibration)
     check_enough(unseen, classes, margin=wish.margin, alpha=alpha, bound=wish.bound)
     return unseen
+
+
+def _check_alike(given: torch.Tensor, used: torch.Tensor) -> None:
+    """Samples of another type, or of other channels or features, would fail when all else is done. Raises DataError."""
+    sized = 1 if used.is_floating_point() and used.dim() in (1, 3) else 0  # tokens and maps may be longer
+    if (given.dtype, given.dim(), given.shape[:sized]) != (used.dtype, used.dim(), used.shape[:sized]):
+        raise DataError(
+            f"certify: expected samples like those of calibration, {tuple(used.shape)} {used.dtype}, got {tuple(given.shape)} {given.dtype}"
+        )
 
 
 def same_classes(pair: DataPair, artifact: Artifact) -> None:

@@ -30,6 +30,12 @@ REACHED = "target reached"
 UNCOMPENSATED = "joint tested its sets with the layers behind them compensated, and here they are cut alone: --recover lstsq makes the network that was tested"
 
 
+DECLINED = (
+    "joint tested its sets with the layers behind them compensated; the recovery was declined, so they are cut alone"
+)
+WATCHED = "cliffs and --max-drop are of the network as it is cut, before anything is given back"
+
+
 @dataclass(frozen=True, eq=False)
 class Finished:
     """A path and all that is needed to turn it into an artifact."""
@@ -67,6 +73,13 @@ def certified(done: Finished, small: nn.Module, device: str) -> Certificate:
     )  # fmt: skip
 
 
+def _end_before(path: PruningPath, target: Target, round_to: int) -> Target | None:
+    """The end of a path that stopped before a counted target, in widths that are multiples; None where the target is on it."""
+    if target.value is None or target.kind == "latency" or target.reached(path.ratio):
+        return None
+    return Target("units", path.prefix(Target("complete"), round_to)[2].units)
+
+
 @dataclass(frozen=True, eq=False)
 class Made:
     """One network of a path: what was asked, how it ended, what was measured on the way, and what is claimed of it."""
@@ -94,8 +107,8 @@ def made(done: Finished, target: Target, device: str, clock: Clock, watcher: Wat
             done.model, path, target, done.calibration.inputs(0, 1), round_to=wish.round_to, batch=wish.latency_batch, device=device
         )  # fmt: skip
     used, ended = aim.target, REACHED if target.kind == "latency" else path.ended
-    if target.value is not None and target.kind != "latency" and wish.round_to == 1 and not target.reached(path.ratio):
-        used, ended = Target("units", path.ratio.units), f"stopped before the target: {path.ended}"
+    if (end := _end_before(path, target, wish.round_to)) is not None:
+        used, ended = end, f"stopped before the target: {path.ended}"
     with clock.phase("surgery"):
         watcher.phase("surgery")
         small, agreed = verified_copy(done.model, path, used, done.calibration.some(), wish.round_to)
@@ -121,11 +134,14 @@ def made(done: Finished, target: Target, device: str, clock: Clock, watcher: Wat
 def as_far_as_certified(done: Finished, target: Target, device: str, clock: Clock, watcher: Watcher) -> list[Made]:
     """The networks that were tested, of the smallest fraction asked for first, up to and with the first that fails.
 
-    A fraction after the first that no prefix reaches ends it too, with a note; raises TargetError where the first is such a one.
+    A fraction after the first that the path does not reach ends it too, with a note: no network is tested twice. Raises
+    TargetError where nothing can be made of the first.
     """
     tried: list[Made] = []
 
     def test(goal: Target) -> Certificate:
+        if tried and _end_before(done.path, goal, done.wish.round_to) is not None:
+            raise TargetError(f"target {goal} was not tested: the path stopped before it ({done.path.ended})")
         tried.append(made(done, goal, device, clock, watcher))
         assert tried[-1].certificate is not None  # several targets go with one
         return tried[-1].certificate
@@ -140,6 +156,18 @@ def as_far_as_certified(done: Finished, target: Target, device: str, clock: Cloc
     return tried
 
 
+def _unlike_joint(path: PruningPath, wish: Wish, recovery: Recovery | None) -> list[str]:
+    """Where the network that is written, or what its path was watched by, is not what `joint` tested."""
+    notes = []
+    if "lstsq" not in steps_of(wish.recover):
+        notes.append(UNCOMPENSATED)
+    elif recovery is not None and recovery.declined:
+        notes.append(DECLINED)
+    if path.cliffs or path.options.get("max_drop") is not None:
+        notes.append(WATCHED)
+    return notes
+
+
 def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock, watcher: Watcher) -> dict[str, Any]:
     """Surgery, check, evaluation, artifact; returns the summary. Of several targets the largest that is certified is kept,
     and the smallest where none is."""
@@ -151,9 +179,10 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
     held = [m for m in tried if m.certificate is not None and m.certificate.holds]
     kept = held[-1] if held else tried[0]
     small, surgery, recovery = kept.small, kept.surgery, kept.recovery
-    if path.method == "joint" and "lstsq" not in steps_of(wish.recover) and surgery.steps:
-        path.notes.append(UNCOMPENSATED)
-        watcher.note(UNCOMPENSATED)
+    if path.method == "joint" and surgery.steps:
+        for note in _unlike_joint(path, wish, recovery):
+            path.notes.append(note)
+            watcher.note(note)
     with clock.phase("evaluation"):
         watcher.phase("evaluation")
         models = {"baseline": done.model, "pruned": small}

@@ -101,7 +101,11 @@ class OtherData:
 
     def over(self, recorded: DataChoice) -> DataChoice:
         """The recorded choice with this in its place. How files become tensors is no matter for a factory's own tensors."""
-        of_files = dict.fromkeys(_OF_IMAGES) if self.text is not None and names_code(self.text) else {}
+        of_files = (
+            dict.fromkeys((*_OF_IMAGES, "tokenizer", "max_length"))
+            if self.text is not None and names_code(self.text)
+            else {}
+        )
         return DataChoice(**{**vars(recorded), **of_files, **self.given})
 
 
@@ -260,6 +264,7 @@ class PruneJob:
             "method": self.method,
             "task": self.task,
             "options": self.options.as_dict(),
+            **({"latency_batch": self.wish.latency_batch} if self.options.per == "latency" else {}),
             "only": list(self.only),
             "exclude": list(self.exclude),
         }

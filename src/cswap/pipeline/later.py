@@ -98,7 +98,11 @@ def _saved_from_python(artifact: Artifact, data: OtherData) -> DataChoice:
             CswapWarning,
             stacklevel=2,
         )
-    return data.over(DataChoice(str(data.text), image_size=shape[1] if images else None))
+    known = [int(d.effects.count.max()) for d in artifact.path if d.effects is not None]
+    per_class = max(known, default=DataChoice.per_class)
+    return data.over(
+        DataChoice(str(data.text), per_class=per_class, image_size=shape[1] if images else None, allow_imbalance=True)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +179,8 @@ def apply(
     """Another target from a stored path, without new analysis; returns the summary."""
     watcher, clock = watcher or Watcher(), Clock()
     artifact = open_artifact(folder)
+    wish.check_target(target, artifact.path.options.get("per", "unit"))
     if target.kind != "latency":
-        wish.check_target(target)
         artifact.path.prefix(target, wish.round_to)  # beyond the end: said before anything is loaded
     if out.resolve() == folder.resolve():
         raise InputError(f"out: {out} is the artifact itself; name another folder")

@@ -77,6 +77,7 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
     with replacing(job.out, job.force, resume=job.resume):
         run = job.fingerprint(calibration, model)
         path = analysis.lead(run)
+        path.of_run = True
         return finish(
             Finished(model, path, task, held_out, calibration, job.source, job.data, run, job.wish, job.machine.memory, unseen),
             job.target, job.out, device, clock, watcher,

@@ -36,6 +36,10 @@ class Watcher(Silence):
     def phase(self, name: str) -> None:
         """A phase begins."""
 
+    def method(self, name: str, seed: int) -> None:
+        """One of several methods begins, with its calibration seed."""
+        self.note(f"{name}, seed {seed}")
+
     def structure(self, structure: Structure, target: Target) -> None:
         """What can be pruned is known."""
 

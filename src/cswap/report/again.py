@@ -75,8 +75,10 @@ def _wish(manifest: dict[str, Any], summary: dict[str, Any]) -> list[str]:
         part if isinstance(part, dict) else {}
         for part in (manifest.get("recovery"), manifest.get("certificate"), summary.get("aim"))
     )
+    run = manifest.get("run")
+    timed = run.get("latency_batch") if isinstance(run, dict) else None  # where units are counted in time
     held = {
-        "recover": recovery.get("how"), "round_to": manifest.get("round_to"), "latency_batch": aim.get("batch"),
+        "recover": recovery.get("how"), "round_to": manifest.get("round_to"), "latency_batch": aim.get("batch", timed),
         "certify": (certificate.get("data") or "DATA") if certificate else None, "margin": certificate.get("margin"), "bound": certificate.get("bound"),
     }  # fmt: skip
     usual = {"recover": "none", "round_to": 1, "latency_batch": 1, "margin": 0.02, "bound": "betting"}

@@ -90,7 +90,7 @@ def explanation(
     else:
         out = {(name, int(n)) for name, units in gone.items() for n in units}
     stories = [_story(own, key in out) | {"probe": _probe(path, *key)} for key, own in by_unit.items()]
-    if class_ is not None:
+    if class_ is not None and unit is None:  # of one unit all is told, whatever the class says of it
         stories = [s for s in stories if class_ in s["needed_by"] or class_ in s["hurts"]]
         stories.sort(key=lambda s: next(e["mean"] for e in s["effects"] if e["class"] == class_))
     groups = [

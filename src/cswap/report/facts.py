@@ -128,17 +128,19 @@ def _curve(artifact: Artifact, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sensitivity(path: PruningPath) -> dict[str, Any] | None:
-    """What `joint` measured: by group, from input to output, [part of the group, loss of the class that lost most, that class]."""
+    """What `joint` measured: by group, from input to output, [part of the group, loss of the class that lost most, that
+    class, what it was measured on and the bound that margins are held against]."""
     held = path.sensitivity
     if not held:
         return None
     rows = []
     for name in (g.name for g in reversed(path.structure.groups) if g.name in held["groups"]):
-        points: list[list[Any]] = [[0.0, 0.0, ""]]
+        points: list[list[Any]] = [[0.0, 0.0, "", ""]]
         for probe in sorted(held["groups"][name]["probes"], key=lambda p: p["ratio"]):
             losses = [-np.inf if v is None else v for v in probe["by_class"]]
             k = int(np.argmax(losses))
-            points.append([float(probe["ratio"]), float(losses[k]), path.classes[k]])
+            about = f"on {probe['samples']:,} samples; bound {probe['margin']:.3f}"
+            points.append([float(probe["ratio"]), float(losses[k]), path.classes[k], about])
         rows.append({"name": name, "size": held["groups"][name]["size"], "points": points})
     return {"groups": rows, "margins": held["margins"], "samples": held["samples"], "alpha": held["alpha"]}
 

@@ -151,20 +151,20 @@ class RoundedLedger:
     """A ledger in which units go only when what is left of their group has a width that is a multiple of `multiple`.
 
     Units wait until enough of their group have gone before them; those that still wait at the end stay. A group's width is
-    counted in positions of its first producer; one that cannot have such a width, or is smaller, stays as it is.
+    counted in its positions in each layer that makes or reads it; one that cannot have such widths, or is smaller, stays as it is.
     """
 
     def __init__(self, structure: Structure, multiple: int) -> None:
         self.ledger, self.multiple = Ledger(structure), multiple
         self.waiting: dict[str, list[int]] = {}
-        self._each = {g.name: _positions_each(g) for g in structure}
+        self._each = {g.name: _positions_each(g) for g in structure}  # of one unit
 
     def remove(self, group: Group, unit: int) -> None:
         """Note that a unit would go."""
         waiting = self.waiting.setdefault(group.name, [])
         waiting.append(unit)
         left = self.ledger.kept(group) - len(waiting)
-        fits = left > 0 and left * self._each[group.name] % self.multiple == 0
+        fits = left > 0 and all(left * each % self.multiple == 0 for each in self._each[group.name])
         if fits and not self.ledger.last(group, waiting):
             for n in waiting:
                 self.ledger.remove(group, n)
@@ -183,8 +183,7 @@ class RoundedLedger:
         return self.ledger.ratio()
 
 
-def _positions_each(group: Group) -> int:
-    """Positions of one unit in the group's first producer; 1 where units differ."""
-    producer = next((s for s in group.slots if s.side == "out"), group.slots[0])
-    sizes = {len(p) for p in producer.by_unit.values()}
-    return sizes.pop() if len(sizes) == 1 else 1
+def _positions_each(group: Group) -> set[int]:
+    """Positions of one unit in the layers that have all of them; 1 in those where units differ."""
+    sizes = [{len(p) for p in s.by_unit.values()} for s in group.slots if len(s.by_unit) == group.size]
+    return {own.pop() if len(own) == 1 else 1 for own in sizes} or {1}
