@@ -164,7 +164,7 @@ def answer(ground: Ground, recipe: dict[str, Any]) -> tuple[str, str]:
 def judged(ground: Ground, folder: Path, action: str, status: int, said: str) -> tuple[str, str]:
     """What a status and what was said come to."""
     lines = [x for x in said.splitlines() if not x.startswith("cswap: warning")]
-    if "the log is" in said or "Traceback" in said:
+    if "the run failed (" in said or "Traceback" in said:  # what nobody foresaw
         return "unexpected", said[:400]
     if status in (1, 2):
         return ("refused", lines[0]) if len(lines) == 1 else ("more than one line", said[:400])

@@ -37,7 +37,7 @@ def test_every_kept_recipe_is_refused_in_one_line_or_harmless(fuzz):
 
 
 @pytest.mark.parametrize(
-    "said", ["a\nb\n", "Traceback (most recent call last)\n", "cswap: the run failed; the log is x\n"]
+    "said", ["a\nb\n", "Traceback (most recent call last)\n", "cswap: the run failed (ValueError: a); the log is x\n"]
 )
 def test_the_check_itself_can_fail(fuzz, said):
     module, ground = fuzz
