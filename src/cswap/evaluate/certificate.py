@@ -91,8 +91,9 @@ def certificate_of(
     bound: str = "betting",
     seed: int = 0,
 ) -> Certificate:
-    """From the losses σ − σ_pruned of each class's samples, (n,) independent draws of a score that can only lie in [0, 1]. Raises InputError; DataError for a class of fewer than
-    two samples, and for losses that are not finite or lie outside [−1, 1].
+    """From the losses σ − σ_pruned of each class's samples, (n,) independent draws of a score that can only lie in [0, 1].
+
+    Raises InputError; DataError for a class of fewer than two samples, and for losses that are not finite or lie outside [−1, 1].
 
     Samples are shuffled with the seed, because the betting bound needs an order that does not depend on them.
     """

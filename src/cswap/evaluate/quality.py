@@ -82,4 +82,5 @@ def measure_quality(
 
 def _not_finite(inputs: torch.Tensor) -> int:
     """How many of the samples (N, …) hold NaN or Inf."""
-    return int((~torch.isfinite(inputs)).flatten(1).any(1).sum()) if inputs.is_floating_point() else 0
+    wrong = ~torch.isfinite(inputs) if inputs.is_floating_point() else torch.zeros(0, 1)
+    return int(wrong.reshape(len(wrong), -1).any(1).sum())

@@ -37,8 +37,8 @@ def greedy(
     """Remove, one after the other, the unit whose cut leaves the calibration set the best on the network as it stands.
 
     Best: least loss of the summed score, with `--per params` or `macs` a parameter or MAC that goes with the unit (ours); a unit
-    whose cut loses nothing goes before any that does, the largest gain first; a decision's `score` is that gain. Ties by group and index. Raises DataError,
-    TargetError (`noncritical`: verdicts change with every removal).
+    whose cut loses nothing goes before any that does, the largest gain first; a decision's `score` is that gain. Ties
+    by group and index. Raises DataError, TargetError (`noncritical`: verdicts change with every removal).
     """
     if target.kind == "noncritical":
         raise TargetError("target noncritical: greedy has no fixed verdicts; expected params=F, macs=F or units=F")

@@ -57,7 +57,8 @@ def joint(
     Between groups: equal margin (`per` unit), or the mean score lost a parameter, MAC or millisecond (`per`), by the measured losses' lower
     hull. A cut that a quarter of the samples shows to be far beyond the last margin is not looked at on the others.
     Units beyond the last margin follow by the same rule. Effects are of a group at a time; what groups do to each
-    other, and what new samples lose, is for `--certify` to bound. `max_drop` and cliffs are of the network as it is cut. Source: ours. Raises TargetError for `noncritical`, DataError, InputError.
+    other, and what new samples lose, is for `--certify` to bound. `max_drop` and cliffs are of the network as it is cut. Source: ours.
+    Raises TargetError for `noncritical`, DataError, InputError.
     """
     if target.kind == "noncritical":
         raise TargetError("target noncritical: joint tests sets of units; expected params=F, macs=F or units=F")

@@ -139,7 +139,8 @@ def _sensitivity(path: PruningPath) -> dict[str, Any] | None:
         for probe in sorted(held["groups"][name]["probes"], key=lambda p: p["ratio"]):
             losses = [-np.inf if v is None else v for v in probe["by_class"]]
             k = int(np.argmax(losses))
-            about = f"on {probe['samples']:,} samples; bound {probe['margin']:.3f}"
+            looked_at = probe.get("samples") or held["samples"]  # older artifacts do not say
+            about = f"on {looked_at:,} samples; bound {probe['margin']:.3f}"
             points.append([float(probe["ratio"]), float(losses[k]), path.classes[k], about])
         rows.append({"name": name, "size": held["groups"][name]["size"], "points": points})
     return {"groups": rows, "margins": held["margins"], "samples": held["samples"], "alpha": held["alpha"]}
