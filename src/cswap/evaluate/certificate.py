@@ -64,7 +64,7 @@ class Certificate:
 
     def __str__(self) -> str:
         how = f"{'approximately ' if self.approximate else ''}with confidence {1 - self.alpha:g} ({self.bound} bound)"
-        best = f"{min(self.samples)} samples of a class can say at best {shown(self.possible)}"
+        best = f"{min(self.samples)} samples of a class that neither lost nor gained say {shown(self.possible)}"
         if self.holds:
             return (
                 f"no class lost more than {self.margin} of mean score, {how}; the smallest that can be said is {shown(self.smallest)}, and "
