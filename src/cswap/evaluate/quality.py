@@ -82,5 +82,6 @@ def measure_quality(
 
 def _not_finite(inputs: torch.Tensor) -> int:
     """How many of the samples (N, …) hold NaN or Inf."""
-    wrong = ~torch.isfinite(inputs) if inputs.is_floating_point() else torch.zeros(0, 1)
-    return int(wrong.reshape(len(wrong), -1).any(1).sum())
+    if not inputs.is_floating_point():
+        return 0
+    return int((~torch.isfinite(inputs)).reshape(len(inputs), -1).any(1).sum())
