@@ -236,7 +236,9 @@ def test_what_the_samples_can_say_at_best_is_always_told():
     for loss in (0.0, 0.2):
         found = certificate_of({"a": np.full(300, loss), "b": np.zeros(150)}, margin=0.1)
         assert found.holds == (loss == 0)
-        assert f"150 samples of a class that neither lost nor gained say {shown(betting(np.zeros(150), 0.05))}" in str(found)
+        assert f"150 samples of a class that neither lost nor gained say {shown(betting(np.zeros(150), 0.05))}" in str(
+            found
+        )
 
 
 def test_a_sentence_is_seen_however_wide_its_padding_is():
