@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import IO, Annotated, Any, NoReturn
 
 import typer
 
@@ -89,13 +89,19 @@ def _own_warnings() -> Iterator[None]:
 
 
 def _failed(line: str, error: BaseException) -> int:
-    """Say that the run failed, and where the log is."""
+    """Say that the run failed, and where the log is: first, since whoever started this may end it while a traceback is put together."""
+    log: IO[str] | None = None
     where = "no log could be written"
     with contextlib.suppress(OSError):
-        with tempfile.NamedTemporaryFile("w", prefix="cswap-", suffix=".log", delete=False, encoding="utf-8") as log:
-            traceback.print_exception(error, file=log)
+        log = tempfile.NamedTemporaryFile("w", prefix="cswap-", suffix=".log", delete=False, encoding="utf-8")  # noqa: SIM115
+        log.write(line + "\n")
+        log.flush()
         where = f"the log is {log.name}"
     say_error(f"{line}; {where}")
+    if log is not None:
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error, file=log)
+            log.close()
     return 1
 
 
