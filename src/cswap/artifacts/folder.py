@@ -242,8 +242,10 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
     """The pruned module of an artifact, in eval mode, on the CPU.
 
     Builds the original network by `factory` (or the one the manifest names), replaces attention and recurrent modules and shrinks by the
-    manifest, loads the weights. Checks schema, hash, names and shapes. Raises ArtifactError.
+    manifest, loads the weights. Checks schema, hash, names and shapes. Raises ArtifactError, InputError.
     """
+    if not (factory is None or callable(factory)):
+        raise InputError(f"load: expected factory as a function that builds the original network, got {factory!r:.60}")
     folder = Path(folder)
     manifest = read_manifest(folder)
     try:
@@ -259,8 +261,6 @@ def load(folder: str | Path, factory: Callable[[], nn.Module] | None = None, tru
         raise ArtifactError(f"expected {weights}, found none")
     if sha256_of(weights) != expected_hash:
         raise ArtifactError(f"{weights} is not the file that was saved: its hash differs")
-    if not (factory is None or callable(factory)):
-        raise InputError(f"load: expected factory as a function that builds the original network, got {factory!r:.60}")
     build = factory or spec_of(folder, manifest, trust).build
     with torch.random.fork_rng(devices=[]):
         model = build()

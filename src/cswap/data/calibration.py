@@ -20,6 +20,7 @@ from cswap.data.truth import (
     inputs_of,
     kind_of,
     members_of,
+    not_finite,
     part,
     sample_of,
     stacked,
@@ -121,7 +122,7 @@ class CalibrationSet:
     def _load(self, start: int, stop: int) -> torch.Tensor:
         loaded = self._samples(start, stop, lambda i: inputs_of(self.dataset, i))
         for i, own in zip(self.indices[start:stop], loaded, strict=True):
-            if own.is_floating_point() and not torch.isfinite(own).all():
+            if not_finite(own.unsqueeze(0)):
                 raise DataError(f"calibration: sample {i} of the data: expected finite inputs, got NaN or Inf")
         return stacked(loaded)
 

@@ -115,6 +115,13 @@ def inputs_of(dataset: Any, index: int) -> torch.Tensor:
         ) from None
 
 
+def not_finite(inputs: torch.Tensor) -> int:
+    """How many of the samples (N, …) hold NaN or Inf."""
+    if not inputs.is_floating_point():
+        return 0
+    return int((~torch.isfinite(inputs)).reshape(len(inputs), -1).any(1).sum())
+
+
 def first_target(dataset: Dataset[Any]) -> Any:
     """The target of the first sample, without its input where the dataset can."""
     return target_at(dataset, 0)

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from cswap.causal.engine import exact
 from cswap.data.calibration import CalibrationSet, labels_of
 from cswap.data.text import trimmed
-from cswap.data.truth import inputs_of, members_of, moved
+from cswap.data.truth import inputs_of, members_of, moved, not_finite
 from cswap.errors import CswapWarning, DataError, InputError
 from cswap.evaluate.bounds import APPROXIMATE, BOUNDS, at_best, check_claim
 from cswap.evaluate.quality import batches
@@ -205,7 +205,7 @@ def refuse_seen(dataset: Dataset[Any], calibration: CalibrationSet) -> None:
     first: dict[bytes, int] = {}
     for i in range(len(dataset)):  # type: ignore[arg-type]
         inputs = inputs_of(dataset, i)
-        if inputs.is_floating_point() and not torch.isfinite(inputs).all():
+        if not_finite(inputs.unsqueeze(0)):
             raise DataError(f"certify: sample {i}: expected finite inputs, got NaN or Inf")
         own = _digest(inputs)
         if own in used:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from cswap.causal.engine import exact
 from cswap.data.text import trimmed
-from cswap.data.truth import Truth, collated, moved, stacked
+from cswap.data.truth import Truth, collated, moved, not_finite, stacked
 from cswap.errors import CswapWarning
 from cswap.structure.images import Fed
 from cswap.tasks.base import Task
@@ -60,7 +60,7 @@ def measure_quality(
         fed = {name: Fed(model) for name, model in models.items()}
         wrong = 0
         for inputs, targets in batches(dataset, batch or _fitting(dataset, device)):
-            wrong += _not_finite(inputs)
+            wrong += not_finite(inputs)
             for name, given in fed.items():
                 with torch.no_grad(), exact(place, amp), torch.autocast(place.type, torch.bfloat16, enabled=amp):
                     outputs = given(inputs.to(device))
@@ -78,10 +78,3 @@ def measure_quality(
             f"{wrong} of the {total} samples that quality is measured on hold NaN or Inf", CswapWarning, stacklevel=2
         )
     return {name: meter.result() for name, meter in meters.items()}
-
-
-def _not_finite(inputs: torch.Tensor) -> int:
-    """How many of the samples (N, …) hold NaN or Inf."""
-    if not inputs.is_floating_point():
-        return 0
-    return int((~torch.isfinite(inputs)).reshape(len(inputs), -1).any(1).sum())

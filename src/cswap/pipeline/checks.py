@@ -45,8 +45,6 @@ def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> Non
     """The task must know the data's targets, the model take its inputs and have an output for every class. Raises DataError."""
     _check_kind(getattr(task, "targets", None), calibration.kind, task.name)
     sample = calibration.inputs(0, 1)
-    if sample.is_floating_point() and not torch.isfinite(sample).all():
-        raise DataError("the data: expected finite inputs, the first calibration sample holds NaN or Inf")
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             outputs = model(sample)

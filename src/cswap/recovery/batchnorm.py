@@ -32,7 +32,8 @@ def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 1
     control, e.g. Li et al., 2020, arXiv 2007.02491). The model is untouched. Raises InputError where a channel has a single value.
     """
     net = copy.deepcopy(model).eval()
-    few = calibration.inputs(0, 2).to(next((p.device for p in net.parameters()), "cpu"))
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    few = calibration.inputs(0, 2).to(device)
     called, _ = call_counts(net, few)
     last = takes_channels_last(net, few)  # before norms are asked: a pass that fails half way would count twice
     norms = [
@@ -48,7 +49,6 @@ def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 1
     edges = [round(i * total / parts) for i in range(parts + 1)]
     # samples of all classes in every batch: class order would give each batch the statistics of one class
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).numpy()
-    device = next((p.device for p in net.parameters()), torch.device("cpu"))
     with torch.no_grad():
         for start, stop in itertools.pairwise(edges):
             try:
