@@ -132,6 +132,11 @@ class PruningPath:
         """What removing everything on the path reaches."""
         return next((d.ratio for d in reversed(self.decisions) if d.removed), Ratio())
 
+    @property
+    def stopped_by_quality(self) -> bool:
+        """Whether --max-drop ended it, so that no run of these options goes on from there."""
+        return self.ended.startswith("max-drop")
+
     def verdicts(self) -> dict[str, int]:
         """How many units got each verdict."""
         latest = {(d.group, d.unit): d.verdict for d in self.decisions if d.verdict is not None}
@@ -180,7 +185,7 @@ class PruningPath:
         said = f"target {target} lies beyond the path, which ended at {target.kind}={whole:.4f} ({ended})"
         if round_to > 1:
             said += f", of which widths that are multiples of {round_to} leave {target.kind}={far:.4f}"
-        if ended == NOTHING_LEFT or ended.startswith("max-drop"):
+        if ended == NOTHING_LEFT or self.stopped_by_quality:
             return f"{said}; expected a smaller one" + " or another --round-to" * (round_to > 1)
         return f"{said}; {self._going_on(target)}"
 

@@ -19,10 +19,14 @@ _FEWEST = 0.01  # of the units: prefixes nearer to each other are not told apart
 
 @dataclass(frozen=True)
 class Aim:
-    """A counted target that stands for the one asked for, and what was measured on the way."""
+    """A counted target that stands for the one asked for, and what was measured on the way.
+
+    `reached`: False where --max-drop ended the path before it; `target` is that end then.
+    """
 
     target: Target
     measured: list[dict[str, float]]
+    reached: bool = True
 
 
 def aimed(
@@ -32,7 +36,8 @@ def aimed(
 
     sample: (1, …). Each prefix is timed in turns with the original, so that the speed of the machine cancels. Latency falls
     in steps and is measured with noise, so of the prefixes tried the smallest that reached the target is timed once more, for
-    longer, and longer ones until that holds: the last of `measured` is the one chosen. Raises TargetError.
+    longer, and longer ones until that holds: the last of `measured` is the one chosen. Raises TargetError where the whole network is out
+    of reach.
     """
     if target.kind != "latency" or target.value is None:
         return Aim(target, [])
@@ -49,7 +54,7 @@ def aimed(
             reached.append(units)
             high = middle - 1
         elif not reached:
-            raise _out_of_reach(target, measured[-1], round_to, batch)
+            return _end_of(path, target, measured, round_to, batch)
         else:
             low = middle + 1
     at = steps.index(min(reached))
@@ -60,11 +65,15 @@ def aimed(
             return Aim(Target("units", steps[at]), measured)
         at += 1
         if at == len(steps):
-            raise _out_of_reach(target, measured[-1], round_to, batch)
+            return _end_of(path, target, measured, round_to, batch)
 
 
-def _out_of_reach(target: Target, last: dict[str, float], round_to: int, batch: int) -> TargetError:
-    return TargetError(
+def _end_of(path: PruningPath, target: Target, measured: list[dict[str, float]], round_to: int, batch: int) -> Aim:
+    """The end of a path that quality stopped, as of a counted target; of a complete one the target is out of reach."""
+    last = measured[-1]
+    if path.stopped_by_quality:
+        return Aim(Target("units", last["units"]), measured, reached=False)
+    raise TargetError(
         f"target {target} is out of reach: with {last['units']:.3f} of the units gone, all that the path allows"
         f"{f' with widths that are multiples of {round_to}' if round_to > 1 else ''}, the network takes {1 - last['latency']:.3f} of the time at "
         f"batch {batch} on this machine"

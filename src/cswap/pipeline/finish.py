@@ -73,11 +73,19 @@ def certified(done: Finished, small: nn.Module, device: str) -> Certificate:
     )  # fmt: skip
 
 
-def _end_before(path: PruningPath, target: Target, round_to: int) -> Target | None:
-    """The end of a path that stopped before a counted target, in widths that are multiples; None where the target is on it."""
-    if target.value is None or target.kind == "latency" or target.reached(path.ratio):
-        return None
-    return Target("units", path.prefix(Target("complete"), round_to)[2].units)
+def _aimed(done: Finished, target: Target, device: str) -> Aim:
+    """What is counted for a target: itself, what a latency was found to take, or the end of a path that stopped before it."""
+    path, wish = done.path, done.wish
+    if target.kind == "latency":
+        first = done.calibration.inputs(0, 1)
+        return aimed(done.model, path, target, first, round_to=wish.round_to, batch=wish.latency_batch, device=device)
+    if target.value is None:
+        return Aim(target, [])
+    end = path.prefix(Target("complete"), wish.round_to)[2]
+    only_widths = target.reached(path.ratio) and not path.stopped_by_quality  # what `apply` refuses, with what helps
+    if target.reached(end) or only_widths:
+        return Aim(target, [])
+    return Aim(Target("units", end.units), [], reached=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,22 +107,24 @@ class Made:
         return {"target": str(self.target), "ratio": self.surgery.ratio.as_dict(), "certificate": claimed}
 
 
-def made(done: Finished, target: Target, device: str, clock: Clock, watcher: Watcher) -> Made:
-    """Surgery, check and recovery for one target, and its certificate where one is asked for."""
+def made(done: Finished, target: Target, device: str, clock: Clock, watcher: Watcher, *, short: bool = True) -> Made:
+    """Surgery, check and recovery for one target, and its certificate where one is asked for.
+
+    short: whether the end of a path that stopped before the target may stand for it. Raises TargetError.
+    """
     path, wish = done.path, done.wish
     with clock.phase("aim"):
-        aim = aimed(
-            done.model, path, target, done.calibration.inputs(0, 1), round_to=wish.round_to, batch=wish.latency_batch, device=device
-        )  # fmt: skip
-    used, ended = aim.target, REACHED if target.kind == "latency" else path.ended
-    if (end := _end_before(path, target, wish.round_to)) is not None:
-        used, ended = end, f"stopped before the target: {path.ended}"
+        aim = _aimed(done, target, device)
+    if not (aim.reached or short):
+        raise TargetError(f"target {target} was not tested: the path stopped before it ({path.ended})")
     with clock.phase("surgery"):
         watcher.phase("surgery")
-        small, agreed = verified_copy(done.model, path, used, done.calibration.some(), wish.round_to)
+        small, agreed = verified_copy(done.model, path, aim.target, done.calibration.some(), wish.round_to)
     surgery: Any = small._cswap
-    if target.value is not None and target.kind != "latency" and target.reached(surgery.ratio):
-        ended = REACHED
+    if not aim.reached:
+        ended = f"stopped before the target: {path.ended}"
+    else:
+        ended = path.ended if target.value is None else REACHED
     recovery = None
     if steps_of(wish.recover) and surgery.steps:
         with clock.phase("recovery"):
@@ -131,29 +141,34 @@ def made(done: Finished, target: Target, device: str, clock: Clock, watcher: Wat
         return replace(found, certificate=certified(done, small, device))
 
 
-def as_far_as_certified(done: Finished, target: Target, device: str, clock: Clock, watcher: Watcher) -> list[Made]:
-    """The networks that were tested, of the smallest fraction asked for first, up to and with the first that fails.
+def as_far_as_certified(
+    done: Finished, target: Target, device: str, clock: Clock, watcher: Watcher
+) -> tuple[Made, list[dict[str, Any]]]:
+    """The largest network that is certified, or the smallest where none is, and what is told of all that were tested: from
+    the smallest fraction asked for up to and with the first that fails.
 
     A fraction after the first that the path does not reach ends it too, with a note: no network is tested twice. Raises
     TargetError where nothing can be made of the first.
     """
-    tried: list[Made] = []
+    kept: list[Made] = []  # one network at a time: the others are told of only
+    told: list[dict[str, Any]] = []
 
     def test(goal: Target) -> Certificate:
-        if tried and _end_before(done.path, goal, done.wish.round_to) is not None:
-            raise TargetError(f"target {goal} was not tested: the path stopped before it ({done.path.ended})")
-        tried.append(made(done, goal, device, clock, watcher))
-        assert tried[-1].certificate is not None  # several targets go with one
-        return tried[-1].certificate
+        now = made(done, goal, device, clock, watcher, short=not kept)
+        assert now.certificate is not None  # several targets go with one
+        told.append(now.as_dict())
+        if not kept or now.certificate.holds:
+            kept[:] = [now]
+        return now.certificate
 
     try:
         in_fixed_order([partial(test, goal) for goal in done.wish.up_to(target)])
     except TargetError as error:
-        if not tried:
+        if not kept:
             raise
         done.path.notes.append(str(error))
         watcher.note(str(error))
-    return tried
+    return kept[0], told
 
 
 def _unlike_joint(path: PruningPath, wish: Wish, recovery: Recovery | None) -> list[str]:
@@ -173,11 +188,9 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
     and the smallest where none is."""
     path, wish, sample = done.path, done.wish, done.calibration.inputs(0, 1)
     if wish.smaller:
-        tried = as_far_as_certified(done, target, device, clock, watcher)
+        kept, told = as_far_as_certified(done, target, device, clock, watcher)
     else:
-        tried = [made(done, target, device, clock, watcher)]
-    held = [m for m in tried if m.certificate is not None and m.certificate.holds]
-    kept = held[-1] if held else tried[0]
+        kept, told = made(done, target, device, clock, watcher), []
     small, surgery, recovery = kept.small, kept.surgery, kept.recovery
     if path.method == "joint" and surgery.steps:
         for note in _unlike_joint(path, wish, recovery):
@@ -194,7 +207,7 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
     if kept.certificate is not None:
         certificate = kept.certificate.as_dict() | {"data": wish.certify}
         if wish.smaller:
-            certificate |= {"asked": [str(t) for t in wish.up_to(target)], "targets": [m.as_dict() for m in tried]}
+            certificate |= {"asked": [str(t) for t in wish.up_to(target)], "targets": told}
     summary = {
         "method": path.method,
         "engine": path.engine,
