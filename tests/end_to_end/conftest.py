@@ -64,13 +64,22 @@ class Place:
             "--out", str(self.root / out), "--quiet", *more,
         ]  # fmt: skip
 
+    def original(self) -> torch.nn.Module:
+        """The unpruned network."""
+        model = ModelSpec.parse(f"{self.factory}:colours").build()
+        load_weights(model, self.weights)
+        return model.eval()
+
+    def calibration(self) -> cswap.CalibrationSet:
+        """The samples that `prune` draws."""
+        train = open_data(str(self.data), ImageFormat(8, 8, (0.5,) * 3, (0.5,) * 3)).train
+        return cswap.calibration_set(train, 6, 0)
+
     def saved(self) -> str:
         """A network pruned and saved from Python, in `saved`; returns its factory."""
         spec = f"{self.factory}:colours"
-        model = ModelSpec.parse(spec).build()
-        load_weights(model, self.weights)
-        train = open_data(str(self.data), ImageFormat(8, 8, (0.5,) * 3, (0.5,) * 3)).train
-        path = cswap.prune_path(model, cswap.calibration_set(train, 6, 0), target="params=0.3")
+        model = self.original()
+        path = cswap.prune_path(model, self.calibration(), target="params=0.3")
         cswap.save(path.apply(model, target="params=0.3"), self.root / "saved", path=path, factory=spec)
         return spec
 
