@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from cswap.cli.app import main
 
+FEW = ("--methods", "cbp,random", "--ratios", "0,0.5,0.8", "--ratio-in", "units", "--no-latency")
+"""A comparison that takes a second."""
+
 
 def ran(capsys, *arguments: str) -> tuple[int, str, str]:
     """Status, output and errors of one command."""
@@ -22,3 +25,20 @@ def refused(capsys, arguments: list[str], *words: str, status: int = 2) -> None:
     assert "Traceback" not in out + err
     for word in words:
         assert word in errors[0], errors[0]
+
+
+def compare_of(place, *more: str) -> list[str]:
+    """A comparison of the network and data of `place`, into its folder `c`."""
+    return [
+        "compare", "--model", f"{place.factory}:colours", "--weights", str(place.weights), "--data", str(place.data), "--image-size",
+        "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--per-class", "6", "--out", str(place.root / "c"), "--quiet", *more,
+    ]  # fmt: skip
+
+
+def told(capsys, arguments: list[str], status: int, *words: str) -> None:
+    """A command ends with that status, and with one line of error that holds each of the words where it failed."""
+    capsys.readouterr()
+    assert main(arguments) == status
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == (status != 0), err
+    assert all(w in err for w in words), err
