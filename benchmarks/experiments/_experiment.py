@@ -77,8 +77,23 @@ def main(name: str, run: Callable[[Given], dict[str, Any]], doc: str, networks: 
         f" --{k} {v}" for k, v in told.items() if v
     )
     note = {"note": given.note} if given.note else {}
-    write_result(f"experiment_{name}", {"command": command, **machine(), **note, "seed": given.seed, **found})
+    write_result(
+        f"experiment_{name}",
+        {**with_earlier(name, {"command": command, **machine(), **note, "seed": given.seed}, found)},
+    )
     draw(name)
+
+
+def with_earlier(name: str, now: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What was found, and of `networks` those that an earlier run found too, each with its origin (`now`: this one's)."""
+    file = RESULTS / f"experiment_{name}.json"
+    if "networks" not in found or not file.exists():
+        return {**now, **found}
+    earlier = json.loads(file.read_text())
+    of_earlier = {k: earlier[k] for k in ("command", "commit", "machine", "versions", "seed")}
+    kept = {n: {"origin": of_earlier, **d} for n, d in earlier["networks"].items() if n not in found["networks"]}
+    networks = {**kept, **{n: {**d, "origin": now} if kept else d for n, d in found["networks"].items()}}
+    return {**now, **found, "networks": networks}
 
 
 def modules() -> Iterator[tuple[str, Any, dict[str, Any]]]:
