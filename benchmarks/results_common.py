@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-RULE = "score and quality outweigh each other"
+RULE = "taken on evidence"
 """What decides today whether a recovery is taken: kept by results, so that older ones can say that theirs was another."""
 
 WAYS = {"none": "plain", "bn": "BN again", "lstsq": "refitted"}

@@ -18,13 +18,15 @@ from cswap.errors import InputError
 from cswap.linear.patches import groups_of, matrix_of
 from cswap.methods.obs import obs_scores
 from cswap.recovery import recovered
+from cswap.recovery.base import choosing
 from cswap.recovery.lstsq import STRENGTHS
+from cswap.recovery.merge import STRENGTHS as MERGES
 from cswap.structure.check import randomise_
 from cswap.structure.surgery import prepared_copy
 from cswap.tasks import Classification
 from cswap.types import Target
 from tests.conftest import NETS, path_of
-from tests.reference.least_squares import ridge_by_hand, rows_by_hand, targets_by_hand
+from tests.reference.least_squares import lines_by_hand, ridge_by_hand, rows_by_hand, targets_by_hand
 
 
 def _calibration(shape=(3, 8, 8), per_class=10, dtype=torch.float32, seed=0) -> cswap.CalibrationSet:
@@ -186,21 +188,22 @@ def test_merge_gives_each_unit_to_the_line_that_tells_it_best():
     gone, kept = [1, 4], [0, 2, 3, 5, 6, 7]
     small, _ = _without(net, calibration, {"0": gone})
     raw = recovered(small, net, calibration, "merge").raw
+    held = choosing(calibration)
+    fits = np.setdiff1d(np.arange(80), held)
     with torch.no_grad():
         read = net[:3](calibration.inputs(0, 80))
-    flat = read.movedim(1, -1).reshape(-1, 8).numpy()
-    weight, rest, mean = net[3].weight.detach().clone(), torch.zeros(1, 8, 8, 8, dtype=torch.float64), read.mean(0)
-    for unit in gone:
-        fits = []
-        for k in kept:
-            line = np.stack([np.ones(len(flat)), flat[:, k]], 1)
-            (_, s), error, *_ = np.linalg.lstsq(line, flat[:, unit], rcond=None)
-            fits.append((float(error[0]), k, float(s)))
-        _, k, s = min(fits)
-        assert abs(s) > 0.02
-        assert abs(s - 1) > 0.02
+    rows, judge = (read[n].movedim(1, -1).reshape(-1, 8) for n in (fits, held))
+    matters = [float(net[3].weight.detach()[:, u].square().sum()) for u in gone]
+    lines = lines_by_hand(rows, judge, kept, gone, matters, len(fits), MERGES)
+    weight, rest, mean = (
+        net[3].weight.detach().clone(),
+        torch.zeros(1, 8, 8, 8, dtype=torch.float64),
+        read[fits].mean(0),
+    )
+    for unit, (k, s) in zip(gone, lines, strict=True):
         weight[:, k] += s * weight[:, unit]
         rest[:, unit] = mean[unit] - s * mean[k]  # a border has another mean
+    assert any(abs(s) > 0.02 and abs(s - 1) > 0.02 for _, s in lines)
     torch.testing.assert_close(raw[3].weight, weight[:, kept], rtol=1e-7, atol=1e-10)
     only = torch.zeros_like(net[3].weight)
     only[:, gone] = net[3].weight.detach()[:, gone]
@@ -223,24 +226,82 @@ def test_merge_moves_each_input_once_and_to_one_that_stays():
     layer, seen = whole.get_submodule(name), []
     layer.register_forward_hook(lambda _m, i, _o: seen.append(i[0].detach()))
     whole(calibration.inputs(0, len(calibration)))
-    flat = seen[0].flatten(0, 1).numpy()
+    held = choosing(calibration)
+    fits = np.setdiff1d(np.arange(len(calibration)), held)
+    read = next(s for s in seen if s.shape[0] == len(calibration) or s.shape[1] == len(calibration))
+    read = read if read.shape[0] == len(calibration) else read.transpose(0, 1)
+    rows, judge = read[fits].flatten(0, 1), read[held].flatten(0, 1)
     kept = [i for i in range(8, 24) if i not in (8, 10, 11)]
     assert small._cswap.kept[f"{name}.weight"][1].tolist() == kept
-    weight, bias = layer.weight.detach().clone().numpy(), layer.bias.detach().clone().numpy()
-    for unit in (i for i in range(24) if i not in kept):
-        own = kept if unit < 8 else [i for i in kept if i < 16]  # what went with its head is told by other heads
-        fits = []
-        for k in own:
-            (c, s), error, *_ = np.linalg.lstsq(
-                np.stack([np.ones(len(flat)), flat[:, k]], 1), flat[:, unit], rcond=None
-            )
-            fits.append((float(error[0]), k, s, c))
-        _, k, s, c = min(fits)
-        weight[:, k] += s * layer.weight.detach()[:, unit].numpy()
-        bias += c * layer.weight.detach()[:, unit].numpy()
+    old = layer.weight.detach()
+    weight, bias = old.clone(), layer.bias.detach().clone()
+    # the group of heads is asked with all that is kept; what went with its head is told by what the head keeps
+    for gone, own in ((list(range(8)), kept), ([8, 10, 11], [i for i in kept if i < 16])):
+        matters = [float(old[:, u].square().sum()) for u in gone]
+        for unit, (k, s) in zip(gone, lines_by_hand(rows, judge, own, gone, matters, len(fits), MERGES), strict=True):
+            weight[:, k] += s * old[:, unit]
+            bias += (rows[:, unit].mean() - s * rows[:, k].mean()) * old[:, unit]
     raw = recovered(small, net, calibration, "merge").raw.get_submodule(name)
-    np.testing.assert_allclose(raw.weight.detach(), weight[:, kept], rtol=1e-7, atol=1e-9)
-    np.testing.assert_allclose(raw.bias.detach(), bias, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(raw.weight.detach(), weight[:, kept], rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(raw.bias.detach(), bias, rtol=1e-7, atol=1e-9)
+
+
+class Sparse(nn.Module):
+    """A wide layer whose units are seldom awake."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(30, 600), nn.Linear(600, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.relu(self.a(x)))
+
+
+@pytest.mark.parametrize("per_class", [2, 16, 64])
+def test_units_that_are_seldom_awake_tell_no_more_than_was_seen(per_class):
+    """A line through one sample in which both are awake has any slope; `merge` once took it, eightyfold weights and all."""
+    torch.manual_seed(0)
+    net = randomise_(Sparse(), seed=3).double().eval()
+    with torch.no_grad():
+        x = torch.randn(6000, 30).double()
+        net.a.bias.copy_(-2.0 * net.a(x[:500]).std(0))
+        net.b.bias.sub_(net(x).mean(0))
+        labels = net(x).argmax(1)
+    few = torch.cat([torch.nonzero(labels[:3000] == k)[:per_class, 0] for k in range(4)])
+    calibration = cswap.calibration_set(TensorDataset(x[few], labels[few]), per_class)
+    small, _ = _without(net, calibration, {"a": list(range(0, 600, 3))})
+    for how in ("merge", "merge+lstsq"):
+        found = recovered(small, net, calibration, how)
+        with torch.no_grad():
+            far = {k: float((m(x[3000:]) - net(x[3000:])).square().mean()) for k, m in (("cut", small), ("raw", found.raw), ("given", found.model))}  # fmt: skip
+        assert far["given"] <= 1.1 * far["cut"], far
+        if how == "merge":
+            assert far["raw"] <= 1.5 * far["cut"], far
+            assert float(found.raw.b.weight.detach().abs().max()) < 2 * float(net.b.weight.detach().abs().max())
+
+
+def test_a_reader_that_takes_no_constant_gets_lines_through_the_origin():
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 8, bias=False), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 4))  # fmt: skip
+    net = randomise_(net, seed=3).double().eval()
+    calibration = _calibration(shape=(12,), per_class=40, dtype=torch.float64)
+    gone = list(range(0, 24, 3))
+    kept = [i for i in range(24) if i not in gone]
+    small, _ = _without(net, calibration, {"0": gone})
+    held = choosing(calibration)
+    fits = np.setdiff1d(np.arange(160), held)
+    with torch.no_grad():
+        read = net[:2](calibration.inputs(0, 160))
+    old = net[2].weight.detach()
+    weight, matters = old.clone(), [float(old[:, u].square().sum()) for u in gone]
+    lines = lines_by_hand(read[fits], read[held], kept, gone, matters, len(fits), MERGES, constant=False)
+    for unit, (k, s) in zip(gone, lines, strict=True):
+        weight[:, k] += s * old[:, unit]
+    found = recovered(small, net, calibration, "merge")
+    torch.testing.assert_close(found.raw[2].weight.detach(), weight[:, kept], rtol=1e-7, atol=1e-10)
+    with torch.no_grad():
+        errors = [float((m[:3](calibration.inputs(0, 160)) - net[:3](calibration.inputs(0, 160))).square().mean()) for m in (small, found.raw)]  # fmt: skip
+    assert errors[1] < 0.7 * errors[0]
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1e-4])
@@ -407,6 +468,7 @@ def test_means_come_out_right_at_the_borders_too(how):
     calibration = _calibration(per_class=20, dtype=torch.float64)
     small, _ = _without(net, calibration, {"0": [1, 4]})
     x = calibration.inputs(0, 80)
+    x = x[np.setdiff1d(np.arange(80), choosing(calibration))] if how == "merge" else x  # means are of what fits
     with torch.no_grad():
         whole, cut = net[:4](x).mean((0, 2, 3)), small[:4](x).mean((0, 2, 3))
         back = recovered(small, net, calibration, how).raw[:4](x).mean((0, 2, 3))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -14,8 +12,9 @@ import cswap.errors
 from cswap.errors import InputError
 from cswap.recovery import recovered
 from cswap.recovery.base import STEPS
-from cswap.recovery.recover import _away, _why_not
+from cswap.recovery.recover import Outputs, _decided, _measured, _why_not
 from cswap.structure.check import randomise_
+from cswap.tasks import Classification
 from tests.conftest import NETS
 from tests.recoveries import pruned_at_random, small_calibration
 
@@ -69,55 +68,55 @@ def _scores(
     ],
 )
 def test_what_speaks_for_and_against_a_recovery(gain, spread, flips, why):
-    said = _why_not(*_scores(50, gain, spread, flips))
+    said = _why_not(*_scores(50, gain, spread, flips), Outputs(np.ones(50), np.ones(50)))
     assert (said is None) if why is None else (why in str(said)), said
 
 
-def test_a_network_that_was_chosen_by_the_samples_is_no_better_judge_than_the_original(monkeypatch):
-    """A refit that falls from a flattered score back to the original's is taken; one that falls below that is not."""
-    net, calibration = randomise_(NETS["residual"](), seed=3).eval(), small_calibration()
-    small, _ = pruned_at_random(net, calibration, share=0.1)
-    monkeypatch.setitem(STEPS, "nothing", lambda case: None)  # so the outputs are as far from the original's as before
-    noise = np.random.default_rng(0).normal(size=80) * 0.01
-    noise -= noise.mean()
-    for after, declined in ((0.7, False), (0.5, True)):
-        right = np.ones(80)
-        told = iter([(0.9 + noise, right), (after - noise, right), (0.7 + noise[::-1], right)])
-        monkeypatch.setattr(sys.modules[recovered.__module__], "_measured", lambda *_, told=told: next(told))
-        found = recovered(small, net, calibration, "nothing")
-        assert (found.declined is not None) == declined
-        assert declined or "to what the original has" in " ".join(found.notes)
+NOISE = np.random.default_rng(0).normal(size=80) * 0.01
+NOISE -= NOISE.mean()
+RIGHT, DOUBT, WORSE = (np.where(np.arange(80) < wrong, 0.0, 1.0) for wrong in (0, 1, 20))
+NEARER, ALIKE, FURTHER = (Outputs(np.ones(80), np.exp(m + NOISE)) for m in (-0.5, -5e-5, 0.5))
 
 
-def test_outputs_that_came_nearer_to_the_original_s_speak_for_a_recovery(monkeypatch):
+@pytest.mark.parametrize(
+    ("after", "whole", "outputs", "said"),
+    [
+        # a refit that falls from a flattered score back to the original's is taken; one that falls below that is not
+        ((0.7 - NOISE, RIGHT), 0.7, NEARER, "not significantly below what the original has"),
+        ((0.5 - NOISE, RIGHT), 0.7, NEARER, None),
+        ((0.7 - NOISE, RIGHT), 0.7, ALIKE, None),  # nor one whose outputs came no nearer
+        # nothing falls, and nothing shows that anything was given back: not on a guess
+        ((0.9 + NOISE[::-1], RIGHT), 0.95, ALIKE, None),
+        ((0.9 + NOISE[::-1], RIGHT), 0.95, NEARER, ""),
+        # one of 80 turns wrong, which proves nothing, and the outputs came nearer; twenty do
+        ((0.9 - NOISE, DOUBT), 0.95, NEARER, "while the outputs came nearer"),
+        ((0.9 - NOISE, WORSE), 0.95, NEARER, None),
+        ((0.9 - NOISE, DOUBT), 0.95, FURTHER, None),
+    ],
+)
+def test_what_is_taken_though_a_figure_falls(after, whole, outputs, said):
     """The score of the network as it was cut is flattered by the samples that chose the units; its outputs are not."""
-    net, calibration = randomise_(NETS["residual"](), seed=3).eval(), small_calibration()
-    small, _ = pruned_at_random(net, calibration, share=0.3)
-    noise = np.random.default_rng(0).normal(size=80) * 0.01
-    right = np.ones(80)
+    declined, back = _decided((0.9 + NOISE, RIGHT), after, (whole + NOISE[::-1] / 9, RIGHT), outputs)
+    assert (declined is None) == (said is not None), declined
+    assert (said or "") in back
 
-    def spoil(case):
-        with torch.no_grad():
-            for p in case.small.fc.parameters():
-                p.add_(3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
 
-    doubt, worse = np.where(np.arange(80) < 1, 0.0, right), np.where(np.arange(80) < 20, 0.0, right)
-    for how, worked, after, declined in (
-        (
-            "lstsq",
-            STEPS["lstsq"],
-            doubt,
-            False,
-        ),  # one of 80 turns wrong, which proves nothing, and the outputs came nearer
-        ("lstsq", STEPS["lstsq"], worse, True),  # twenty do
-        ("spoil", spoil, doubt, True),  # the outputs went away
-    ):
-        monkeypatch.setitem(STEPS, how, worked)
-        told = iter([(0.9 + noise, right), (0.9 - noise, after), (0.95 + noise[::-1] / 9, right)])
-        monkeypatch.setattr(sys.modules[recovered.__module__], "_measured", lambda *_, told=told: next(told))
-        found = recovered(small, net, calibration, how)
-        assert (found.declined is not None) == declined, (how, after.mean())
-        assert declined or "while the outputs came nearer to the original's" in " ".join(found.notes)
+@pytest.mark.parametrize(("gain", "flips", "declined"), [(0.0, 0, True), (0.05, 0, False), (0.0, -9, False)])
+def test_outputs_that_go_away_speak_against_what_gains_nothing(gain, flips, declined):
+    before, after = _scores(50, gain, 0.1, flips)
+    why = _why_not(before, after, FURTHER)
+    assert (why is not None) == declined, why
+    assert why is None or "times as far from the original's" in why
+    assert _why_not(before, after, NEARER) is None
+
+
+def test_a_few_outputs_that_went_very_far_do_not_hide_the_others():
+    """The mean rises beyond doubt only by factors: one of eight has nearly all of it."""
+    before, after = np.ones(8), np.array([30.0, 4, 5, 3, 6, 1e6, 4, 5])
+    assert Outputs(before, after).further
+    assert not Outputs(before, after).nearer
+    assert not Outputs(before, np.full(8, np.nan)).further
+    assert not Outputs(np.full(8, 1e-12), np.full(8, 1e-9)).further  # rounding
 
 
 def test_the_distance_of_outputs_is_a_share_of_their_mean_square():
@@ -126,4 +125,11 @@ def test_the_distance_of_outputs_is_a_share_of_their_mean_square():
     with torch.no_grad():
         a, b = small(calibration.inputs(0, 32)).double(), net(calibration.inputs(0, 32)).double()
     expected = (a - b).square().mean(1) / b.square().mean()
-    np.testing.assert_allclose(_away(small, net, calibration, "cpu"), expected.numpy(), rtol=1e-4)
+    figures, (away,) = _measured((small, net), calibration, Classification(), "cpu")
+    np.testing.assert_allclose(away[:32], expected.numpy(), rtol=1e-4)
+    for model, (score, quality) in zip((small, net), figures, strict=True):
+        with torch.no_grad():
+            sigma = model(calibration.inputs(0, 32)).double().softmax(1)
+        right = torch.from_numpy(calibration.targets[:32]).long()
+        np.testing.assert_allclose(score[:32], sigma.gather(1, right[:, None])[:, 0].numpy(), rtol=1e-5)
+        np.testing.assert_array_equal(quality[:32], (sigma.argmax(1) == right).numpy())

@@ -22,12 +22,15 @@ from cswap.evaluate.quality import measure_quality
 from cswap.linear.patches import refusal
 from cswap.methods.obs import output_importance
 from cswap.recovery import recovered, reestimated
+from cswap.recovery.base import Case
+from cswap.recovery.merge import _written
 from cswap.recovery.walk import Walk
 from cswap.structure.check import randomise_
 from cswap.structure.discover import discover
 from cswap.tasks import Classification
 from cswap.types import Target
 from tests.conftest import path_of
+from tests.recoveries import pruned_to
 
 
 class Net(nn.Module):
@@ -428,3 +431,84 @@ def test_a_later_layer_that_is_called_by_keyword_is_refitted(memory):
     torch.testing.assert_close(read, F.relu(net.b(F.relu(net.a(calibration.inputs(0, 24))))))
     for a, b in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+class _Mean(nn.Module):
+    """Keeps a mean and perhaps a variance, and subtracts the mean or only looks at it."""
+
+    def __init__(self, channels: int, subtracts: bool, variance: bool) -> None:
+        super().__init__()
+        self.subtracts = subtracts
+        self.register_buffer("running_mean", torch.zeros(channels))
+        if variance:
+            self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - self.running_mean.view(1, -1, 1, 1) if self.subtracts else x * 1.0
+
+
+@pytest.mark.parametrize(("subtracts", "variance"), [(True, False), (False, True), (False, False)])
+def test_a_constant_is_kept_in_a_norm_that_subtracts_its_mean_alone(subtracts, variance):
+    """A module that keeps a mean is no batch norm yet: constants that it does not subtract were lost."""
+    net = Net(
+        lambda s, x: s.fc(F.relu(s.n(s.b(F.relu(s.a(x))))).mean((2, 3))), a=nn.Conv2d(3, 8, 3, padding=1),
+        b=nn.Conv2d(8, 6, 3, padding=1, bias=False), n=_Mean(6, subtracts, variance), fc=nn.Linear(6, 3),
+    )  # fmt: skip
+    calibration = _calibration(3, 6, 6, per_class=20)
+    net = _fitted(net, calibration)
+    structure = discover(net, calibration.inputs(0, 2))
+    small, _ = pruned_to(net, structure, calibration, {"a": [0, 3, 5]})
+    x = calibration.inputs(0, 60)
+
+    @torch.no_grad()
+    def off(model: nn.Module) -> torch.Tensor:
+        return (model.n(model.b(F.relu(model.a(x)))) - net.n(net.b(F.relu(net.a(x))))).mean((0, 2, 3)).abs().max()
+
+    found = recovered(small, net, calibration, "bias")
+    if subtracts:
+        assert float(off(found.raw)) < 1e-5 < 1e-2 < float(off(small))
+    else:
+        assert "neither a bias nor a batch norm" in found.notes[0]
+        assert float(off(found.raw)) == float(off(small))
+    assert float(off(recovered(small, net, calibration, "lstsq").raw)) < float(off(small))
+    engine = engine_for(net, structure, calibration, Classification(), cut="compensated")
+    engine.enter(structure["a"])
+    (cut,) = engine.cut(structure["a"], [[0, 3, 5]])
+    engine.remove("a", [0, 3, 5])
+    np.testing.assert_allclose(engine.scores().sigma, cut.sigma, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["bias", "merge"])
+def test_a_layer_that_scales_its_weights_gets_nothing_back_and_a_note(how):
+    calibration = _calibration(5, per_class=20)
+    net = _fitted(
+        Net(lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x))))), a=nn.Linear(5, 7), b=_Scaled(7, 6), fc=nn.Linear(6, 3)),
+        calibration,
+    )
+    small, _ = pruned_to(net, discover(net, calibration.inputs(0, 2)), calibration, {"a": [0, 2]})
+    found = recovered(small, net, calibration, how)
+    assert "does not use its weights as they are" in found.notes[0]
+    assert torch.equal(found.raw.b.weight, small.b.weight)
+    assert torch.equal(found.raw.b.bias, small.b.bias)
+
+
+def test_fold_scales_what_writes_a_unit_by_the_norm_behind_it_whatever_is_called_first():
+    """Weights and norms were paired by the order of their calls."""
+
+    def two(s: Any, x: torch.Tensor) -> torch.Tensor:
+        a, b = s.c1(x), s.n2(s.c2(x))
+        return s.fc(F.relu(s.o(F.relu(s.n1(a) + b))).mean((2, 3)))
+
+    layers = {"c1": nn.Conv2d(3, 8, 3, padding=1), "c2": nn.Conv2d(3, 8, 1), "n1": nn.BatchNorm2d(8), "n2": nn.BatchNorm2d(8),
+              "o": nn.Conv2d(8, 6, 1), "fc": nn.Linear(6, 3)}  # fmt: skip
+    net = randomise_(Net(two, **layers), seed=3).eval()
+    calibration = _calibration(3, 6, 6)
+    structure = discover(net, calibration.inputs(0, 2))
+    group = structure["c1"]
+    assert [s.module for s in group.producers] == ["c1", "c2"]
+    small, _ = pruned_to(net, structure, calibration, {"c1": [0]})
+    case = Case(small, net, calibration, structure, small._cswap.removed, small._cswap.kept)
+    scaled = []
+    for c, n in ((net.c1, net.n1), (net.c2, net.n2)):
+        scaled.append((c.weight.flatten(1) * (n.weight / (n.running_var + n.eps).sqrt())[:, None]).detach().double())
+    np.testing.assert_allclose(_written(case, group), torch.cat(scaled, 1).numpy(), rtol=1e-5)

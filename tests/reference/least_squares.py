@@ -65,3 +65,37 @@ def ridge_by_hand(
         left = torch.cat([left, ones], 1)
     found = torch.linalg.lstsq(left, right, driver="gelsd").solution
     return (found[:-1], found[-1]) if intercept else (found, torch.zeros(targets.shape[1], dtype=torch.float64))
+
+
+def lines_by_hand(
+    fit: torch.Tensor, judge: torch.Tensor, kept: list[int], gone: list[int], matters: list[float], samples: int, strengths: tuple[float, ...],
+    *, constant: bool = True,
+) -> list[tuple[int, float]]:  # fmt: skip
+    """For each unit that goes the kept one whose line tells it best, and the slope, one line and one sum of squares at a time.
+
+    fit, judge: (rows, C) what the reader reads of samples that fit and of those that choose. A slope is (Σab)/(Σb² + ridge) about
+    the means of `fit`; of the strengths that counts for which the squares explained on `judge`, weighed by `matters`, are most.
+    """
+    mean = fit.mean(0) if constant else torch.zeros(fit.shape[1], dtype=torch.float64)
+    own, other = fit.double() - mean, judge.double() - mean
+    usual = sum(float(own[:, k].square().mean()) for k in kept) / len(kept)
+
+    def explained(rows: torch.Tensor, unit: int, k: int, s: float) -> float:
+        left = rows[:, unit] - s * rows[:, k]
+        return float(rows[:, unit].square().mean() - left.square().mean())
+
+    best: tuple[float, list[tuple[int, float]]] = (0.0, [(kept[0], 0.0)] * len(gone))
+    for strength in strengths:
+        found, total = [], 0.0
+        for unit, weight in zip(gone, matters, strict=True):
+            slopes = {
+                k: float((own[:, unit] * own[:, k]).mean() / (own[:, k].square().mean() + strength / samples * usual))
+                for k in kept
+            }
+            k = max(kept, key=lambda k, unit=unit, slopes=slopes: explained(own, unit, k, slopes[k]))
+            gain = explained(other, unit, k, slopes[k])
+            total += weight * gain
+            found.append((k, slopes[k] if gain > 0 else 0.0))
+        if total > best[0]:
+            best = (total, found)
+    return best[1]

@@ -97,7 +97,7 @@ class Case:
         return order[first:]
 
     def called_once(self, layer: str) -> bool:
-        """Whether it is, with weights of its own and as it stands; else a note says that it is left as it is."""
+        """Whether it is, with weights of its own that it uses as they are; else a note says that it is left as it is."""
         if self.counts[layer] != 1:
             self.note(f"{layer} is called {self.counts[layer]} times in a pass: left as it is")
             return False
@@ -109,6 +109,14 @@ class Case:
             self.note(f"{layer}: a hook changes what it reads or gives: left as it is")
             return False
         return True
+
+    def linear(self, layer: str) -> bool:
+        """Whether it is called once and gives its weights times what it reads; else a note says that it is left as it is."""
+        if not self.called_once(layer):
+            return False
+        if (why := refusal(self.teacher.get_submodule(layer))) is not None:
+            self.note(f"{layer}: {why}")
+        return why is None
 
     def can_shift(self, layer: str) -> bool:
         """Whether a constant can be added to the layer's outputs: by its bias, or in the mean of the batch norm behind it."""
@@ -146,7 +154,8 @@ class Case:
         norm = self.norm_behind(layer)
         if norm is not None:
             for buffer in ("running_var", "running_mean"):
-                self.small.get_submodule(norm).get_buffer(buffer).copy_(self._original(norm, buffer))
+                if getattr(self.small.get_submodule(norm), buffer, None) is not None:  # some norms have the mean alone
+                    self.small.get_submodule(norm).get_buffer(buffer).copy_(self._original(norm, buffer))
         self.shift(layer, to - self.constant_of(layer).to(to))
 
     def _original(self, norm: str, buffer: str) -> torch.Tensor:

@@ -28,7 +28,7 @@ def bias(case: Case) -> None:
         module: Any = case.teacher.get_submodule(name)
         if inputs is None or (isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups > 1):
             continue
-        if not case.called_once(name):
+        if not case.linear(name):
             continue
         if not case.can_shift(name):
             case.note(

@@ -6,6 +6,7 @@ Both work on the original network's weights and take what is kept of the result,
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ from cswap.structure.surgery import shrink_in_place
 from cswap.types import FloatArray, IntArray
 
 _VARIES = 1e-6  # of a channel's mean square
+STRENGTHS = (0, 1, 3, 10, 30, 100, 300, 1000)
+"""Of the ridge: how many samples' worth of the kept channels' mean square is added to each of theirs, which few samples may have seen awake."""
+UNJUDGED = 30
+"""The strength where no samples choose one."""
 
 
 @step("fold")
@@ -48,32 +53,38 @@ def fold(case: Case) -> None:
 def merge(case: Case) -> None:
     """With data: what consumers would read of a unit that goes is given them by the kept unit that tells it best.
 
-    On the calibration set a ≈ m + s·b, a least-squares line from the kept unit's values b to those a of the unit that goes;
-    the consumers' weights of b gain s times those of a, and their constants the rest. Producers stay: with b fixed, s is the
-    best a consumer can do. m is the mean by place, so that means come out right under padding too. Source: ours (Kim et al., 2020, arXiv 2006.10903, neuron merging, takes s from the weights).
+    a ≈ m + s·b: the line from the kept unit's values b to those a of the unit that goes, fitted by ridge regression towards
+    s = 0; the consumers' weights of b gain s times those of a, and their constants the rest. Producers stay: with b fixed, s is
+    the best a consumer can do. m is the mean by place, so that means come out right under padding too; a consumer that takes no
+    constant gets a line through the origin. The last fifth of each class's samples, which does not fit, chooses the strength
+    of the ridge for each consumer, and which units are told well enough by any: the others are cut, and their mean given back.
+    Source: ours (Kim et al., 2020, arXiv 2006.10903, neuron merging, takes s from the weights).
     """
     case.refuse_changed("merge")
     merged = copy.deepcopy(case.teacher)
-    walk = Walk(case.teacher, case.chunks(), case.memory, case.device)
+    chunks, own = case.chunks(case.fitting, case.held), len(case.chunks(case.fitting))
+    walk = Walk(case.teacher, chunks, case.memory, case.device)
     shifts: dict[str, torch.Tensor] = {}
+    moved, removed = 0, 0
     for name in case.readers():
         inputs = case.kept_of(name, "in")
         module: Any = merged.get_submodule(name)
-        if inputs is None or getattr(module, "groups", 1) > 1 or not case.called_once(name):
+        if inputs is None or getattr(module, "groups", 1) > 1 or not case.linear(name):
             continue
-        mean, products = _moments(walk, name, module)
-        rest = mean.clone()
+        told = _told(case, walk, name, own)
+        rest = told.mean.clone()
         for group in case.structure:
             for slot in (s for s in group.consumers if s.module == name and group.name in case.removed):
                 gone, left = slot.of(case.removed[group.name]), np.intersect1d(slot.positions, inputs)
-                _give(module, gone, left, mean, products, rest)
+                moved, removed = moved + _give(module, gone, left, told, rest), removed + len(gone)
         shifts[name] = mean_given(case.teacher.get_submodule(name), rest, inputs, case.kept_of(name, "out"))
     _take(case, merged)
+    case.facts["merge"] = {"moved": moved, "removed": removed}  # inputs of consumers
     for name, shift in shifts.items():
         if case.can_shift(name):
             case.shift(name, shift)
         else:
-            case.note(f"{name} has neither a bias nor a batch norm behind it: means are not given back")
+            case.note(f"{name} has neither a bias nor a batch norm known to be behind it: means are not given back")
     case.note_products("merge")
 
 
@@ -95,15 +106,18 @@ def _nearest_weights(case: Case, group: Group, gone: IntArray) -> dict[int, int]
 
 
 def _written(case: Case, group: Group) -> FloatArray:
-    """All that writes each unit, (size, …) float64: producers' weights, times the scale of the norm on them where each has one."""
+    """All that writes each unit, (size, …) float64: producers' weights, times the scale of the norm known to be behind each."""
     columns, net = [], case.teacher
-    norms = [s for s in group.channelwise if getattr(net.get_submodule(s.module), "running_var", None) is not None]
-    for i, slot in enumerate(group.producers):
+    norms = {
+        s.module: s for s in group.channelwise if getattr(net.get_submodule(s.module), "running_var", None) is not None
+    }
+    for slot in group.producers:
         module: Any = net.get_submodule(slot.module)
         axis = dict(case.structure.layers[slot.module].axes["out"])["weight"]  # of an embedding the second
         weight = module.weight.detach().double().movedim(axis, 0).flatten(1).cpu().numpy()
         rows = _by_unit(weight, slot, group.size)
-        columns.append(rows * _scale(net, norms[i], group.size) if len(norms) == len(group.producers) else rows)
+        behind = norms.get(case.norm_behind(slot.module) or "")
+        columns.append(rows if behind is None else rows * _scale(net, behind, group.size))
     return np.concatenate(columns, 1)
 
 
@@ -147,44 +161,78 @@ def _fold_group(merged: nn.Module, case: Case, group: Group, joins: dict[int, in
                 value.index_copy_(dim, index[0], joined)
 
 
-def _moments(walk: Walk, name: str, module: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean input over samples (1, …), and centred second moments (C, C) of its channels over samples and places; float64."""
-    total, samples, linear = torch.zeros(()), 0, isinstance(module, nn.Linear)
-    moments = Moments.empty(
-        1, module.weight.shape[1], 0
-    )  # about the first block's mean: a large mean rounds nothing away
-    for x in walk.inputs(name):
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """What channels tell of each other: mean input over samples (1, …), and mean products (C, C) over samples and places of the
+    samples that fit and of those that choose; float64. About the means, or about 0 for a layer that takes no constant.
+    """
+
+    mean: torch.Tensor
+    fit: torch.Tensor
+    judge: torch.Tensor | None  # None: no samples choose
+    varies: torch.Tensor  # (C,): a channel that hardly varies beside its size tells nothing but rounding
+    samples: int  # how many fit
+
+
+def _told(case: Case, walk: Walk, name: str, own: int) -> _Told:
+    """Of the layer's inputs: the first `own` chunks fit, the others choose."""
+    module: Any = case.teacher.get_submodule(name)
+    total, rows, linear = torch.zeros(()), 0, isinstance(module, nn.Linear)
+    # about the first block's mean: a large mean rounds nothing away
+    fit, held = (Moments.empty(1, module.weight.shape[1], 0) for _ in range(2))
+    for i, x in enumerate(walk.inputs(name)):
         flat = x.reshape(-1, x.shape[-1]) if linear else x.movedim(1, -1).reshape(-1, x.shape[1])
-        total = total + (flat if linear else x).double().sum(0, keepdim=True).cpu()
-        moments.add_rows(flat.unsqueeze(1), flat.new_zeros((len(flat), 1, 0)))
-        samples += len(flat) if linear else len(x)
-    return total / samples, moments.centred()[0][0].cpu() / moments.rows
+        (fit if i < own else held).add_rows(flat.unsqueeze(1), flat.new_zeros((len(flat), 1, 0)))
+        if i < own:
+            total = total + (flat if linear else x).double().sum(0, keepdim=True).cpu()
+            rows += len(flat) if linear else len(x)
+    about = fit.mean()  # the line's constant is of the samples that fit
+    products, judge = (_products(m, about, case.can_shift(name)) if m.rows else None for m in (fit, held))
+    assert products is not None
+    variance, square = _products(fit, about, True).diagonal(), _products(fit, about, False).diagonal()
+    return _Told(total / rows, products, judge, variance > _VARIES * square, len(case.fitting))
 
 
-def _give(
-    module: Any, gone: IntArray, left: IntArray, mean: torch.Tensor, products: torch.Tensor, rest: torch.Tensor
-) -> None:
+def _products(moments: Moments, about: torch.Tensor, constant: bool) -> torch.Tensor:
+    """Mean products (C, C) of channels, about the means `about` (1, C) or about 0."""
+    centred, off = moments.centred()[0][0].cpu() / moments.rows, moments.mean()[0].cpu()
+    off = off - about[0].cpu() if constant else off
+    return centred + off.unsqueeze(1) * off
+
+
+def _give(module: Any, gone: IntArray, left: IntArray, told: _Told, rest: torch.Tensor) -> int:
     """Move the weights of what goes to what tells it best; what is left of its mean, place by place, is written into `rest`.
+    Returns how many inputs were moved.
 
     gone, left: inputs of one group; of a head that goes with dimensions of its own none is left there, and the group of heads
-    moves it. mean, rest: (1, C, …): a line's constant is the mean of what it leaves, which at the borders of an image is another.
-
-    A kept channel that hardly varies beside its size tells nothing: its variance is what rounding makes of a constant.
+    moves it. A line's constant is the mean of what it leaves, which at the borders of an image is another.
     """
     away, kept = torch.from_numpy(gone), torch.from_numpy(left)
     if not len(away) or not len(kept):
-        return
-    shared, variance = products[kept][:, away], products.diagonal()[kept]
-    means = mean.flatten(2).mean((0, 2)) if mean.dim() > 2 else mean.flatten()
-    varies = variance > _VARIES * (means[kept] ** 2 + variance)
-    slope = torch.where(
-        varies.unsqueeze(1), shared / variance.where(varies, torch.ones_like(variance)).unsqueeze(1), 0.0
-    )
-    best = (shared * slope).argmax(0)
-    s, into = slope.gather(0, best.unsqueeze(0)).squeeze(0), kept[best]
+        return 0
+    shared, own = told.fit[kept][:, away], told.fit.diagonal()[kept]
     weight = module.weight.data
+    matters = weight.index_select(1, away.to(weight.device)).double().square().transpose(0, 1).flatten(1).sum(1).cpu()
+    at, s = torch.zeros(len(away), dtype=torch.int64), torch.zeros(len(away), dtype=torch.float64)
+    most = 0.0
+    for strength in STRENGTHS if told.judge is not None else (UNJUDGED,):
+        ridge = strength / told.samples * own.mean()
+        slope = shared / (own + ridge).clamp_min(1e-300).unsqueeze(1)
+        slope = torch.where(told.varies[kept].unsqueeze(1), slope, 0.0)
+        explained = (2 * shared - own.unsqueeze(1) * slope) * slope
+        best = explained.argmax(0, keepdim=True)
+        line = slope.gather(0, best)[0]
+        if told.judge is None:
+            gain = explained.gather(0, best)[0]
+        else:  # on samples where it was not fitted
+            into = kept[best[0]]
+            gain = (2 * told.judge[into, away] - told.judge[into, into] * line) * line
+        if (whole := float((gain * matters).sum())) > most:
+            at, s, most = best[0], torch.where(gain > 0, line, 0.0), whole
+    into = kept[at]
     shape = [1, -1] + [1] * (weight.dim() - 2)
     moved = weight.index_select(1, away.to(weight.device)) * s.to(weight).view(shape)
     weight.index_add_(1, into.to(weight.device), moved)
     scale = s.view([1, -1] + [1] * (rest.dim() - 2))
-    rest.index_copy_(1, away, mean.index_select(1, away) - scale * mean.index_select(1, into))
+    rest.index_copy_(1, away, told.mean.index_select(1, away) - scale * told.mean.index_select(1, into))
+    return int((s != 0).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,10 @@ from cswap.tasks import Classification, Task, completed
 from cswap.types import FloatArray
 
 DOUBT = 0.05
+ALIKE = 1e-6
+"""Share of the outputs' mean square: networks nearer than that are told apart by rounding."""
+CHOOSING = {"lstsq", "merge"}
+"""Steps that choose by the last fifth of each class's samples, which then judge the recovery too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +42,8 @@ class Recovery:
 
     `declined`: why the network is as it was, or None; `raw`: the recovered network all the same. `score_before`,
     `score_after`, `quality_before`, `quality_after`: means of σ and of quality on the `judged` calibration samples, those that
-    did not fit where `lstsq` is among the steps, else all, on which the statistics of `bn`, `bias` and `merge` were taken too. `notes`: what was left as it was, and why; `facts`: figures by step.
+    did not fit where `lstsq` or `merge` is among the steps, else all, on which the statistics of `bn` and `bias` were taken too.
+    `notes`: what was left as it was, and why; `facts`: figures by step.
     """
 
     model: nn.Module
@@ -75,10 +81,11 @@ def recover(
 ) -> nn.Module:
     """A copy of the pruned network `small` with what can be given back; `teacher` is its original. Both are untouched.
 
-    how: `bias`, `bn`, `lstsq`, `merge`, `fold`, or several joined by `+`, done in that order. When the score falls on calibration
-    samples that did not fit (paired one-sided t-test at 5 %) and quality does not rise by the same test, or quality does and the score does not rise, the
-    copy is as `small` was, and a warning says so; unless both figures are as good as the original's, or neither fall is significant and
-    the outputs are significantly nearer to the original's; `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors; its
+    how: `bias`, `bn`, `lstsq`, `merge`, `fold`, or several joined by `+`, done in that order. The result is taken on evidence, by
+    paired one-sided t-tests at 5 % on calibration samples, those that did not fit where `lstsq` or `merge` is among the steps: score or
+    quality rises or the outputs come nearer to the original's, and neither falls; a fall is outweighed by a rise of the other, or,
+    where the outputs come nearer, by being insignificant or by ending where the original is. Else the copy is as `small` was, and a
+    warning says why; `recovered` gives the facts. A module that `path.apply` did not make is matched to the teacher by its tensors; its
     attention and recurrent layers come back as the equivalents that the structure names.
     Raises InputError when they do not match.
     """
@@ -116,7 +123,7 @@ def recovered(
         removed, kept = made.removed, made.kept
     plain, changed = _still(small, device), _still(small, device)
     _check_shapes(small, original, kept)
-    held = choosing(calibration) if "lstsq" in names else np.empty(0, dtype=np.int64)
+    held = choosing(calibration) if CHOOSING & set(names) else np.empty(0, dtype=np.int64)
     case = Case(changed, original, calibration, structure, removed, kept, device, memory, held)
     gone = any(len(units) for units in removed.values())
     if not gone:
@@ -126,20 +133,8 @@ def recovered(
             STEPS[name](case)
     numbers = held if len(held) else np.arange(len(calibration))
     judges = calibration.part(numbers)
-    before, after = (_measured(net, judges, task, device) for net in (plain, case.small))
-    declined = _why_not(before, after)
-    back = ""
-    if declined is not None and gone and np.isfinite(after[0]).all():
-        # the units that went were chosen by these samples, which flatter the network as it was cut: where they say nothing for
-        # certain, its outputs do
-        certain = any(_surely_below_zero(a - b) for a, b in zip(after, before, strict=True))
-        if not certain and _surely_below_zero(
-            np.subtract(*(_away(net, original, judges, device) for net in (case.small, plain)))
-        ):
-            back = "while the outputs came nearer to the original's"
-        elif _gave_back(_measured(original, judges, task, device), after):
-            back = "to what the original has"
-        declined = None if back else declined
+    (before, after, whole), away = _measured((plain, case.small, original), judges, task, device)
+    declined, back = _decided(before, after, whole, Outputs(*away))
     seconds = round(time.perf_counter() - begin, 3)
     for what, was, now in zip(("score", "quality"), before, after, strict=True):
         if declined is None and now.mean() < was.mean():
@@ -204,60 +199,123 @@ def _place(net: nn.Module) -> torch.device:
     return next((p.device for p in net.parameters()), torch.device("cpu"))
 
 
-def _measured(net: nn.Module, part: CalibrationSet, task: Task, device: str) -> tuple[FloatArray, FloatArray]:
-    """σ and quality of samples, (M',) float64 each."""
-    scores, quality = [], []
-    fed = Fed(net)
+Figures = tuple[FloatArray, FloatArray]
+"""σ and quality of samples."""
+
+
+def _measured(
+    nets: Sequence[nn.Module], part: CalibrationSet, task: Task, device: str
+) -> tuple[list[Figures], list[FloatArray]]:
+    """Figures of each network on samples, (M',) float64, and how far the outputs of all but the last are from its: see `_away`."""
+    figures: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in nets]
+    away: list[list[torch.Tensor]] = [[] for _ in nets[:-1]]
+    fed = [Fed(net) for net in nets]
+    raw = [f if (plain := forward_of(net)) is net else Fed(plain) for f, net in zip(fed, nets, strict=True)]
     with torch.no_grad(), exact(torch.device(device), False):
-        for inputs, targets in part.batches(128):
-            outputs, labels = fed(inputs.to(device)), moved(targets, device)
-            scores.append(task.score(outputs, labels).double().cpu().numpy())
-            quality.append(task.sample_quality(outputs, labels).double().cpu().numpy())
-    return np.concatenate(scores), np.concatenate(quality)
+        for inputs, targets in part.batches(32):
+            given, labels = inputs.to(device), moved(targets, device)
+            outputs = [f(given) for f in fed]
+            for found, out in zip(figures, outputs, strict=True):
+                found.append((task.score(out, labels).double().cpu(), task.sample_quality(out, labels).double().cpu()))
+            tensors = [tensors_of(o if r is f else r(given)) for f, r, o in zip(fed, raw, outputs, strict=True)]
+            for at, mine in zip(away, tensors[:-1], strict=True):
+                at.append(_away(mine, tensors[-1], len(inputs)))
+    told = [(torch.cat([s for s, _ in f]).numpy(), torch.cat([q for _, q in f]).numpy()) for f in figures]
+    return told, [torch.cat(a).numpy() for a in away]
 
 
-def _away(net: nn.Module, original: nn.Module, part: CalibrationSet, device: str) -> FloatArray:
-    """Squared distance of each sample's outputs from the original's, (M',): mean over outputs, of each its share of its mean square."""
-    found, both = [], [Fed(forward_of(m)) for m in (net, original)]
-    with torch.no_grad(), exact(torch.device(device), False):
-        for inputs, _ in part.batches(32):
-            given = inputs.to(device)
-            pairs = list(zip(*(tensors_of(m(given)) for m in both), strict=True))
-            shares = [
-                ((a.double() - b.double()).square() / b.double().square().mean().clamp_min(1e-30)).flatten(1).mean(1)
-                for a, b in pairs
-                if len(a) == len(inputs) and a.shape == b.shape and a.numel()
-            ]
-            found.append(torch.stack(shares).mean(0).cpu().numpy() if shares else np.zeros(len(inputs)))
-    return np.concatenate(found)
+def _away(mine: list[torch.Tensor], original: list[torch.Tensor], samples: int) -> torch.Tensor:
+    """Squared distance of each sample's outputs from the original's, (N,): mean over outputs, of each its share of its mean square."""
+    shares = [
+        ((a.double() - b.double()).square() / b.double().square().mean().clamp_min(1e-30)).flatten(1).mean(1)
+        for a, b in zip(mine, original, strict=True)
+        if len(a) == samples and a.shape == b.shape and a.numel()
+    ]
+    return torch.stack(shares).mean(0).cpu() if shares else torch.zeros(samples, dtype=torch.float64)
 
 
-def _why_not(before: tuple[FloatArray, FloatArray], after: tuple[FloatArray, FloatArray]) -> str | None:
-    """Why a recovery is not taken: scores that are no numbers, or what `calibration` samples say of score and quality.
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """How far each sample's outputs were and are from the original's, (M',) each, and what that says by one-sided t-tests."""
 
-    Each outweighs the other: a fall of quality where it is not significant itself and the score, which is finer, rises
-    significantly; a fall of the score where quality rises significantly (paired one-sided t-tests at 5 %; ours).
+    before: FloatArray
+    after: FloatArray
+
+    @property
+    def nearer(self) -> bool:
+        """Whether the mean squared distance fell."""
+        with np.errstate(invalid="ignore"):  # of outputs that are no numbers nothing is known
+            return _surely_below_zero(self.after - self.before)
+
+    @property
+    def further(self) -> bool:
+        """Whether samples lie further away, by their factors: some that went very far would hide the others in a mean."""
+        with np.errstate(invalid="ignore"):
+            return _surely_below_zero(np.log(np.maximum(self.before, ALIKE)) - np.log(np.maximum(self.after, ALIKE)))
+
+    @property
+    def factor(self) -> float:
+        """How many times as far they lie."""
+        return float(np.sqrt(self.after.mean() / max(self.before.mean(), ALIKE)))
+
+
+def _decided(before: Figures, after: Figures, whole: Figures, outputs: Outputs) -> tuple[str | None, str]:
+    """Why a recovery is not taken, or None; and what speaks for one that is taken though a figure fell, or nothing.
+
+    `whole`: figures of the original network. The units that went were chosen by these samples, which flatter the network as it
+    was cut: where the outputs come nearer to the original's, a fall that is not certain, or one to what the original has, is
+    taken (ours).
+    """
+    why = _why_not(before, after, outputs)
+    if why is None:
+        return _nothing_for(before, after, outputs), ""
+    if not outputs.nearer:
+        return why, ""
+    if not any(_surely_below_zero(a - b) for a, b in zip(after, before, strict=True)):
+        return None, "while the outputs came nearer to the original's"
+    if not any(_surely_below_zero(a - w) for a, w in zip(after, whole, strict=True)):
+        return None, "not significantly below what the original has"
+    return why, ""
+
+
+def _why_not(before: Figures, after: Figures, outputs: Outputs) -> str | None:
+    """What speaks against a recovery: scores that are no numbers, or what calibration samples say of score, quality and outputs.
+
+    Score and quality outweigh each other: a fall of quality where it is not significant itself and the score, which is finer,
+    rises significantly; a fall of the score where quality rises significantly. Outputs that went further from the original's
+    are outweighed by either (paired one-sided t-tests at 5 %; ours).
     """
     if not np.isfinite(after[0]).all():
         return "declined: the recovered network gives no finite scores"
     score, quality = after[0] - before[0], after[1] - before[1]
-    if quality.mean() < 0 and (_surely_below_zero(quality) or not _surely_below_zero(-score)):
+    rises = [_surely_below_zero(-d) for d in (score, quality)]
+    if quality.mean() < 0 and (_surely_below_zero(quality) or not rises[0]):
         return (
             f"declined: quality on {len(after[1])} calibration samples would fall from {before[1].mean():.4f} to "
             f"{after[1].mean():.4f}"
         )
-    if _surely_below_zero(score) and not _surely_below_zero(-quality):
+    if _surely_below_zero(score) and not rises[1]:
         return (
             f"declined: the mean score of {len(score)} calibration samples would fall from {before[0].mean():.4f} to "
             f"{after[0].mean():.4f}"
         )
+    if outputs.further and not any(rises):
+        return (
+            f"declined: the outputs on {len(score)} calibration samples would be {outputs.factor:.3g} times as far from the "
+            "original's, and neither score nor quality would rise"
+        )
     return None
 
 
-def _gave_back(whole: tuple[FloatArray, FloatArray], after: tuple[FloatArray, FloatArray]) -> bool:
-    """Whether score and quality are not significantly below the original network's (paired one-sided t-tests at 5 %)."""
-    return bool(np.isfinite(after[0]).all()) and not any(
-        _surely_below_zero(a - w) for a, w in zip(after, whole, strict=True)
+def _nothing_for(before: Figures, after: Figures, outputs: Outputs) -> str | None:
+    """Why a recovery that changes something is not taken on a guess: score and quality do not rise, and the outputs come no nearer (the same tests)."""
+    falls = (before[0] - after[0], before[1] - after[1], outputs.after - outputs.before)
+    if not any(d.any() for d in falls) or any(_surely_below_zero(d) for d in falls):
+        return None
+    return (
+        f"declined: {len(after[0])} calibration samples do not show that it gives anything back: score {before[0].mean():.4f} to "
+        f"{after[0].mean():.4f}, quality {before[1].mean():.4f} to {after[1].mean():.4f}, outputs {outputs.factor:.3g} times as "
+        "far from the original's"
     )
 
 
