@@ -32,7 +32,7 @@ def bias(case: Case) -> None:
             continue
         if not case.can_shift(name):
             case.note(
-                f"{name} has neither a bias nor a batch norm behind it: the mean of what was cut is not given back"
+                f"{name} has neither a bias nor a batch norm known to be behind it: the mean of what was cut is not given back"
             )
             continue
         total, rows = torch.zeros(()), 0
