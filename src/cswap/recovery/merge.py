@@ -57,7 +57,7 @@ def merge(case: Case) -> None:
     s = 0; the consumers' weights of b gain s times those of a, and their constants the rest. Producers stay: with b fixed, s is
     the best a consumer can do. m is the mean by place, so that means come out right under padding too; a consumer that takes no
     constant gets a line through the origin. The last fifth of each class's samples, which does not fit, chooses the strength
-    of the ridge for each consumer, and which units are told well enough by any: the others are cut, and their mean given back.
+    of the ridge for each group and consumer, and which units are told well enough by any: the others are cut, and their mean given back.
     Source: ours (Kim et al., 2020, arXiv 2006.10903, neuron merging, takes s from the weights).
     """
     case.refuse_changed("merge")
