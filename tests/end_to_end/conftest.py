@@ -70,10 +70,10 @@ class Place:
         load_weights(model, self.weights)
         return model.eval()
 
-    def calibration(self) -> cswap.CalibrationSet:
+    def calibration(self, per_class: int = 6) -> cswap.CalibrationSet:
         """The samples that `prune` draws."""
         train = open_data(str(self.data), ImageFormat(8, 8, (0.5,) * 3, (0.5,) * 3)).train
-        return cswap.calibration_set(train, 6, 0)
+        return cswap.calibration_set(train, per_class, 0)
 
     def saved(self) -> str:
         """A network pruned and saved from Python, in `saved`; returns its factory."""

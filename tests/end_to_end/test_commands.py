@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from cswap.artifacts.folder import load, open_artifact
 from cswap.cli.app import main
 from cswap.cli.options import bytes_of
 from tests.end_to_end.commands import ran, refused
+from tests.end_to_end.conftest import write_images
 
 
 def test_apply_eval_explain_support(place, capsys):
@@ -84,8 +86,11 @@ def test_the_other_methods_give_artifacts_too(place, capsys, method):
 
 def test_prune_and_apply_give_back_what_can_be_given_back(place, capsys):
     """Recovered weights go into the artifact, with what was done; apply recovers another target from the same path."""
-    prune = place.prune("mended", "--method", "random", "--recover", "lstsq", "--json", target="units=0.6")
-    status, out, err = ran(capsys, *prune)
+    place = replace(place, data=place.root / "more")
+    write_images(place.data / "train", 30, 0)
+    write_images(place.data / "test", 5, 1)
+    many = ("--method", "random", "--per-class", "30", "--json")  # six of each class judge
+    status, out, err = ran(capsys, *place.prune("mended", "--recover", "lstsq", *many, target="units=0.6"))
     assert (status, err) == (0, "")
     summary = json.loads(out)
     recovery = summary["recovery"]
@@ -96,15 +101,14 @@ def test_prune_and_apply_give_back_what_can_be_given_back(place, capsys):
     assert summary["seconds"]["recovery"] > 0
     folder = place.root / "mended"
     assert json.loads((folder / "manifest.json").read_text())["recovery"] == recovery
-    plain = place.prune("plain", "--method", "random", "--json", target="units=0.6")
-    status, out, _ = ran(capsys, *plain)
+    status, out, _ = ran(capsys, *place.prune("plain", *many, target="units=0.6"))
     assert status == 0
     assert json.loads(out)["recovery"] is None
     assert summary["pruned"]["quality"]["accuracy"] >= json.loads(out)["pruned"]["quality"]["accuracy"]
     mended, cut = (load(place.root / n, trust=True) for n in ("mended", "plain"))
     x = torch.randn(4, 3, 8, 8)
     assert not torch.allclose(mended(x), cut(x))
-    again = cswap.recover(cut, place.original(), place.calibration(), "lstsq")  # a loaded module knows what it lacks
+    again = cswap.recover(cut, place.original(), place.calibration(30), "lstsq")  # a loaded module knows what it lacks
     assert torch.allclose(again(x), mended(x), atol=1e-5)
     status, out, err = ran(
         capsys, "apply", str(folder), "--target", "units=0.3", "--recover", "bn+lstsq", "--out", str(place.root / "less"), "--trust", "--json", "--quiet",
@@ -115,8 +119,9 @@ def test_prune_and_apply_give_back_what_can_be_given_back(place, capsys):
         capsys, "apply", str(folder), "--target", "units=0.6", "--recover", "bias", "--out", str(place.root / "means"), "--trust", "--quiet",
     )  # fmt: skip
     assert status == 0
-    judged = len(place.calibration())  # nothing is held back where nothing is fitted
-    assert f"recovery bias: mean score of {judged} calibration samples from" in " ".join(out.split())
+    judged = len(place.calibration(30))  # nothing is held back where nothing is fitted
+    told = " ".join(out.split())
+    assert f"recovery bias: declined: the outputs on {judged} calibration samples would be" in told, told
     refused(
         capsys,
         ["apply", str(folder), "--target", "units=0.3", "--recover", "x", "--out", str(place.root / "no"), "--trust"],
