@@ -94,7 +94,9 @@ def _experiments() -> list[str]:
         scale = " ".join(module.__doc__.split("\n\n")[2].split())
         scale += f" {data['note']}." if "note" in data else ""
         own = {n: d["origin"] for n, d in data.get("networks", {}).items() if "origin" in d}
-        told = [f"{n}: {origin(o)}" for n, o in own.items()] or [origin(data)]
+        told = [f"{n}: {origin(o)}" + (f" {o['note']}." if "note" in o else "") for n, o in own.items()] or [
+            origin(data)
+        ]
         lines += [f"## {title}", "", *told, scale, "", *table(*module.section(data)), module.finding(data), ""]
         lines += [f"![{title}](results/plots/{name}.svg)", ""]
     return lines if len(lines) > 2 else []

@@ -90,7 +90,7 @@ def with_earlier(name: str, now: dict[str, Any], found: dict[str, Any]) -> dict[
     if "networks" not in found or not file.exists():
         return {**now, **found}
     earlier = json.loads(file.read_text())
-    of_earlier = {k: earlier[k] for k in ("command", "commit", "machine", "versions", "seed")}
+    of_earlier = {k: earlier[k] for k in ("command", "commit", "machine", "versions", "note", "seed") if k in earlier}
     kept = {n: {"origin": of_earlier, **d} for n, d in earlier["networks"].items() if n not in found["networks"]}
     networks = {**kept, **{n: {**d, "origin": now} if kept else d for n, d in found["networks"].items()}}
     return {**now, **found, "networks": networks}
