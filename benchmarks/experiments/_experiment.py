@@ -77,10 +77,8 @@ def main(name: str, run: Callable[[Given], dict[str, Any]], doc: str, networks: 
         f" --{k} {v}" for k, v in told.items() if v
     )
     note = {"note": given.note} if given.note else {}
-    write_result(
-        f"experiment_{name}",
-        {**with_earlier(name, {"command": command, **machine(), **note, "seed": given.seed}, found)},
-    )
+    now = {"command": command, **machine(), **note, "seed": given.seed}
+    write_result(f"experiment_{name}", with_earlier(name, now, found))
     draw(name)
 
 

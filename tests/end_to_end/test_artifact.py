@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import cswap
 from cswap.artifacts.folder import load, open_artifact
-from cswap.data.models import ModelSpec, load_weights
+from cswap.data.models import ModelSpec
 from cswap.errors import ArtifactError, InputError
 from cswap.structure.surgery import masked_copy
 from tests.end_to_end.commands import ran, refused
@@ -36,9 +36,7 @@ def test_prune_writes_a_whole_artifact_and_load_gives_the_same_logits(place, cap
     assert summary["baseline"]["quality"]["accuracy"] == 1.0
     assert sum(summary["verdicts"].values()) > 0
 
-    original = ModelSpec.parse(f"{place.factory}:colours").build()
-    load_weights(original, place.weights)
-    artifact = open_artifact(folder)
+    original, artifact = place.original(), open_artifact(folder)
     removed, _, _ = artifact.path.prefix("params=0.3")
     x = torch.randn(5, 3, 8, 8)
     code = (
@@ -64,9 +62,7 @@ def test_prune_writes_a_whole_artifact_and_load_gives_the_same_logits(place, cap
 def test_the_stored_path_is_the_path_and_its_effects(place, capsys):
     assert ran(capsys, *place.prune("out"))[0] == 0
     path = open_artifact(place.root / "out").path
-    job = cswap.prune_path(
-        place.original(), place.calibration(), target="params=0.3"
-    )  # fmt: skip
+    job = cswap.prune_path(place.original(), place.calibration(), target="params=0.3")
     assert [(d.group, d.unit, d.verdict, d.removed) for d in path] == [
         (d.group, d.unit, d.verdict, d.removed) for d in job
     ]

@@ -15,7 +15,7 @@ import numpy as np
 from tests.end_to_end.commands import ran, refused
 
 
-def test_resume_goes_on_and_a_changed_run_isrefused(place, capsys):
+def test_resume_goes_on_and_a_changed_run_is_refused(place, capsys):
     assert ran(capsys, *place.prune("once", target="params=0.5"))[0] == 0
     whole = (place.root / "once" / "path.jsonl").read_text()
     assert ran(capsys, *place.prune("grown", target="params=0.1"))[0] == 0

@@ -145,7 +145,7 @@ def test_data_with_some_of_the_model_s_classes(place, capsys):
     refused(capsys, place.prune("c", *more, *labels), "outputs below the model's 7", "got 7")
 
 
-def test_data_with_other_classes_isrefused(place, capsys):
+def test_data_with_other_classes_is_refused(place, capsys):
     assert ran(capsys, *place.prune("out"))[0] == 0
     other = place.root / "other"
     for split in ("train", "test"):

@@ -143,33 +143,19 @@ def test_a_latency_beyond_a_path_that_quality_ended_gives_the_end_of_it(place, c
         return {n: float(count_params(m)) for n, m in models.items()}
 
     monkeypatch.setattr(aim, "latency_ms", clock)
-    limits = ("--method", "magnitude", "--max-drop", "0.05", "--json")
-    assert main(place.prune("end", *limits, target="latency=0.99")) == 0
-    summary = json.loads(capsys.readouterr().out)
+    limits = ("--method", "magnitude", "--max-drop", "0.05")
+    summary = _json(capsys, place.prune("end", *limits, target="latency=0.99"))
     assert summary["ended"].startswith("stopped before the target: max-drop")
     assert 0 < summary["ratio"]["params"] < 0.9
     assert summary["aim"]["measured"][-1]["latency"] == pytest.approx(summary["ratio"]["params"], abs=1e-9)
-    again = main(
-        [
-            "apply",
-            str(place.root / "end"),
-            "--trust",
-            "--target",
-            "latency=0.99",
-            "--out",
-            str(place.root / "a"),
-            "--json",
-        ]
-    )
-    assert again == 0
-    assert json.loads(capsys.readouterr().out)["ended"].startswith("stopped before the target: max-drop")
+    apply = ["apply", str(place.root / "end"), "--trust", "--target", "latency=0.99", "--out", str(place.root / "a")]
+    assert _json(capsys, apply)["ended"].startswith("stopped before the target: max-drop")
     reached = summary["ratio"]["params"]
     write_images(place.root / "more" / "train", 2, 7)
     write_images(place.root / "more" / "test", 40, 8)
     certify = ("--certify", str(place.root / "more"), "--margin", "0.9")
     asked = f"latency={reached / 4:.3f},0.98,0.99"
-    assert main(place.prune("some", *limits, *certify, target=asked)) == 0
-    summary = json.loads(capsys.readouterr().out)
+    summary = _json(capsys, place.prune("some", *limits, *certify, target=asked))
     assert [t["target"] for t in summary["certificate"]["targets"]] == [asked.split(",", maxsplit=1)[0]]
     assert any("was not tested: the path stopped before it" in n for n in summary["notes"])
 

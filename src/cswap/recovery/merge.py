@@ -77,14 +77,14 @@ def merge(case: Case) -> None:
             for slot in (s for s in group.consumers if s.module == name and group.name in case.removed):
                 gone, left = slot.of(case.removed[group.name]), np.intersect1d(slot.positions, inputs)
                 moved, removed = moved + _give(module, gone, left, told, rest), removed + len(gone)
-        shifts[name] = mean_given(case.teacher.get_submodule(name), rest, inputs, case.kept_of(name, "out"))
+        if case.can_shift(name):
+            shifts[name] = mean_given(case.teacher.get_submodule(name), rest, inputs, case.kept_of(name, "out"))
+        else:
+            case.note(f"{name} has neither a bias nor a batch norm known to be behind it: means are not given back")
     _take(case, merged)
     case.facts["merge"] = {"moved": moved, "removed": removed}  # inputs of consumers
     for name, shift in shifts.items():
-        if case.can_shift(name):
-            case.shift(name, shift)
-        else:
-            case.note(f"{name} has neither a bias nor a batch norm known to be behind it: means are not given back")
+        case.shift(name, shift)
     case.note_products("merge")
 
 
