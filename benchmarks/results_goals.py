@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def goals(data: dict[str, Any], base: float) -> list[str]:
         f"The best of all methods and recoveries above, chosen by these test images, which tell an accuracy to ±{standard_error(base, data['held_out_samples']):.2f} points (standard error).",
         "",
         *table(["target", "method, recovery", "accuracy, %", "points lost", "goal: at most", "reached"], rows),
-        *(_missed() if data["command"] == _load("methods_resnet18").get("command") else []),
+        *(_missed() if data["command"] == _load(_MAIN).get("command") else []),
     ]
 
 
@@ -70,12 +70,14 @@ def more_samples(data: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+_MAIN, _REFIT = "methods_resnet18", "refit512_resnet18"
 _TRIED = {
-    "methods_resnet18": "every ranking", "recoveries_resnet18": "every recovery", "joint_resnet18": "joint cuts in the place of a ranking",
-    "recoveries_all_resnet18": "every recovery on every method", "obs128_resnet18": "four times the images to choose by", "refit512_resnet18": "four times the images to refit on",
+    "recoveries_resnet18": "every recovery", "joint_resnet18": "joint cuts in the place of a ranking",
+    "recoveries_all_resnet18": "every recovery on every method", "obs128_resnet18": "four times the images to choose by", _REFIT: "four times the images to refit on",
 }  # fmt: skip
 
 
+@functools.cache
 def _load(name: str) -> dict[str, Any]:
     """A result, or nothing."""
     path = HERE / "results" / f"{name}.json"
@@ -83,50 +85,45 @@ def _load(name: str) -> dict[str, Any]:
     return found
 
 
+def _best_of(name: str, kind: str, ratio: float) -> tuple[float, str, str] | None:
+    """Points lost by the best combination of a result at a target, its method and recovery; None if it has no such point."""
+    data = _load(name)
+    return min(
+        (
+            (100 * (data["unpruned"]["quality"]["accuracy"] - v), method, how)
+            for method, x in data["methods"].items()
+            if (p := point_at(x["points"], kind, ratio))
+            for how, v in p["accuracy"].items()
+        ),
+        default=None,
+    )
+
+
+def _cause(most: float, lost: dict[str, float]) -> str:
+    """What the figures of the other tries say of why a goal is missed. `lost`: points by result."""
+    if _REFIT in lost:
+        if lost[_REFIT] <= most:
+            return "what the refit cannot tell from few images"
+        return "not the number of images: that part of the loss stays"
+    if lost and min(lost.values()) > most:
+        return f"not which units go, nor how many images choose them (with others {min(lost.values()):+.2f} at best)"
+    return "open"
+
+
 def _missed() -> list[str]:
     """For each goal that the common calibration set misses: how far, what was tried, and what that says of the cause."""
-    found: dict[str, dict[tuple[str, float], tuple[float, str, str]]] = {}
-    for file in _TRIED:
-        data = _load(file)
-        for (kind, ratio, _), (name, x) in itertools.product(GOALS, data["methods"].items()):
-            if p := point_at(x["points"], kind, ratio):
-                base = data["unpruned"]["quality"]["accuracy"]
-                best = min((100 * (base - v), name, how) for how, v in p["accuracy"].items())
-                held = found.setdefault(file, {}).get((kind, ratio))
-                found[file][kind, ratio] = min(best, held) if held else best
-    lines = []
+    whole, lines = _load(_MAIN), []
+    error = standard_error(whole["unpruned"]["quality"]["accuracy"], whole["held_out_samples"])
     for kind, ratio, most in GOALS:
-        by = {f: v[kind, ratio] for f, v in found.items() if (kind, ratio) in v}
-        lost, name, how = by["methods_resnet18"]
+        by = {name: best for name in (_MAIN, *_TRIED) if (best := _best_of(name, kind, ratio))}
+        lost, method, how = by.pop(_MAIN)
         if lost <= most:
             continue
-        tried = "; ".join(
-            f"{_TRIED[f]} {v[0]:+.2f} ({v[1]}, {WAYS.get(v[2], v[2])})"
-            for f, v in by.items()
-            if f != "methods_resnet18"
-        )
-        whole = _load("methods_resnet18")
-        error = standard_error(whole["unpruned"]["quality"]["accuracy"], whole["held_out_samples"])
-        sure = (
-            f"These images tell an accuracy to ±{error:.2f} points, so whether it is reached is not told by them. "
-            if lost - most < error
-            else ""
-        )
-        others = [v[0] for f, v in by.items() if f not in ("methods_resnet18", "refit512_resnet18")]
-        if "refit512_resnet18" in by:
-            cause = (
-                "what the refit cannot tell from few images"
-                if by["refit512_resnet18"][0] <= most
-                else "not the number of images: that part of the loss stays"
-            )
-        else:
-            cause = (
-                f"not which units go, nor how many images choose them (with others {min(others):+.2f} at best)"
-                if others and min(others) > most
-                else "open"
-            )
+        told = f"These images tell an accuracy to ±{error:.2f} points, so whether it is reached is not told by them. "
+        tried = "; ".join(f"{_TRIED[n]} {v[0]:+.2f} ({v[1]}, {WAYS.get(v[2], v[2])})" for n, v in by.items())
         lines.append(
-            f"The goal at {kind} = {ratio:g} ({most:g} points) is missed by {lost - most:.2f} ({lost:+.2f}: {name}, {WAYS.get(how, how)}). {sure}Tried besides: {tried}. "
-            f"The cause, by these figures: {cause}."
+            f"The goal at {kind} = {ratio:g} ({most:g} points) is missed by {lost - most:.2f} ({lost:+.2f}: {method}, {WAYS.get(how, how)}). "
+            f"{told if lost - most < error else ''}Tried besides: {tried}. "
+            f"The cause, by these figures: {_cause(most, {n: v[0] for n, v in by.items()})}."
         )
     return [*lines, ""] if lines else []

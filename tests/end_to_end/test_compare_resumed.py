@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from cswap.artifacts.files import write_json
 from cswap.cli.app import main
 from cswap.compare import measure
-from cswap.compare.clock import Clock, timed
+from cswap.compare.clock import KeptClock, timed
 from tests.end_to_end.commands import FEW, compare_of, told
 
 
@@ -131,7 +131,7 @@ def test_seconds_are_those_of_every_run_that_was_interrupted(place, capsys, monk
     capsys.readouterr()
     assert main(compare_of(place, *asked, "--resume")) == 0
     assert json.loads(capsys.readouterr().out)["methods"]["cbp"]["seconds"] >= 1.5
-    clock = Clock(place.root / "x.seconds.json")
+    clock = KeptClock(place.root / "x.seconds.json")
     clock.keep_seconds()
     write_json(place.root / "x.seconds.json", {"seconds": 100.0})
     with timed(place.root / "x.seconds.json", going_on=True) as clock:

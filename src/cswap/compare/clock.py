@@ -16,7 +16,7 @@ from cswap.types import Decision
 _EVERY = 5.0  # seconds between two looks that are kept: a run that is killed forgets no more
 
 
-class Clock(Silence):
+class KeptClock(Silence):
     """Seconds spent under a name over all runs; as a sink it keeps them while decisions come. `seconds`: those so far."""
 
     def __init__(self, file: Path) -> None:
@@ -45,12 +45,12 @@ class Clock(Silence):
 
 
 @contextlib.contextmanager
-def timed(file: Path, *, going_on: bool) -> Iterator[Clock]:
+def timed(file: Path, *, going_on: bool) -> Iterator[KeptClock]:
     """A clock that goes on from what an earlier run kept, or starts anew; kept at the end, whatever ends it, if anything was done."""
     if not going_on:
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
-    clock = Clock(file)
+    clock = KeptClock(file)
     try:
         yield clock
     except BaseException:

@@ -20,7 +20,7 @@ from cswap.artifacts.state import read_state
 from cswap.causal.engine import emulated_bfloat16, refuse_near_chance
 from cswap.causal.replay import engine_for
 from cswap.causal.store import DifferenceStore, measure_differences
-from cswap.compare.clock import Clock, timed
+from cswap.compare.clock import KeptClock, timed
 from cswap.compare.folder import write
 from cswap.compare.job import CompareJob
 from cswap.compare.summary import area
@@ -76,7 +76,7 @@ class Run:
                 self.job.out / f"differences.{seed}.seconds.json",
             )
             if file.exists() and spent.exists():  # nothing is left to measure
-                self.seconds[seed] = Clock(spent).seconds
+                self.seconds[seed] = KeptClock(spent).seconds
             begun = file.exists() or any(file.parent.glob(f"{file.name}.*.part"))
             with timed(spent, going_on=begun) as clock:
 
