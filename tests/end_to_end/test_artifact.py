@@ -78,11 +78,11 @@ def test_a_manifest_cannot_lead_out_of_its_folder_or_be_changed(place, capsys):
     good = json.loads((folder / "manifest.json").read_text())
     shutil.copy(folder / "model.safetensors", place.root / "stolen.safetensors")
 
-    def broken(change) -> None:
+    def broken(change, match: str | None = None) -> None:
         data = json.loads(json.dumps(good))
         change(data)
         (folder / "manifest.json").write_text(json.dumps(data))
-        with pytest.raises(ArtifactError):
+        with pytest.raises(ArtifactError, match=match):
             cswap.load(folder, trust=True)
 
     broken(lambda m: m["weights"].update(file="../stolen.safetensors"))
@@ -96,6 +96,9 @@ def test_a_manifest_cannot_lead_out_of_its_folder_or_be_changed(place, capsys):
     broken(lambda m: m["kept"].update({"a.weight": {"9": [1]}}))
     broken(lambda m: m["kept"].update({"nosuch.weight": {"0": [1]}}))
     broken(lambda m: m["kept"].pop("a.weight"))
+    kept = good["kept"]["a.weight"]["0"]
+    others = sorted({*kept[1:], next(i for i in range(kept[-1] + 2) if i not in kept)})  # as many, so every shape fits
+    broken(lambda m: m["kept"]["a.weight"].update({"0": others}), match="contradict each other")
     broken(lambda m: m["factory"].update(file="../net.py"))
     broken(lambda m: m["factory"].update(sha256="0"))
     broken(lambda m: m.pop("factory"))

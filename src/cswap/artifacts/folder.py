@@ -43,9 +43,9 @@ from cswap.data.models import ModelSpec, one_line, put_tensors, sha256_of
 from cswap.errors import ArtifactError, CswapError, InputError, MismatchError, ModelError
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Surgery
-from cswap.structure.groups import Structure
+from cswap.structure.groups import Removed, Structure
 from cswap.structure.replaced import replace_
-from cswap.structure.surgery import KeptIndices, removed_by, shrink_in_place
+from cswap.structure.surgery import KeptIndices, kept_indices, removed_by, shrink_in_place
 from cswap.types import RATIO_KINDS, Cliff, IntArray, Ratio, Target
 
 SCHEMA = "cswap-artifact/1"
@@ -291,6 +291,29 @@ def kept_of(folder: Path, manifest: dict[str, Any]) -> KeptIndices:
     return kept
 
 
+def removed_from(folder: Path, structure: Structure, kept: KeptIndices) -> Removed:
+    """The units that `kept` lacks. Raises ArtifactError where one tensor lacks a unit that another one tied to it keeps."""
+    removed = removed_by(structure, kept)
+    expected = kept_indices(structure, removed)
+    for tensor, dims in (expected | kept).items():
+        for dim in dims:
+            due, found = expected.get(tensor, {}).get(dim), kept.get(tensor, {}).get(dim)
+            if due is None or found is None or not np.array_equal(due, found):
+                raise ArtifactError(
+                    f"{folder}: the indices kept contradict each other: dimension {dim} of {tensor} keeps "
+                    f"{_said(found)}; by the tensors tied to it, expected {_said(due)}"
+                )
+    return removed
+
+
+def _said(indices: IntArray | None) -> str:
+    return (
+        "all"
+        if indices is None
+        else f"{len(indices)} ({', '.join(map(str, indices[:4]))}{', …' if len(indices) > 4 else ''})"
+    )
+
+
 @contextmanager
 def told_by(folder: Path) -> Iterator[None]:
     """What Python raises while a manifest or a summary is read becomes ArtifactError: they are files that anyone may have changed."""
@@ -314,7 +337,7 @@ def _surgery(folder: Path, manifest: dict[str, Any], kept: KeptIndices) -> Surge
     with told_by(folder):
         structure = Structure.from_dict(manifest["structure"])
         target, ratio = _target(manifest), Ratio(**manifest["ratio"])
-        return Surgery(target, ratio, int(manifest["steps"]), removed_by(structure, kept), kept, structure)
+        return Surgery(target, ratio, int(manifest["steps"]), removed_from(folder, structure, kept), kept, structure)
 
 
 def _target(manifest: dict[str, Any]) -> Target:

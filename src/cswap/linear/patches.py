@@ -97,18 +97,21 @@ def set_matrix(module: Any, matrix: torch.Tensor) -> None:
 
 @dataclass(frozen=True)
 class Grid:
-    """Which places of a convolution's output are rows: every `step`-th along each axis, from `offset`."""
+    """Which places of a convolution's output are rows: every `step`-th along each axis, from a start that moves from sample to
+    sample. `first`: number of a batch's first sample."""
 
     step: int = 1
-    offset: int = 0
+    first: int = 0
 
-    def starts(self, sizes: Sequence[int]) -> list[int]:
-        """The first place along each axis: offsets 0, 1, … go through all of the step's places."""
-        return [(self.offset // self.step**axis) % min(self.step, size) for axis, size in enumerate(sizes)]
+    def starts(self, sample: int, sizes: Sequence[int]) -> list[int]:
+        """Sample `sample`'s first place along each axis: 7 and the number of starts have no common factor, so samples in turn go through all."""
+        turn = 7 * (self.first + sample)
+        return [(turn // self.step**axis) % min(self.step, size) for axis, size in enumerate(sizes)]
 
 
 ALL = Grid()
-_WIDEST = 4  # a grid that is moved from chunk to chunk should go through all of its places
+_WIDEST = 4  # few samples should go through all of its starts
+_CHEAP = 1 << 15  # rows that narrow layers get besides, at next to no cost
 
 
 def grid_for(module: Any, rows: int, enough: int) -> int:
@@ -138,11 +141,8 @@ def places_of(module: Any, x: torch.Tensor) -> int:
 
 
 def moving_grid(module: Any, x: torch.Tensor, chunk: int, samples: int, enough: int) -> Grid:
-    """The places of chunk number `chunk`, x (N, …) of `samples` in all, that leave about `enough` rows a column.
-
-    It moves with the chunks, 7 and the number of its places having no common factor, so that all places count.
-    """
-    return Grid(grid_for(module, places_of(module, x) * samples, enough * columns_of(module)), 7 * chunk)
+    """The places of chunk number `chunk`, x (N, …) of `samples` in all, that leave about `enough` rows a column, and `_CHEAP` in all."""
+    return Grid(grid_for(module, places_of(module, x) * samples, max(_CHEAP, enough * columns_of(module))), chunk)
 
 
 def input_rows(module: Any, x: torch.Tensor, grid: Grid = ALL) -> Iterator[torch.Tensor]:
@@ -153,25 +153,39 @@ def input_rows(module: Any, x: torch.Tensor, grid: Grid = ALL) -> Iterator[torch
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     padding = module._reversed_padding_repeated_twice
     out = _sizes(module, x)
-    starts = grid.starts(out)
-    out = [-(-(o - start) // grid.step) for o, start in zip(out, starts, strict=True)]
-    per_sample = prod(out) * x.shape[1] * prod(module.kernel_size) * x.element_size()
-    for part in torch.split(x, max(1, CHUNK_BYTES // per_sample)):
+    per_sample = prod(-(-o // grid.step) for o in out) * x.shape[1] * prod(module.kernel_size) * x.element_size()
+    at_once = max(1, CHUNK_BYTES // per_sample)
+    for begin in range(0, len(x), at_once):
+        part = x[begin : begin + at_once]
         padded = F.pad(part, padding, mode=mode).contiguous() if any(padding) else part.contiguous()
-        n, c, *strides = padded.stride()
-        moves = [s * st for s, st in zip(strides, module.stride, strict=True)]
-        view = padded.as_strided(
-            (len(part), *out, padded.shape[1], *module.kernel_size),
-            (n, *(m * grid.step for m in moves), c, *(s * d for s, d in zip(strides, module.dilation, strict=True))),
-            padded.storage_offset() + sum(m * start for m, start in zip(moves, starts, strict=True)),
-        )  # fmt: skip
-        yield view.reshape(len(part) * prod(out), module.groups, -1)
+        if grid.step == 1:
+            yield _unfolded(module, padded, out, 1, [0] * len(out))
+        else:
+            starts = [grid.starts(begin + i, out) for i in range(len(part))]
+            yield torch.cat([_unfolded(module, padded[i : i + 1], out, grid.step, s) for i, s in enumerate(starts)])
+
+
+def _unfolded(
+    module: Any, padded: torch.Tensor, sizes: Sequence[int], step: int, starts: Sequence[int]
+) -> torch.Tensor:
+    """Rows (R, G, D) of samples (N, …), padded already, at every `step`-th of the output's places from `starts`."""
+    out = [-(-(o - start) // step) for o, start in zip(sizes, starts, strict=True)]
+    n, c, *strides = padded.stride()
+    moves = [s * st for s, st in zip(strides, module.stride, strict=True)]
+    view = padded.as_strided(
+        (len(padded), *out, padded.shape[1], *module.kernel_size),
+        (n, *(m * step for m in moves), c, *(s * d for s, d in zip(strides, module.dilation, strict=True))),
+        padded.storage_offset() + sum(m * start for m, start in zip(moves, starts, strict=True)),
+    )  # fmt: skip
+    return view.reshape(len(padded) * prod(out), module.groups, -1)
 
 
 def output_rows(module: Any, y: torch.Tensor, grid: Grid = ALL) -> torch.Tensor:
     """The layer's output (N, …) as (rows, G, O), at the places of the grid."""
+    y = y if isinstance(module, nn.Linear) else y.movedim(1, -1)
+    parts = [y]
     if isinstance(module, _ConvNd) and grid.step > 1:
-        places = [slice(start, None, grid.step) for start in grid.starts(y.shape[2:])]
-        y = y[(slice(None), slice(None), *places)]
-    flat = y.reshape(-1, y.shape[-1]) if isinstance(module, nn.Linear) else y.movedim(1, -1).reshape(-1, y.shape[1])
+        starts = [grid.starts(i, y.shape[1:-1]) for i in range(len(y))]
+        parts = [sample[tuple(slice(s, None, grid.step) for s in at)] for sample, at in zip(y, starts, strict=True)]
+    flat = torch.cat([part.reshape(-1, y.shape[-1]) for part in parts])
     return flat.reshape(len(flat), groups_of(module), -1)

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from cswap.artifacts.files import CURVE, SUMMARY, read_json
-from cswap.artifacts.folder import Artifact, kept_of
+from cswap.artifacts.folder import Artifact, kept_of, removed_from
 from cswap.methods.path import PruningPath
 from cswap.report.again import command_of
 from cswap.structure.groups import Group, Removed
-from cswap.structure.surgery import removed_by
 from cswap.types import RATIO_KINDS, TESTS, Decision, Verdict
 
 _ALL_CLASSES = 40  # up to here a page carries the effect on every class, else on the most telling ones
@@ -67,7 +66,7 @@ def facts_of(artifact: Artifact) -> dict[str, Any]:
 
 def removed_units(artifact: Artifact) -> Removed:
     """Units the artifact's network does not have, by group: from the original indices kept of every tensor. Raises ArtifactError."""
-    return removed_by(artifact.structure, kept_of(artifact.folder, artifact.manifest))
+    return removed_from(artifact.folder, artifact.structure, kept_of(artifact.folder, artifact.manifest))
 
 
 def _model(manifest: dict[str, Any]) -> str:
