@@ -16,9 +16,9 @@ import cswap.errors
 from cswap.errors import InputError
 from cswap.linear.patches import matrix_of
 from cswap.methods.path import PruningPath
-from cswap.recovery import recovered
+from cswap.recovery import recovered, reestimated
 from cswap.recovery.attention import query_targets
-from cswap.recovery.base import Case
+from cswap.recovery.base import STEPS, Case
 from cswap.recovery.walk import Walk
 from cswap.structure.check import randomise_
 from cswap.structure.surgery import prepared_copy
@@ -54,6 +54,32 @@ def test_recovery_of_an_unpruned_network_changes_nothing(small_net, how):
     after = recovered(whole, small_net, calibration, how).model
     for (name, a), b in zip(small_net.state_dict().items(), after.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("how", ["bias", "bn", "lstsq", "merge", "merge+lstsq"])
+def test_where_a_cut_took_nothing_away_the_steps_run_and_give_nothing(small_net, how, monkeypatch):
+    """A unit that nothing listened to goes: every step does its work, on a network that gives what the original gives."""
+    calibration = small_calibration()
+    net = reestimated(small_net, calibration)  # bn finds what is there
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    for group in structure:
+        for slot in group.consumers:
+            axes = dict(structure.layers[slot.module].axes["in"])
+            net.get_submodule(slot.module).weight.data.index_fill_(
+                axes["weight"], torch.from_numpy(slot.by_unit[1]), 0.0
+            )
+    net = reestimated(net, calibration)
+    small, _ = pruned_to(net, structure, calibration, {g.name: [1] for g in structure})
+    ran = []
+    for name in how.split("+"):
+        own = STEPS[name]
+        monkeypatch.setitem(STEPS, name, lambda case, own=own, name=name: (ran.append(name), own(case)))
+    found = recovered(small, net, calibration, how).raw
+    x = calibration.inputs(0, len(calibration))
+    with torch.no_grad():
+        torch.testing.assert_close(found(x), net(x), rtol=1e-4, atol=1e-4)
+        assert (small(x) - net(x)).abs().max() < 1e-4
+    assert ran == how.split("+")
 
 
 def test_the_first_refitted_layer_is_the_dense_ridge_solve(small_net):

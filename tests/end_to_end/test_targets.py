@@ -163,7 +163,7 @@ def test_a_latency_beyond_a_path_that_quality_ended_gives_the_end_of_it(place, c
 def test_what_joint_tested_is_refitted_or_a_note_says_so(place, capsys):
     few = ("--method", "joint", "--margins", "0.9")
     plain = _json(capsys, place.prune("out", *few, target="units=0.1"))
-    assert any("--recover lstsq makes the network that was tested" in n for n in plain["notes"])
+    assert any("--recover lstsq refits those layers" in n for n in plain["notes"])
     fitted = _json(capsys, place.prune("fitted", *few, "--recover", "lstsq", target="units=0.1"))
     assert not any("was tested" in n for n in fitted["notes"])
     for forgotten in (["--vote", "pooled"], ["--correction", "holm"], ["--min-effect", "0.3"], ["--xi-floor", "0.1"]):

@@ -300,7 +300,7 @@ def comparison(data: dict[str, Any], out: Path) -> None:
         console.print(f"{escape(', '.join(of))}: {escape(note)}")
     if any(r.get("declined") for m in data["methods"].values() for rows in m["curves"].values() for r in rows):
         console.print(
-            "° declined, by calibration samples that the recovery had not seen: the figure is the plain network's"
+            "° declined, by calibration samples (with lstsq or merge, those that did not fit): the figure is the plain network's"
         )
     if any(
         r["seeds"] < len(m["by_seed"]) for m in data["methods"].values() for rows in m["curves"].values() for r in rows

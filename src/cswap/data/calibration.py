@@ -88,15 +88,19 @@ class CalibrationSet:
     """M samples in class order, loaded in ranges; inputs are kept in memory while they fit CACHE_BYTES.
 
     `targets` (M,) int64: the class each was drawn for; `classes`: K names; `indices` (M,): positions in the dataset they
-    came from; `members` (M, K): the classes each holds, where a sample may hold several (masks, boxes), else None.
+    came from; `members` (M, K): the classes each holds, where a sample may hold several (masks, boxes), else None; `ranks` (M,): its
+    place in the draw, of several classes the first: a draw of n a class holds exactly those below n.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], indices: IntArray, targets: IntArray, classes: Sequence[str], members: BoolArray | None = None
+        self, dataset: Dataset[Any], indices: IntArray, targets: IntArray, classes: Sequence[str], members: BoolArray | None = None,
+        ranks: IntArray | None = None,
     ) -> None:  # fmt: skip
         self.dataset, self.indices, self.targets, self.members = dataset, indices, targets, members
+        self.ranks = np.zeros(len(indices), dtype=np.int64) if ranks is None else ranks
         self.classes = tuple(classes)
         self._cache: torch.Tensor | None = None
+        self._too_large = False
         self._truth: Truth | None = None
         self._fingerprint: str | None = None
 
@@ -106,7 +110,9 @@ class CalibrationSet:
     def part(self, numbers: IntArray) -> CalibrationSet:
         """The samples of these numbers alone, in the same classes."""
         members = None if self.members is None else self.members[numbers]
-        made = CalibrationSet(self.dataset, self.indices[numbers], self.targets[numbers], self.classes, members)
+        made = CalibrationSet(
+            self.dataset, self.indices[numbers], self.targets[numbers], self.classes, members, self.ranks[numbers]
+        )
         if self._cache is not None:  # text keeps the width of the whole set, so that every process computes the same
             made._cache = self._cache[torch.from_numpy(numbers)]
         return made
@@ -142,9 +148,10 @@ class CalibrationSet:
 
     def inputs(self, start: int, stop: int) -> torch.Tensor:
         """Inputs of samples start … stop − 1, (N, …); text is padded to the longest sentence of the whole set."""
-        if self._cache is None:
+        if self._cache is None and not self._too_large:
             first = self._load(0, 1)
-            if first.numel() * first.element_size() * len(self) <= CACHE_BYTES:
+            self._too_large = first.numel() * first.element_size() * len(self) > CACHE_BYTES
+            if not self._too_large:
                 self._cache = trimmed(self._load(0, len(self)))
         return self._cache[start:stop] if self._cache is not None else self._load(start, stop)
 
@@ -247,8 +254,13 @@ def calibration_set(
             f"the calibration set is not balanced: {', '.join(short)} of {per_class}", CswapWarning, stacklevel=2
         )
     indices = np.concatenate(chosen).astype(np.int64)
+    ranks = np.concatenate([np.arange(len(c), dtype=np.int64) for c in chosen])
     if members is None:
-        return CalibrationSet(dataset, indices, labels[indices], classes)
+        return CalibrationSet(dataset, indices, labels[indices], classes, None, ranks)
     drawn_for = np.repeat(np.arange(len(classes), dtype=np.int64), [len(c) for c in chosen])
     first = np.sort(np.unique(indices, return_index=True)[1])  # a sample once, for the first class it was drawn for
-    return CalibrationSet(dataset, indices[first], drawn_for[first], classes, members[indices[first]])
+    lowest = np.full(len(dataset), len(dataset), dtype=np.int64)  # type: ignore[arg-type]
+    np.minimum.at(lowest, indices, ranks)
+    return CalibrationSet(
+        dataset, indices[first], drawn_for[first], classes, members[indices[first]], lowest[indices[first]]
+    )

@@ -12,6 +12,11 @@ from cswap.linear.patches import ALL, Grid, columns_of, groups_of, input_rows, o
 _BLOCK = 512
 
 
+def needed_for(columns: int, groups: int = 1) -> int:
+    """Bytes that a fit from so many columns takes at once: its moments, those of what judges it, the system and its factor."""
+    return 4 * 8 * groups * columns**2
+
+
 @dataclass(eq=False)
 class Moments:
     """Sums over rows, float64, of inputs and targets less the means of the first block (`origin` (G, D), `start` (G, O)).
@@ -95,8 +100,9 @@ class Moments:
 
     def _second(self) -> torch.Tensor:
         if not self.mirrored:
-            above = self.upper.triu()
-            self.upper, self.mirrored = above + above.triu(1).transpose(1, 2), True
+            self.upper.triu_()
+            self.upper += self.upper.triu(1).transpose(1, 2)
+            self.mirrored = True
         return self.upper
 
     def centred(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -130,9 +130,12 @@ def _sizes(conv: Any, x: torch.Tensor) -> list[int]:
     ]
 
 
-def at_tokens(module: nn.Module, values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """What a layer has, of text without the padding (`unpadded`); along a convolution's sentence padding is a place like others."""
-    return values if isinstance(module, _ConvNd) else unpadded(values, inputs)
+def at_tokens(module: nn.Module, values: torch.Tensor, inputs: torch.Tensor | None) -> torch.Tensor:
+    """What a layer has, of text (`inputs`) without the padding (`unpadded`); along a convolution's sentence padding is a place like others."""
+    if inputs is None or isinstance(module, _ConvNd):
+        return values
+    backwards = getattr(module, "backwards", False) and values.dim() == 3
+    return unpadded(values.flip(1) if backwards else values, inputs)
 
 
 def places_of(module: Any, x: torch.Tensor) -> int:

@@ -19,7 +19,7 @@ from cswap.causal.first_order import batches
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import MethodError
 from cswap.linear.elimination import Inverse
-from cswap.linear.moments import Moments
+from cswap.linear.moments import Moments, needed_for
 from cswap.linear.patches import (
     columns_of,
     groups_of,
@@ -50,19 +50,33 @@ _ROUNDS = 96  # of a group's elimination: a round takes the cheapest units out t
 def obs(
     model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, *, options: Options = Options(), device: str = "cpu", memory: int = 4 << 30, **run: Any  # noqa: B008
 ) -> PruningPath:  # fmt: skip
-    """Smallest expected squared change of σ after compensation first, per layer or global; the update itself is what
-    `--recover lstsq` makes of the pruned network.
+    """Smallest expected squared change of σ after compensation first, per layer or global. The update chooses; the pruned network
+    gets one by `--recover lstsq`, which refits every layer behind a cut to what it gave in the original.
     """
     scores = obs_scores(model, units, calibration, task, swaps=options.swaps, device=device, memory=memory)
     unknown = [g.name for g in units if g.name not in scores]
+    left = _left_alone(model, units, unknown, memory)
     if len(unknown) == len(units):
-        raise MethodError("obs: what reads these units is no plain layer, so nothing can be compensated in closed form")
+        raise MethodError(f"obs: nothing can be compensated in closed form: {'; '.join(left)}")
     known = units.select(exclude=tuple(glob.escape(n) for n in unknown)) if unknown else units
     machine: dict[str, Any] = {"device": device, "memory": memory}
     path = ranking_path(model, known, calibration, task, scores, method="obs", options=options, **machine, **run)
-    if unknown:
-        path.notes.append(f"left alone, because what reads them is no plain layer called once: {', '.join(unknown)}")
+    path.notes += [f"left alone, because {why}: {', '.join(names)}" for why, names in left.items()]
     return path
+
+
+def _left_alone(model: nn.Module, units: Structure, unknown: Sequence[str], memory: int) -> dict[str, list[str]]:
+    """Groups without scores, by the reason."""
+    found: dict[str, list[str]] = {}
+    net = prepared_copy(model, units) if unknown else model
+    for name in unknown:
+        readers = [net.get_submodule(s.module) for s in units[name].consumers]
+        columns = max((columns_of(m) for m in readers if refusal(m) is None and groups_of(m) == 1), default=0)
+        why = "what reads them is no plain layer called once"
+        if (needed := needed_for(columns)) > memory:
+            why = f"moments of {columns:,} columns need {needed / 2**30:.3g} GiB and {memory / 2**30:.3g} are given (--memory)"
+        found.setdefault(why, []).append(name)
+    return found
 
 
 def obs_scores(
@@ -156,7 +170,7 @@ def _inverse(
     a constant; None where it is no plain matrix, or does not fit the memory. Where the images have more than `_ENOUGH` rows a column, every n-th place counts.
     """
     columns = columns_of(module) if refusal(module) is None else 0
-    if not columns or groups_of(module) > 1 or 4 * 8 * columns**2 > memory:
+    if not columns or groups_of(module) > 1 or needed_for(columns) > memory:
         return None
     moments = Moments.empty(1, columns, 0)
     for i, x in enumerate(walk.inputs(name)):

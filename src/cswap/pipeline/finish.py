@@ -27,7 +27,7 @@ from cswap.tasks import Task
 from cswap.types import Target
 
 REACHED = "target reached"
-UNCOMPENSATED = "joint tested its sets with the layers behind them compensated, and here they are cut alone: --recover lstsq makes the network that was tested"
+UNCOMPENSATED = "joint tested its sets with the layers behind them compensated, and here they are cut alone: --recover lstsq refits those layers"
 
 
 DECLINED = (

@@ -185,16 +185,27 @@ class Case:
 
     def refuse_changed(self, step: str) -> None:
         """Raises InputError unless the pruned network's tensors are the original's, less what is gone."""
-        fresh = shrink_in_place(copy.deepcopy(self.teacher), self.kept).state_dict()
-        if not all(torch.equal(fresh[k], v) for k, v in self.small.state_dict().items()):
-            raise InputError(f"recover: {step} starts from the original's weights, and those of this module are others")
+        if (tensor := changed_since(self.small, self.teacher, self.kept)) is not None:
+            raise InputError(
+                f"recover: {step} starts from the original's weights, and those of this module are others (first {tensor})"
+            )
+
+
+def changed_since(small: nn.Module, teacher: nn.Module, kept: KeptIndices) -> str | None:
+    """The first tensor of `small` that is not the original's, less what is gone."""
+    fresh = shrink_in_place(copy.deepcopy(teacher), kept).state_dict()
+    return next((k for k, v in small.state_dict().items() if k not in fresh or not torch.equal(fresh[k], v)), None)
 
 
 def choosing(calibration: CalibrationSet) -> IntArray:
-    """Numbers of the last fifth of each class, in the order drawn, and at least one of two.
+    """Numbers of the last fifth of each class, in the order drawn, and at least one of two; where samples hold several classes, of the
+    last fifth of all.
 
     A smaller draw is the first part of a larger one, so where more samples recover than chose the units, these chose nothing.
     """
+    if calibration.members is not None:
+        last = np.argsort(calibration.ranks, kind="stable")[len(calibration) - max(1, len(calibration) // HELD_OUT) :]
+        return np.sort(last if len(last) < len(calibration) else last[:0]).astype(np.int64)
     parts = []
     for k in range(len(calibration.classes)):
         own = np.flatnonzero(calibration.targets == k)

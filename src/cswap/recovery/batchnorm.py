@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import InputError
 from cswap.recovery.base import Case, step
-from cswap.structure.calls import call_counts
+from cswap.structure.calls import call_counts, run_hooked
 from cswap.structure.images import laid, takes_channels_last
 
 
@@ -22,20 +22,27 @@ def bn(case: Case) -> None:
     """All batch norms estimated again on the whole calibration set, or, beside `lstsq`, on what fits: see `reestimated`."""
     if not any(_estimable(m) for m in case.small.modules()):
         case.note("no batch norm estimates its statistics (frozen ones do not): bn gives nothing back")
-    case.small.load_state_dict(reestimated(case.small, case.calibration.part(case.fitting)).state_dict())
+    fitting = case.calibration.part(case.fitting)
+    case.small.load_state_dict(reestimated(case.small, fitting, memory=case.memory).state_dict())
 
 
-def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 128) -> nn.Module:
+def reestimated(
+    model: nn.Module, calibration: CalibrationSet, *, batch: int = 128, memory: int | None = None
+) -> nn.Module:
     """A copy whose batch norms all have the mean and variance of the calibration inputs: the plain average over batches.
 
     Norms further down see what the ones before them give in training mode, as when a network is trained (ours; the usual
-    control, e.g. Li et al., 2020, arXiv 2007.02491). The model is untouched. Raises InputError where a channel has a single value.
+    control, e.g. Li et al., 2020, arXiv 2007.02491). The model is untouched. memory: bytes that fewer samples than `batch` are taken at once for, and no fewer than
+    two. Raises InputError where a channel has a single value.
     """
     net = copy.deepcopy(model).eval()
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     few = calibration.inputs(0, 2).to(device)
     called, _ = call_counts(net, few)
-    last = takes_channels_last(net, few)  # before norms are asked: a pass that fails half way would count twice
+    # before norms are asked: a pass that fails half way would count twice
+    last, a_sample = takes_channels_last(net, few), _bytes_a_sample(net, few)
+    if memory is not None:
+        batch = min(batch, max(2, memory // a_sample))
     norms = [
         m for n, m in net.named_modules() if n in called and _estimable(m)
     ]  # a norm that no pass reaches would be left without statistics
@@ -60,6 +67,18 @@ def reestimated(model: nn.Module, calibration: CalibrationSet, *, batch: int = 1
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
     return net.eval()
+
+
+def _bytes_a_sample(net: nn.Module, few: torch.Tensor) -> int:
+    """What a pass holds of one sample, about: three times what the widest layer gives."""
+    sizes = [few.numel() * few.element_size()]
+
+    def note(_m: nn.Module, _args: Any, out: Any) -> None:
+        if isinstance(out, torch.Tensor):
+            sizes.append(out.numel() * out.element_size())
+
+    run_hooked(net, few, [m.register_forward_hook(note) for m in net.modules()])
+    return 3 * max(sizes) // len(few) + 1
 
 
 def _estimable(module: nn.Module) -> TypeGuard[_BatchNorm]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cswap.linear.moments import Moments, Ridge
+from cswap.linear.moments import Moments, Ridge, needed_for
 from cswap.linear.patches import columns_of, groups_of, matrix_of, moving_grid, refusal, set_matrix
 from cswap.recovery.attention import query_targets
 from cswap.recovery.base import Case, step
@@ -69,9 +69,8 @@ def _refused(case: Case, name: str) -> str | None:
     if why is not None:
         return why
     g, d = groups_of(module), columns_of(module)
-    needed = 4 * 8 * g * d * d
-    if needed > case.memory:
-        return f"{d:,} inputs need {needed / 2**30:.1f} GiB of second moments, more than the memory given: not refitted"
+    if (needed := needed_for(d, g)) > case.memory:
+        return f"{d:,} inputs need {needed / 2**30:.3g} GiB of second moments, more than the memory given: not refitted"
     return None
 
 

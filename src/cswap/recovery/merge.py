@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cswap.linear.moments import Moments
+from cswap.linear.moments import Moments, needed_for
 from cswap.recovery.base import Case, step
 from cswap.recovery.bias import mean_given
 from cswap.recovery.walk import Walk
@@ -70,6 +70,12 @@ def merge(case: Case) -> None:
         inputs = case.kept_of(name, "in")
         module: Any = merged.get_submodule(name)
         if inputs is None or getattr(module, "groups", 1) > 1 or not case.linear(name):
+            continue
+        if (needed := needed_for(module.weight.shape[1])) > case.memory:
+            case.note(
+                f"{name}: {module.weight.shape[1]:,} inputs need {needed / 2**30:.3g} GiB of second moments, more than the memory given: "
+                "nothing is merged there"
+            )
             continue
         told = _told(case, walk, name, own)
         rest = told.mean.clone()
@@ -186,18 +192,20 @@ def _told(case: Case, walk: Walk, name: str, own: int) -> _Told:
         if i < own:
             total = total + (flat if linear else x).double().sum(0, keepdim=True).cpu()
             rows += len(flat) if linear else len(x)
-    about = fit.mean()  # the line's constant is of the samples that fit
-    products, judge = (_products(m, about, case.can_shift(name)) if m.rows else None for m in (fit, held))
+    about, shifts = fit.mean()[0].cpu(), case.can_shift(name)  # the line's constant is of the samples that fit
+    products, judge = (_products(m, about, shifts) if m.rows else None for m in (fit, held))
     assert products is not None
-    variance, square = _products(fit, about, True).diagonal(), _products(fit, about, False).diagonal()
-    return _Told(total / rows, products, judge, variance > _VARIES * square, len(case.fitting))
+    diagonal, of_mean = products.diagonal(), about.square()
+    variance = diagonal if shifts else diagonal - of_mean
+    varies = variance > _VARIES * (variance + of_mean)
+    return _Told(total / rows, products, judge, varies, len(case.fitting))
 
 
 def _products(moments: Moments, about: torch.Tensor, constant: bool) -> torch.Tensor:
-    """Mean products (C, C) of channels, about the means `about` (1, C) or about 0."""
-    centred, off = moments.centred()[0][0].cpu() / moments.rows, moments.mean()[0].cpu()
-    off = off - about[0].cpu() if constant else off
-    return centred + off.unsqueeze(1) * off
+    """Mean products (C, C) of channels, about the means `about` (C,) or about 0."""
+    products, off = moments.centred()[0][0].cpu().div_(moments.rows), moments.mean()[0].cpu()
+    off = off - about if constant else off
+    return products.addr_(off, off)
 
 
 def _give(module: Any, gone: IntArray, left: IntArray, told: _Told, rest: torch.Tensor) -> int:

@@ -18,7 +18,7 @@ from cswap.causal.engine import exact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.truth import moved
 from cswap.errors import ArtifactError, CswapWarning, InputError
-from cswap.recovery.base import STEPS, Case, choosing, steps_of
+from cswap.recovery.base import STEPS, Case, changed_since, choosing, steps_of
 from cswap.structure.check import tensors_of
 from cswap.structure.detectors import forward_of
 from cswap.structure.discover import discover
@@ -123,6 +123,11 @@ def recovered(
         removed, kept = made.removed, made.kept
     plain, changed = _still(small, device), _still(small, device)
     _check_shapes(small, original, kept)
+    if made is None and (tensor := changed_since(plain, original, kept)) is not None:
+        raise InputError(
+            f"recover: {tensor} of the pruned module is not the original's, less what is gone; expected a module as it was cut, not one "
+            "that was trained or recovered since"
+        )
     held = choosing(calibration) if CHOOSING & set(names) else np.empty(0, dtype=np.int64)
     case = Case(changed, original, calibration, structure, removed, kept, device, memory, held)
     gone = any(len(units) for units in removed.values())

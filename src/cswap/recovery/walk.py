@@ -1,7 +1,7 @@
 """Front to back through a network, layer by layer, over a whole set of inputs: what each layer reads and gives.
 
 Every layer is reached once; the values that later layers need are kept between layers, so that a network that is changed
-from front to back is run once in all. Where they would not fit the memory, or the network is no graph, it is run again from
+from front to back is run once in all, and every sample read once. Where they would not fit the memory, or the network is no graph, it is run again from
 its inputs up to the layer.
 """
 
@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from cswap.causal.graph import Env, Graph, NotTraceable
 from cswap.data.calibration import CalibrationSet
+from cswap.data.text import is_tokens
 from cswap.linear.patches import at_tokens
 from cswap.structure.images import laid
 from cswap.types import IntArray
@@ -52,6 +53,7 @@ class Walk:
         self.net, self.chunks = copy.deepcopy(net).eval().to(device), chunks
         self._graph = self._traced(memory)
         self._envs: list[Env] = [{} for _ in chunks]
+        self._tokens: dict[int, torch.Tensor] = {}  # chunks of text, whose masks every layer needs
         self._at = 0
 
     def _traced(self, memory: int) -> Graph | None:
@@ -86,17 +88,20 @@ class Walk:
         node = self._graph.calls[layer][0]
         place = self._graph.nodes.index(node) + (0 if before else 1)
         nodes, self._at = self._graph.nodes[self._at : place], max(place, self._at)
-        for chunk, env in zip(self.chunks, self._envs, strict=True):
+        for i, env in enumerate(self._envs):
             with torch.no_grad():
-                self._run(nodes, env, chunk)
+                self._run(nodes, env, i)
             wanted = node.all_input_nodes[0] if before else node  # it may be given by keyword
-            yield at_tokens(module, env[wanted], chunk)
+            yield at_tokens(module, env[wanted], self._tokens.get(i))
 
-    def _run(self, nodes: list[fx.Node], env: Env, chunk: torch.Tensor) -> None:
+    def _run(self, nodes: list[fx.Node], env: Env, i: int) -> None:
+        """Run these on chunk i, which is loaded where the network reads it and not again."""
         assert self._graph is not None
         for node in nodes:
             if node is self._graph.input:
-                env[node] = chunk
+                env[node] = self.chunks[i]
+                if is_tokens(env[node]):
+                    self._tokens[i] = env[node]
                 continue
             self._graph.run([node], env)
             for used in node.all_input_nodes:

@@ -52,6 +52,7 @@ class Gates(nn.Module):
         self.weight = nn.Parameter(weight.detach().clone().view(gates, -1, weight.shape[1]), not frozen)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone().view(gates, -1), not frozen)
         self.in_features, self.out_features = self.weight.shape[2], self.weight.shape[1]
+        self.backwards = False  # whether it reads sentences from their end
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight.flatten(0, 1), None if self.bias is None else self.bias.flatten())
@@ -74,6 +75,7 @@ class Direction(nn.Module):
     def __init__(self, kind: str, ih: Gates, hh: Gates, reverse: bool) -> None:
         super().__init__()
         self.kind, self.ih, self.hh, self.reverse = kind, ih, hh, reverse
+        self.ih.backwards = reverse
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         if self.reverse:
