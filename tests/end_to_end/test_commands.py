@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -128,6 +129,37 @@ def test_prune_and_apply_give_back_what_can_be_given_back(place, capsys):
         "recover",
     )
     assert not (place.root / "no").exists()
+
+
+def test_more_samples_may_recover_than_chose_the_units(place, capsys):
+    """By prune, by apply, and by hand: the same network; and none of them is a certificate's sample."""
+    place = replace(place, data=place.root / "more")
+    write_images(place.data / "train", 30, 0)
+    write_images(place.data / "test", 5, 1)
+    few = ("--method", "random", "--per-class", "6", "--json")
+    more = ("--recover", "lstsq", "--recover-per-class", "30")
+    status, out, err = ran(capsys, *place.prune("few", *few, target="units=0.6"))
+    assert (status, err) == (0, "")
+    status, out, err = ran(capsys, *place.prune("pruned", *few, *more, target="units=0.6"))
+    assert (status, err) == (0, "")
+    assert {n: json.loads(out)["recovery"][n] for n in ("samples", "judged", "per_class")} == {
+        "samples": 90, "judged": 18, "per_class": 30,
+    }  # fmt: skip
+    assert json.loads(out)["calibration_samples"] == 18
+    asked = ["apply", str(place.root / "few"), "--target", "units=0.6", "--trust", "--json", "--quiet", *more]
+    status, out, err = ran(capsys, *asked, "--out", str(place.root / "applied"))
+    assert (status, err) == (0, "")
+    assert json.loads(out)["recovery"]["samples"] == 90
+    pruned, applied, cut = (load(place.root / n, trust=True) for n in ("pruned", "applied", "few"))
+    by_hand = cswap.recover(cut, place.original(), place.calibration(30), "lstsq")
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(pruned(x), applied(x))
+    assert torch.allclose(by_hand(x), pruned(x), atol=1e-5)
+    assert not torch.allclose(cut(x), pruned(x), atol=1e-3)
+    for part in ("train", "test"):
+        shutil.copytree(place.data / "train", place.root / "seen" / part)
+    seen = ["--certify", str(place.root / "seen"), "--margin", "0.9"]
+    refused(capsys, [*asked, "--out", str(place.root / "no"), *seen], "is one of the calibration samples")
 
 
 def test_sizes_are_read_as_people_write_them():

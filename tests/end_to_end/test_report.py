@@ -183,8 +183,17 @@ def test_arguments_and_files_are_said_as_they_are_read_back(artifact, place, mon
 def test_what_was_wished_is_said_again(artifact):
     from cswap.cli.app import app
 
-    given = {"recover": "bn", "round_to": 4, "latency_batch": 3, "certify": "DATA", "margin": 0.3, "bound": "bernstein"}
+    given = {
+        "recover": "bn",
+        "recover_per_class": 20,
+        "round_to": 4,
+        "latency_batch": 3,
+        "certify": "DATA",
+        "margin": 0.3,
+        "bound": "bernstein",
+    }
     manifest = artifact.manifest | {"round_to": 4, "certificate": {"margin": 0.3, "bound": "bernstein"}}
+    manifest["recovery"] |= {"per_class": 20}
     words = arguments_of(manifest, "latency=0.4", {"aim": {"batch": 3}})
     assert words is not None
     told = typer.main.get_command(app).commands["prune"].make_context("prune", [*words[1:], "--out", "DIR"]).params

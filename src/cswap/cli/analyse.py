@@ -22,6 +22,7 @@ from cswap.cli.options import (
     OriginalFlags,
     Out,
     Quiet,
+    RecoverPerClass,
     RoundTo,
     RunFlags,
     TargetOption,
@@ -130,10 +131,7 @@ def compare(
     recover: Annotated[
         str, typer.Option("--recover", help=f"beside the plain network, separated by commas: {HOW}")
     ] = "none",
-    recover_per_class: Annotated[
-        int | None,
-        typer.Option("--recover-per-class", help="calibration samples a class to recover with (--per-class)"),
-    ] = None,
+    recover_per_class: RecoverPerClass = None,
     eval_amp: Annotated[bool, typer.Option("--eval-amp", help="measure quality in bfloat16: faster")] = False,
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="time every point")] = True,
     jobs: Annotated[int, typer.Option("--jobs", help="methods measured at a time; they share threads and memory")] = 1,

@@ -73,6 +73,10 @@ Exclude = Annotated[
 
 HOW = "none, bias, bn, lstsq, merge, fold, or several joined by '+'"
 Recover = Annotated[str, typer.Option("--recover", help=f"what is given back without fine-tuning: {HOW}")]
+RecoverPerClass = Annotated[
+    int | None,
+    typer.Option("--recover-per-class", help="calibration samples a class to recover with (--per-class)"),
+]
 Cut = Annotated[
     str,
     typer.Option(
@@ -246,6 +250,7 @@ class WishFlags:
     """What is done with a path."""
 
     recover: Recover = "none"
+    recover_per_class: RecoverPerClass = None
     round_to: RoundTo = 1
     latency_batch: Annotated[int, _flag("batch at which --target latency=F is measured", "--latency-batch")] = 1
     certify: Annotated[
@@ -263,8 +268,9 @@ class WishFlags:
         largest = Target(each[0].kind, values.pop()) if values else each[0]
         certify = None if self.certify is None else resolved(self.certify)
         return largest, Wish(
-            self.recover, self.round_to, self.latency_batch, certify, self.margin, self.bound, tuple(values)
-        )
+            self.recover, self.round_to, self.latency_batch, certify, self.margin, self.bound, tuple(values),
+            self.recover_per_class,
+        )  # fmt: skip
 
 
 def flattened(command: Callable[..., None]) -> Callable[..., None]:

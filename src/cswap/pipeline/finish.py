@@ -51,6 +51,7 @@ class Finished:
     wish: Wish = Wish()
     memory: int = 4 << 30
     unseen: Any = None
+    recovering: CalibrationSet | None = None  # samples to recover with, where they are not those of the analysis
 
 
 def verified_copy(
@@ -129,8 +130,9 @@ def made(done: Finished, target: Target, device: str, clock: Clock, watcher: Wat
     if steps_of(wish.recover) and surgery.steps:
         with clock.phase("recovery"):
             watcher.phase("recovery")
+            samples = done.recovering or done.calibration
             recovery = recovered(
-                small, done.model, done.calibration, wish.recover, task=done.task, device=device, memory=done.memory
+                small, done.model, samples, wish.recover, task=done.task, device=device, memory=done.memory
             )
             small = recovery.model
     found = Made(target, ended, small, surgery, agreed, aim, recovery)
@@ -221,7 +223,7 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         "held_out_samples": len(done.held_out),
         "calibration_samples": len(done.calibration),
         "max_abs_difference": kept.agreed.difference,
-        "recovery": None if recovery is None else recovery.as_dict(),
+        "recovery": None if recovery is None else recovery.as_dict() | {"per_class": wish.recover_per_class},
         "round_to": wish.round_to,
         "aim": {"batch": wish.latency_batch, "measured": kept.aim.measured} if kept.aim.measured else None,
         "certificate": certificate,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cswap.data.calibration import CalibrationSet
+from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import ModelSpec, load_weights, sha256_of
 from cswap.data.sources import DataPair, ImageFormat, image_format, names_code, open_data
 from cswap.errors import InputError
@@ -70,6 +70,14 @@ class DataChoice:
     def form(self, spec: ModelSpec | None) -> ImageFormat:
         """How its images become tensors."""
         return image_format(spec, self.image_size, self.mean, self.std)
+
+    def calibration(
+        self, pair: DataPair, seed: int, per_class: int | None = None, *, allow_imbalance: bool = False
+    ) -> CalibrationSet:
+        """The calibration samples of a seed, `per_class` a class or as many as are chosen here; a larger draw holds a smaller one. Raises DataError."""
+        return calibration_set(
+            pair.train, per_class or self.per_class, seed, classes=pair.classes, allow_imbalance=allow_imbalance or self.allow_imbalance,
+        )  # fmt: skip
 
     def open(self, spec: ModelSpec | None) -> DataPair:
         """Train and evaluation datasets. Raises DataError, InputError where an option does not go with the data."""
@@ -142,7 +150,7 @@ def state_hash(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Wish:
-    """What is done with a path: `recover` what is given back; `round_to` widths that are a multiple; `latency_batch` the batch that
+    """What is done with a path: `recover` what is given back, from `recover_per_class` samples a class (those of the analysis); `round_to` widths that are a multiple; `latency_batch` the batch that
     latency is measured at; `certify` data for a certificate of `margin` (τ) by a `bound`; `smaller` fractions of the target's
     kind that are certified before it, ascending: the largest that holds is kept. Raises InputError.
     """
@@ -154,9 +162,13 @@ class Wish:
     margin: float = 0.02
     bound: str = "betting"
     smaller: tuple[float, ...] = ()
+    recover_per_class: int | None = None
 
     def __post_init__(self) -> None:
-        steps_of(self.recover)
+        if not steps_of(self.recover) and self.recover_per_class is not None:
+            raise InputError("recover-per-class: goes with a recovery; expected --recover beside it")
+        if self.recover_per_class is not None and self.recover_per_class < 2:
+            raise InputError(f"recover-per-class: expected at least 2 samples a class, got {self.recover_per_class}")
         if self.round_to < 1:
             raise InputError(f"round-to: expected a number of at least 1, got {self.round_to}")
         if self.latency_batch < 1:

@@ -16,7 +16,7 @@ from cswap.artifacts.aside import clear, replacing
 from cswap.artifacts.claims import BY_APPLY, open_folder
 from cswap.artifacts.files import MANIFEST, new_file, settle
 from cswap.artifacts.folder import Artifact, open_artifact, spec_of
-from cswap.data.calibration import CalibrationSet, calibration_set
+from cswap.data.calibration import CalibrationSet
 from cswap.data.models import sha256_of
 from cswap.data.sources import DataPair, limited, names_code
 from cswap.data.truth import stacked
@@ -24,7 +24,7 @@ from cswap.errors import CswapWarning, InputError
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
 from cswap.methods.options import Options
-from cswap.pipeline.checks import same_classes, task_named, unseen_data
+from cswap.pipeline.checks import recovering_with, same_classes, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
 from cswap.pipeline.jobs import HERE, PLAIN, DataChoice, Machine, OtherData, Source, Wish, state_hash
 from cswap.pipeline.watch import Clock, Watcher
@@ -117,10 +117,7 @@ class Reopened:
 
     def calibration(self, allow_imbalance: bool = False) -> CalibrationSet:
         """The samples that the units were judged by. Raises DataError."""
-        return calibration_set(
-            self.pair.train, self.choice.per_class, self.seed, classes=self.pair.classes,
-            allow_imbalance=allow_imbalance or self.choice.allow_imbalance,
-        )  # fmt: skip
+        return self.choice.calibration(self.pair, self.seed, allow_imbalance=allow_imbalance)
 
     def held_out(self) -> Dataset[Any]:
         """The samples that quality is measured on. Raises DataError."""
@@ -191,12 +188,14 @@ def apply(
         if drawn is not None:
             _check_drawn_again(drawn, calibration, data)
         alpha = float(artifact.path.options.get("alpha", Options.alpha))
-        unseen = unseen_data(wish, again.choice, again.source.spec, again.pair.classes, calibration, alpha)
+        recovering = recovering_with(wish, again.choice, again.pair, again.seed)
+        used = max(calibration, recovering or calibration, key=len)  # the larger draw holds the other
+        unseen = unseen_data(wish, again.choice, again.source.spec, again.pair.classes, used, alpha)
         held_out = again.held_out()
     run = artifact.manifest.get("run", {})
     done = Finished(
         again.model, artifact.path, again.task(), held_out, calibration, again.source, again.choice, run, wish,
-        machine.memory, unseen,
+        machine.memory, unseen, recovering,
     )  # fmt: skip
     with replacing(out, force):
         open_folder(out, {BY_APPLY: str(target), **(run or {})}, resume=False, force=force)

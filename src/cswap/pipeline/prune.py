@@ -19,12 +19,12 @@ from cswap.artifacts.folder import cliffs_of, read_manifest
 from cswap.artifacts.journal import Journal, packed, read_journal, rewrite_journal, unpacked
 from cswap.artifacts.state import read_state
 from cswap.causal.engine import MOST_ROWS, working_set
-from cswap.data.calibration import CalibrationSet, calibration_set
+from cswap.data.calibration import CalibrationSet
 from cswap.data.sources import limited
 from cswap.errors import CswapError, InputError, StructureError
 from cswap.methods import registry
 from cswap.methods.path import PruningPath, Silence, Sink, Start
-from cswap.pipeline.checks import check_fits, refuse_routed, task_named, unseen_data
+from cswap.pipeline.checks import check_fits, recovering_with, refuse_routed, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
 from cswap.pipeline.jobs import PruneJob
 from cswap.pipeline.pace import check_pace, paced
@@ -53,12 +53,11 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
         model = job.source.build()
         pair = job.data.open(job.source.spec)
         task = task_named(job.task, pair)
-        calibration = calibration_set(
-            pair.train, job.data.per_class, job.options.seed, classes=pair.classes,
-            allow_imbalance=job.data.allow_imbalance,
-        )  # fmt: skip
+        calibration = job.data.calibration(pair, job.options.seed)
         check_fits(model, calibration, task)
-        unseen = unseen_data(job.wish, job.data, job.source.spec, pair.classes, calibration, job.options.alpha)
+        recovering = recovering_with(job.wish, job.data, pair, job.options.seed)
+        used = max(calibration, recovering or calibration, key=len)  # the larger draw holds the other
+        unseen = unseen_data(job.wish, job.data, job.source.spec, pair.classes, used, job.options.alpha)
         held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
     with clock.phase("structure"):
         watcher.phase("structure")
@@ -79,7 +78,7 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
         path = analysis.lead(run)
         path.of_run = True
         return finish(
-            Finished(model, path, task, held_out, calibration, job.source, job.data, run, job.wish, job.machine.memory, unseen),
+            Finished(model, path, task, held_out, calibration, job.source, job.data, run, job.wish, job.machine.memory, unseen, recovering),
             job.target, job.out, device, clock, watcher,
         )  # fmt: skip
 

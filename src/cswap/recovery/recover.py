@@ -43,7 +43,7 @@ class Recovery:
     `declined`: why the network is as it was, or None; `raw`: the recovered network all the same. `score_before`,
     `score_after`, `quality_before`, `quality_after`: means of σ and of quality on the `judged` calibration samples, those that
     did not fit where `lstsq` or `merge` is among the steps, else all, on which the statistics of `bn` and `bias` were taken too.
-    `notes`: what was left as it was, and why; `facts`: figures by step.
+    `samples`: those that fitted and those that judged. `notes`: what was left as it was, and why; `facts`: figures by step.
     """
 
     model: nn.Module
@@ -54,6 +54,7 @@ class Recovery:
     quality_before: float
     quality_after: float
     judged: int
+    samples: int
     raw: nn.Module
     declined: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -64,7 +65,7 @@ class Recovery:
         return {
             "how": self.how, "seconds": self.seconds, "declined": self.declined, "score_before": self.score_before,
             "score_after": self.score_after, "quality_before": self.quality_before, "quality_after": self.quality_after,
-            "judged": self.judged, "notes": self.notes, "facts": self.facts,
+            "judged": self.judged, "samples": self.samples, "notes": self.notes, "facts": self.facts,
         }  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def recovered(
     return Recovery(
         model=_like(plain, small) if declined else raw, how=how, seconds=seconds, score_before=float(before[0].mean()),
         score_after=float(after[0].mean()), quality_before=float(before[1].mean()), quality_after=float(after[1].mean()),
-        judged=len(numbers), raw=raw, declined=declined, notes=case.notes, facts=case.facts,
+        judged=len(numbers), samples=len(calibration), raw=raw, declined=declined, notes=case.notes, facts=case.facts,
     )  # fmt: skip
 
 

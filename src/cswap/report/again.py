@@ -18,7 +18,7 @@ _LEFT_TO_DEFAULT: dict[str, Any] = {"per_class": 128}
 
 _WISH = {
     "recover": "--recover", "round_to": "--round-to", "latency_batch": "--latency-batch", "certify": "--certify",
-    "margin": "--margin", "bound": "--bound",
+    "margin": "--margin", "bound": "--bound", "recover_per_class": "--recover-per-class",
 }  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def _wish(manifest: dict[str, Any], summary: dict[str, Any]) -> list[str]:
     run = manifest.get("run")
     timed = run.get("latency_batch") if isinstance(run, dict) else None  # where units are counted in time
     held = {
-        "recover": recovery.get("how"), "round_to": manifest.get("round_to"), "latency_batch": aim.get("batch", timed),
+        "recover": recovery.get("how"), "recover_per_class": recovery.get("per_class"), "round_to": manifest.get("round_to"), "latency_batch": aim.get("batch", timed),
         "certify": (certificate.get("data") or "DATA") if certificate else None, "margin": certificate.get("margin"), "bound": certificate.get("bound"),
     }  # fmt: skip
     usual = {"recover": "none", "round_to": 1, "latency_batch": 1, "margin": 0.02, "bound": "betting"}
