@@ -148,12 +148,17 @@ class CalibrationSet:
 
     def inputs(self, start: int, stop: int) -> torch.Tensor:
         """Inputs of samples start … stop − 1, (N, …); text is padded to the longest sentence of the whole set."""
+        cache = self._cached()
+        return self._load(start, stop) if cache is None else cache[start:stop]
+
+    def _cached(self) -> torch.Tensor | None:
+        """All inputs, loaded once, where they fit."""
         if self._cache is None and not self._too_large:
             first = self._load(0, 1)
             self._too_large = first.numel() * first.element_size() * len(self) > CACHE_BYTES
             if not self._too_large:
                 self._cache = trimmed(self._load(0, len(self)))
-        return self._cache[start:stop] if self._cache is not None else self._load(start, stop)
+        return self._cache
 
     def ends(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs of the first and of the last sample, (1, …) each: of two classes, where there are two."""
@@ -167,9 +172,8 @@ class CalibrationSet:
 
     def of(self, numbers: IntArray) -> torch.Tensor:
         """Inputs of these samples, in this order, (n, …)."""
-        self.inputs(0, 1)  # fills the cache where it may be filled
-        if self._cache is not None:
-            return self._cache[torch.from_numpy(numbers)]
+        if (cache := self._cached()) is not None:
+            return cache[torch.from_numpy(numbers)]
         return torch.cat([self._load(int(i), int(i) + 1) for i in numbers])
 
     @property

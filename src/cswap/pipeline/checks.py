@@ -133,10 +133,12 @@ def _apart(ones: list[Any], others: list[Any]) -> bool:
     return any(bool((a - b).abs().max() > 1e-3 * b.abs().max()) for a, b in pairs)
 
 
-def recovering_with(wish: Wish, data: DataChoice, pair: DataPair, seed: int) -> CalibrationSet | None:
-    """The samples to recover with; None: those of the analysis. Raises DataError."""
+def recovering_with(
+    wish: Wish, data: DataChoice, pair: DataPair, seed: int, calibration: CalibrationSet
+) -> CalibrationSet:
+    """The samples to recover with: those of the analysis, `calibration`, or as many as are wished. Raises DataError."""
     n = wish.recover_per_class
-    return None if n in (None, data.per_class) else data.calibration(pair, seed, n)
+    return calibration if n in (None, data.per_class) else data.calibration(pair, seed, n)
 
 
 def unseen_data(

@@ -45,13 +45,13 @@ class Finished:
     task: Task
     held_out: Any
     calibration: CalibrationSet
+    recovering: CalibrationSet  # what recoveries are made from: as many samples as were wished
     source: Source
     data: DataChoice
     run: dict[str, Any]
     wish: Wish = Wish()
     memory: int = 4 << 30
     unseen: Any = None
-    recovering: CalibrationSet | None = None  # samples to recover with, where they are not those of the analysis
 
 
 def verified_copy(
@@ -130,9 +130,8 @@ def made(done: Finished, target: Target, device: str, clock: Clock, watcher: Wat
     if steps_of(wish.recover) and surgery.steps:
         with clock.phase("recovery"):
             watcher.phase("recovery")
-            samples = done.recovering or done.calibration
             recovery = recovered(
-                small, done.model, samples, wish.recover, task=done.task, device=device, memory=done.memory
+                small, done.model, done.recovering, wish.recover, task=done.task, device=device, memory=done.memory
             )
             small = recovery.model
     found = Made(target, ended, small, surgery, agreed, aim, recovery)

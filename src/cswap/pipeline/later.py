@@ -188,14 +188,14 @@ def apply(
         if drawn is not None:
             _check_drawn_again(drawn, calibration, data)
         alpha = float(artifact.path.options.get("alpha", Options.alpha))
-        recovering = recovering_with(wish, again.choice, again.pair, again.seed)
-        used = max(calibration, recovering or calibration, key=len)  # the larger draw holds the other
+        recovering = recovering_with(wish, again.choice, again.pair, again.seed, calibration)
+        used = max(calibration, recovering, key=len)  # the larger draw holds the other
         unseen = unseen_data(wish, again.choice, again.source.spec, again.pair.classes, used, alpha)
         held_out = again.held_out()
     run = artifact.manifest.get("run", {})
     done = Finished(
-        again.model, artifact.path, again.task(), held_out, calibration, again.source, again.choice, run, wish,
-        machine.memory, unseen, recovering,
+        again.model, artifact.path, again.task(), held_out, calibration, recovering, again.source, again.choice, run, wish,
+        machine.memory, unseen,
     )  # fmt: skip
     with replacing(out, force):
         open_folder(out, {BY_APPLY: str(target), **(run or {})}, resume=False, force=force)

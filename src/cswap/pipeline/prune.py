@@ -55,8 +55,8 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
         task = task_named(job.task, pair)
         calibration = job.data.calibration(pair, job.options.seed)
         check_fits(model, calibration, task)
-        recovering = recovering_with(job.wish, job.data, pair, job.options.seed)
-        used = max(calibration, recovering or calibration, key=len)  # the larger draw holds the other
+        recovering = recovering_with(job.wish, job.data, pair, job.options.seed, calibration)
+        used = max(calibration, recovering, key=len)  # the larger draw holds the other
         unseen = unseen_data(job.wish, job.data, job.source.spec, pair.classes, used, job.options.alpha)
         held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
     with clock.phase("structure"):
@@ -78,7 +78,7 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
         path = analysis.lead(run)
         path.of_run = True
         return finish(
-            Finished(model, path, task, held_out, calibration, job.source, job.data, run, job.wish, job.machine.memory, unseen, recovering),
+            Finished(model, path, task, held_out, calibration, recovering, job.source, job.data, run, job.wish, job.machine.memory, unseen),
             job.target, job.out, device, clock, watcher,
         )  # fmt: skip
 
