@@ -16,8 +16,8 @@ def ran(capsys, *arguments: str) -> tuple[int, str, str]:
     return status, out, err
 
 
-def refused(capsys, arguments: list[str], *words: str, status: int = 2) -> None:
-    """One line of error that holds each of the words, and no traceback."""
+def refused(capsys, arguments: list[str], *words: str, status: int = 2) -> str:
+    """One line of error that holds each of the words, and no traceback; returns it."""
     got, out, err = ran(capsys, *arguments)
     errors = [line for line in err.splitlines() if not line.startswith("cswap: warning")]
     assert got == status, err
@@ -25,6 +25,7 @@ def refused(capsys, arguments: list[str], *words: str, status: int = 2) -> None:
     assert "Traceback" not in out + err
     for word in words:
         assert word in errors[0], errors[0]
+    return errors[0]
 
 
 def compare_of(place, *more: str) -> list[str]:
@@ -37,8 +38,7 @@ def compare_of(place, *more: str) -> list[str]:
 
 def told(capsys, arguments: list[str], status: int, *words: str) -> None:
     """A command ends with that status, and with one line of error that holds each of the words where it failed."""
-    capsys.readouterr()
-    assert main(arguments) == status
-    err = capsys.readouterr().err
+    got, _, err = ran(capsys, *arguments)
+    assert got == status, err
     assert len(err.splitlines()) == (status != 0), err
     assert all(w in err for w in words), err

@@ -13,6 +13,7 @@ import pytest
 import cswap
 from cswap.cli.app import main
 from cswap.report.again import arguments_of
+from tests.end_to_end.commands import refused
 from tests.end_to_end.conftest import write_images
 
 TENSORS = """
@@ -57,16 +58,9 @@ def tensors(place) -> Path:
     return place.root / "tensors.py"
 
 
-def _refused(capsys, arguments: list[str]) -> str:
-    capsys.readouterr()
-    assert main(arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
 def test_data_that_hold_nan_are_refused_before_the_analysis(place, tensors, capsys):
     asked = ["--certify", f"{tensors}:broken", "--margin", "0.3"]
-    line = _refused(capsys, place.prune("out", *asked, data=f"{tensors}:data"))
+    line = refused(capsys, place.prune("out", *asked, data=f"{tensors}:data"))
     assert "certify: sample 7: expected finite inputs, got NaN or Inf" in line
     assert not (place.root / "out").exists()
 
@@ -82,14 +76,14 @@ def test_other_data_do_not_make_the_calibration_samples_new(place, tensors, caps
     shutil.copytree(place.data / "train", place.root / "seen" / "test")
     apply = ["apply", str(place.root / "out"), "--trust", "--target", "units=0.1", "--quiet", "--json", "--out"]
     seen, other = ["--certify", str(place.root / "seen"), "--margin", "0.9"], ["--data", str(place.root / "other")]
-    line = _refused(capsys, [*apply, str(place.root / "a"), *other, *seen])
+    line = refused(capsys, [*apply, str(place.root / "a"), *other, *seen])
     assert "cannot be told from these data; expected --certify without --data" in line
     assert not (place.root / "a").exists()
-    assert "cannot be told" in _refused(capsys, [*apply, str(place.root / "a"), "--image-size", "4", *seen])
-    assert "is one of the calibration samples" in _refused(capsys, [*apply, str(place.root / "a"), *seen])
+    assert "cannot be told" in refused(capsys, [*apply, str(place.root / "a"), "--image-size", "4", *seen])
+    assert "is one of the calibration samples" in refused(capsys, [*apply, str(place.root / "a"), *seen])
     assert main([*apply, str(place.root / "a"), *other]) == 0  # no certificate, no samples to tell apart
     again = ["apply", str(place.root / "a"), *apply[2:]]
-    assert "recorded data, which have changed" in _refused(capsys, [*again, str(place.root / "b"), *seen])
+    assert "recorded data, which have changed" in refused(capsys, [*again, str(place.root / "b"), *seen])
     fresh = ["--certify", str(place.root / "fresh"), "--margin", "0.9"]
     capsys.readouterr()
     assert main([*apply, str(place.root / "c"), *fresh]) == 0
@@ -98,7 +92,7 @@ def test_other_data_do_not_make_the_calibration_samples_new(place, tensors, caps
 
 def test_what_python_saved_cannot_be_certified_later(place, capsys):
     spec = place.saved()
-    line = _refused(capsys, [
+    line = refused(capsys, [
         "apply", str(place.root / "saved"), "--trust", "--model", spec, "--weights", str(place.weights), "--data", str(place.data),
         "--image-size", "8", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--target", "units=0.1", "--quiet",
         "--out", str(place.root / "a"), "--certify", str(place.data), "--margin", "0.9",
@@ -183,18 +177,18 @@ def test_the_smallest_is_kept_where_none_is_certified(place, tensors, capsys):
     assert [t["target"] for t in found["certificate"]["targets"]] == ["params=0.8"]  # the first that fails ends it
 
 
-def test_several_targets_without_a_certificate_are_refused(place, capsys):
-    line = _refused(capsys, place.prune("out", target="params=0.2,0.4"))
+def test_several_targets_without_a_certificate_arerefused(place, capsys):
+    line = refused(capsys, place.prune("out", target="params=0.2,0.4"))
     assert "several go with a certificate" in line
     assert "expected --certify DATA" in line
-    assert "'' is no number" in _refused(capsys, place.prune("out", target="params=0.2,"))
+    assert "'' is no number" in refused(capsys, place.prune("out", target="params=0.2,"))
     assert not (place.root / "out").exists()
 
 
 @pytest.mark.parametrize("other", ["doubled", "grey"])
 def test_samples_unlike_those_of_calibration_are_refused_before_the_analysis(place, tensors, capsys, other):
     asked = ["--certify", f"{tensors}:{other}", "--margin", "0.3"]
-    line = _refused(capsys, place.prune("out", *asked, data=f"{tensors}:data"))
+    line = refused(capsys, place.prune("out", *asked, data=f"{tensors}:data"))
     assert "certify: expected samples like those of calibration, (3, 8, 8) torch.float32, got (" in line
     assert not (place.root / "out").exists()
 
@@ -225,5 +219,5 @@ def test_targets_beyond_a_path_that_stopped_are_not_certified(place, tensors, ca
 
 def test_several_latencies_without_a_certificate_are_refused_later_too(place, capsys):
     assert main(place.prune("out")) == 0
-    line = _refused(capsys, ["apply", str(place.root / "out"), "--trust", "--target", "latency=0.05,0.1", "--out", str(place.root / "b")])  # fmt: skip
+    line = refused(capsys, ["apply", str(place.root / "out"), "--trust", "--target", "latency=0.05,0.1", "--out", str(place.root / "b")])  # fmt: skip
     assert "several go with a certificate" in line

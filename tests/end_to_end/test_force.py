@@ -12,6 +12,7 @@ import pytest
 import cswap
 from cswap.artifacts.folder import open_artifact, save
 from cswap.cli.app import main
+from tests.end_to_end.commands import told
 from tests.end_to_end.conftest import Place, copy_of, with_artifact
 
 
@@ -28,16 +29,6 @@ def template(tmp_path_factory):
 @pytest.fixture
 def place(template, tmp_path):
     return copy_of(template, tmp_path)
-
-
-def _told(capsys, arguments: list[str], status: int, *words: str) -> None:
-    capsys.readouterr()
-    assert main(arguments) == status
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    assert len(err.splitlines()) <= 1, err
-    for word in words:
-        assert word in err
 
 
 def _target(out: Path) -> str:
@@ -59,15 +50,15 @@ def test_here(place, capsys, monkeypatch):
     monkeypatch.chdir(place.root / "here")
     arguments = place.prune("x", target="params=0.1")
     arguments[arguments.index("--out") + 1] = "."
-    _told(capsys, arguments, 0)
+    told(capsys, arguments, 0)
     before = (place.root / "here" / "manifest.json").read_bytes()
-    _told(capsys, [*arguments, "--force"], 2, "from inside of it")
+    told(capsys, [*arguments, "--force"], 2, "from inside of it")
     assert (place.root / "here" / "manifest.json").read_bytes() == before
 
 
 def test_through_a_link(place, capsys):
     (place.root / "link").symlink_to("out")
-    _told(capsys, place.prune("link", "--force", target="params=0.1"), 0)
+    told(capsys, place.prune("link", "--force", target="params=0.1"), 0)
     assert (place.root / "link").is_symlink()
     assert _target(place.root / "out") == "params=0.1"
     assert not list(place.root.glob("*.before-force"))
@@ -78,7 +69,7 @@ def test_a_parent_that_refuses_is_one_line(place, capsys, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "rename", refuses)
-    _told(capsys, place.prune("out", "--force", target="params=0.1"), 2, "cannot be replaced (Permission denied)")
+    told(capsys, place.prune("out", "--force", target="params=0.1"), 2, "cannot be replaced (Permission denied)")
     assert _target(place.root / "out") == "params=0.3"
 
 
@@ -100,7 +91,7 @@ def test_killed_and_again(place, capsys, left, more):
     if left == "whole":
         assert main(place.prune("new", target="params=0.1")) == 0
         (place.root / "new").rename(out)
-    _told(capsys, place.prune("out", *more, target="params=0.1"), 0)
+    told(capsys, place.prune("out", *more, target="params=0.1"), 0)
     assert _target(out) == "params=0.1"
     assert not aside.exists()
     assert (out / "notes.txt").read_text() == "mine"
@@ -114,7 +105,7 @@ def test_killed_before_anything_came_the_old_one_is_back(place, capsys, left):
         out.mkdir()
     if left == "run":
         (out / "run.json").write_text("{}")
-    _told(capsys, place.prune("out", target="params=0.1"), 2, "holds an artifact")
+    told(capsys, place.prune("out", target="params=0.1"), 2, "holds an artifact")
     assert _target(out) == "params=0.3"
 
 
@@ -122,11 +113,11 @@ def test_resume_and_force_go_on_with_a_journal(place, capsys):
     _journal_of(place, "new")
     steps = (place.root / "new" / "path.jsonl").read_bytes()
     assert steps
-    _told(
+    told(
         capsys, place.prune("new", "--resume", "--force", "--alpha", "0.01", target="params=0.1"), 2, "resume: options"
     )
     assert (place.root / "new" / "path.jsonl").read_bytes() == steps
-    _told(capsys, place.prune("new", "--resume", "--force", target="params=0.1"), 0)
+    told(capsys, place.prune("new", "--resume", "--force", target="params=0.1"), 0)
     assert (place.root / "new" / "path.jsonl").read_bytes() == steps
 
 
@@ -135,11 +126,11 @@ def test_what_is_none_of_ours_is_named_and_hidden_files_do_not_matter(place, cap
     for name in (".DS_Store", ".nfs000012"):
         (place.root / "new" / name).write_text("x")
     (place.root / "new" / "prune.log").write_text("mine")
-    _told(capsys, place.prune("new", "--resume", target="params=0.1"), 2, "other files (first prune.log)")
+    told(capsys, place.prune("new", "--resume", target="params=0.1"), 2, "other files (first prune.log)")
     (place.root / "new" / "prune.log").unlink()
-    _told(capsys, place.prune("new", "--resume", target="params=0.1"), 0)
+    told(capsys, place.prune("new", "--resume", target="params=0.1"), 0)
     assert (place.root / "new" / ".DS_Store").read_text() == "x"
-    _told(capsys, place.prune("new", "--force", target="params=0.2"), 0)
+    told(capsys, place.prune("new", "--force", target="params=0.2"), 0)
     assert (place.root / "new" / ".DS_Store").read_text() == "x"
 
 
@@ -205,7 +196,7 @@ def test_an_apply_that_was_killed_is_taken_over(place, capsys):
     small = place.root / "small"
     (small / ".writing").mkdir(parents=True)
     (small / "run.json").write_text(json.dumps({"apply": "params=0.1"}))
-    _told(capsys, _apply(place), 0)
+    told(capsys, _apply(place), 0)
     assert _target(small) == "params=0.1"
     assert sorted(p.name for p in small.iterdir() if p.name.startswith(".") or p.name == "run.json") == []
 
@@ -232,24 +223,24 @@ def test_an_export_that_cannot_be_written_is_one_line(place, capsys, monkeypatch
     (out / ".export-model.pt2").mkdir()  # killed before
     (out / ".export-model.pt2" / "model.pt2").write_bytes(b"torn")
     (place.root / "folder.pt2").mkdir()
-    _told(capsys, [*export, "--out", str(place.root / "folder.pt2")], 2, "is a folder")
+    told(capsys, [*export, "--out", str(place.root / "folder.pt2")], 2, "is a folder")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as m:
         m.setattr(Path, "write_bytes", full)
-        _told(capsys, export, 1, "model.pt2 cannot be written (No space left on device)")
+        told(capsys, export, 1, "model.pt2 cannot be written (No space left on device)")
     assert not (out / "model.pt2").exists()
-    _told(capsys, export, 0)
+    told(capsys, export, 0)
     assert (out / "model.pt2").exists()
     assert not list(out.glob(".export*"))
 
 
 def test_a_demo_needs_a_folder(place, capsys):
-    _told(capsys, ["demo", "--out", str(place.factory)], 2, "is a file")
-    _told(capsys, ["demo", "--out", str(place.factory / "below")], 2, "below")
-    _told(capsys, ["demo", "--out", str(place.data)], 2, "other files (first test)")
+    told(capsys, ["demo", "--out", str(place.factory)], 2, "is a file")
+    told(capsys, ["demo", "--out", str(place.factory / "below")], 2, "below")
+    told(capsys, ["demo", "--out", str(place.data)], 2, "other files (first test)")
 
 
 @pytest.mark.parametrize("most", [10, 2000])
@@ -260,11 +251,11 @@ def test_a_disk_that_is_full_when_a_run_resumes(place, capsys, most):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
     try:
-        _told(capsys, place.prune("new", "--resume", target="params=0.1"), 1 if most > 100 else 2, "cannot be written")
+        told(capsys, place.prune("new", "--resume", target="params=0.1"), 1 if most > 100 else 2, "cannot be written")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (place.root / "new" / "path.jsonl").read_bytes() == steps
-    _told(capsys, place.prune("new", "--resume", target="params=0.1"), 0)
+    told(capsys, place.prune("new", "--resume", target="params=0.1"), 0)
     assert (place.root / "new" / "path.jsonl").read_bytes() == steps
 
 
