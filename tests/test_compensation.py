@@ -18,6 +18,7 @@ from cswap.methods import registry
 from cswap.methods.options import Options
 from cswap.methods.path import Silence, Start
 from cswap.structure.check import randomise_
+from cswap.tasks import Classification
 from cswap.types import Target
 from tests.conftest import NETS, PATTERN_NETS, trained_on_patterns
 from tests.reference.least_squares import rows_by_hand
@@ -253,3 +254,34 @@ def test_a_complete_path_takes_all_but_one_unit_of_every_group(kind):
         gone = {d.unit for d in path.decisions if d.group == group.name and d.removed}
         assert len(asked) - len(gone) <= 1
     assert path.ratio.params > 0.7
+
+
+class Words(nn.Module):
+    """Tokens (N, 2, L) → logits; the mean is over the tokens that count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.a, self.b, self.fc = nn.Embedding(20, 8), nn.Linear(8, 10), nn.Linear(10, 8), nn.Linear(8, 4)
+
+    def forward(self, t: torch.Tensor) -> torch.Tensor:
+        x = self.e(t[:, 0])
+        x = x + self.b(torch.relu(self.a(x)))
+        counts = t[:, 1].unsqueeze(-1).to(x)
+        return self.fc((x * counts).sum(1) / counts.sum(1))
+
+
+def test_moments_of_a_compensated_cut_count_no_padding():
+    torch.manual_seed(0)
+    net = randomise_(Words(), seed=1).eval()
+    mask = (torch.arange(12) < torch.randint(2, 8, (40, 1))).long()
+    tokens = torch.stack([torch.randint(1, 20, (40, 12)) * mask, mask], 1)
+    calibration = cswap.calibration_set(TensorDataset(tokens, torch.arange(4).repeat_interleave(10)), 10)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    engine = CompensatedPlainEngine(net, structure, calibration, Classification())
+    engine.enter(structure["a"])
+    with torch.no_grad():
+        read = torch.relu(net.a(net.e(calibration.inputs(0, 40)[:, 0]))).double()
+    seen = calibration.inputs(0, 40)[:, 1].bool()
+    mean = engine.compensation.inverses["a", "b"].mean
+    torch.testing.assert_close(mean, read[seen].mean(0), rtol=0, atol=1e-5)
+    assert not torch.allclose(mean, read.flatten(0, 1).mean(0), atol=1e-3)

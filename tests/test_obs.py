@@ -17,8 +17,11 @@ from cswap.evaluate.significance import mcnemar
 from cswap.linear.elimination import DAMPING
 from cswap.methods.obs import obs_scores, output_importance
 from cswap.methods.ranking import removal_order
+from cswap.recovery import recovered
 from cswap.structure.ledger import Ledger
 from cswap.structure.surgery import kept_indices, removed_by
+from cswap.tasks import Classification
+from tests.recoveries import noisy, without
 from tests.reference.least_squares import rows_by_hand
 
 
@@ -218,3 +221,24 @@ def test_swaps_are_an_option_and_deterministic(digits_case):
     assert all(np.array_equal(first[g], again[g]) for g in first)
     assert any(not np.array_equal(first[g], plain[g]) for g in first)
     assert all(sorted(np.argsort(first[g])) == list(range(len(first[g]))) for g in first)
+
+
+def test_obs_knows_that_a_layer_without_a_constant_cannot_make_up_for_one():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4, bias=False)).eval()
+    with torch.no_grad():
+        net[0].weight[3], net[0].bias[3] = 0.0, 3.0  # always 3
+        net[2].weight[:, 3] = torch.tensor([0.4, -0.4, 0.0, 0.0])
+    calibration = noisy((12,), 20)
+    structure = cswap.discover(net, calibration.inputs(0, 2))
+    scores = obs_scores(net, structure, calibration, Classification())["0"]
+    small, _ = without(net, calibration, {"0": [3]})
+    raw, x = recovered(small, net, calibration, "lstsq").raw, calibration.inputs(0, 80)
+    labels = torch.from_numpy(calibration.targets).view(-1, 1)
+    with torch.no_grad():
+        lost = (net(x).softmax(1) - raw(x).softmax(1)).gather(1, labels).square().mean()
+    assert float(lost) > 1e-4
+    assert scores[3] > 0.1 * float(lost)
+    biased = copy.deepcopy(net)
+    biased[2].bias = nn.Parameter(torch.zeros(4))
+    assert obs_scores(biased, structure, calibration, Classification())["0"][3] < 1e-6

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -19,49 +17,12 @@ from cswap.causal.replay import engine_for
 from cswap.data.text import is_tokens
 from cswap.errors import DataError, StructureError
 from cswap.evaluate.quality import measure_quality
-from cswap.linear.patches import refusal
 from cswap.methods.obs import output_importance
 from cswap.recovery import recovered, reestimated
-from cswap.recovery.base import Case
-from cswap.recovery.merge import _written
-from cswap.recovery.walk import Walk
 from cswap.structure.check import randomise_
 from cswap.structure.discover import discover
 from cswap.tasks import Classification
-from cswap.types import Target
-from tests.conftest import path_of
-from tests.recoveries import pruned_to
-
-
-class Net(nn.Module):
-    """Layers, and a function of them and the inputs."""
-
-    def __init__(self, forward: Callable[[Any, torch.Tensor], torch.Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.how = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.how(self, x)
-
-
-def _calibration(*shape: int, per_class: int = 8, classes: int = 3, dtype: torch.dtype = torch.float32) -> Any:
-    generator, targets = torch.Generator().manual_seed(0), torch.arange(classes).repeat_interleave(per_class)
-    x = torch.randn(len(targets), *shape, generator=generator) + 0.8 * targets.view(-1, *[1] * len(shape))
-    return cswap.calibration_set(TensorDataset(x.to(dtype), targets), per_class)
-
-
-def _fitted(net: nn.Module, calibration: Any, steps: int = 60) -> nn.Module:
-    torch.manual_seed(0)
-    for p in net.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    optimiser = torch.optim.Adam(net.parameters(), 0.02)
-    for _ in range(steps):
-        optimiser.zero_grad()
-        F.cross_entropy(net(calibration.inputs(0, len(calibration))), torch.from_numpy(calibration.targets)).backward()
-        optimiser.step()
-    return net.eval()
+from tests.odd_nets import Net, fitted, shifted
 
 
 def _lenet(channels: int) -> Net:
@@ -74,8 +35,8 @@ def _lenet(channels: int) -> Net:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_maps_become_rows_by_view(channels):
-    calibration = _calibration(channels, 8, 8)
-    net = _fitted(_lenet(channels), calibration)
+    calibration = shifted(channels, 8, 8)
+    net = fitted(_lenet(channels), calibration)
     free = Net(lambda s, x: s.fc(F.relu(s.b(F.max_pool2d(F.relu(s.a(x)), 2))).flatten(1)), **dict(net.named_children()))
     structure = discover(net, calibration.inputs(0, 2))
     assert [g.size for g in structure] == [6, 7]
@@ -104,7 +65,7 @@ def test_layers_that_are_followed_in_place_have_the_same_importance():
         ]
         return nn.Sequential(*convs, nn.ReLU(in_place), nn.Flatten(), nn.Linear(16, 3)).eval()
 
-    calibration = _calibration(3, 8, 8)
+    calibration = shifted(3, 8, 8)
     plain, in_place = layers(False), layers(True)
     in_place.load_state_dict(randomise_(plain, 1).state_dict())
     structure = discover(plain, calibration.inputs(0, 2))
@@ -165,8 +126,8 @@ def test_what_cannot_be_taken_apart_is_told():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_a_network_of_another_type_than_its_data_is_pruned(dtype):
-    calibration = _calibration(5)
-    net = _fitted(
+    calibration = shifted(5)
+    net = fitted(
         Net(
             lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x))))), a=nn.Linear(5, 16), b=nn.Linear(16, 12), fc=nn.Linear(12, 3)
         ),
@@ -177,61 +138,24 @@ def test_a_network_of_another_type_than_its_data_is_pruned(dtype):
     assert small(calibration.inputs(0, 4).to(dtype)).shape == (4, 3)
 
 
-def test_the_mean_is_given_back_however_samples_lie():
-    """81 samples are chunks of 64 and 17; a sum over the first dimension would be one over places."""
-    net = Net(
-        lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x.transpose(0, 1)))).mean(0))),
-        a=nn.Linear(5, 7),
-        b=nn.Linear(7, 6),
-        fc=nn.Linear(6, 3),
-    )
-    calibration = _calibration(4, 5, per_class=27)
-    net = _fitted(net, calibration)
-    path = cswap.prune_path(net, calibration, method="magnitude")
-    small = path.apply(net, "units=0.3")
-    found = recovered(small, net, calibration, "bias").raw
-    x = calibration.inputs(0, 81)
-    with torch.no_grad():
-        read = F.relu(net.a(x)).double().mean((0, 1))
-        gone = [d.unit for d in path if d.group == "a" and d.step <= path.prefix("units=0.3")[1]]
-        kept = [
-            n
-            for n in range(6)
-            if n not in [d.unit for d in path if d.group == "b" and d.step <= path.prefix("units=0.3")[1]]
-        ]
-        expected = net.b.bias + (net.b.weight[:, gone].double() @ read[gone]).float()
-    assert gone
-    torch.testing.assert_close(found.b.bias, expected[kept])
-
-
 def test_norms_that_bring_their_activation_are_norms():
     layers = pytest.importorskip("timm.layers", reason="timm is not installed")
     net = Net(
         lambda s, x: s.fc(s.norm(s.b(F.relu(s.a(x)))).mean((2, 3))),
         a=nn.Conv2d(3, 7, 3), b=nn.Conv2d(7, 6, 3, bias=False), norm=layers.BatchNormAct2d(6), fc=nn.Linear(6, 3),
     )  # fmt: skip
-    calibration = _calibration(3, 8, 8)
-    _fitted(net, calibration, steps=2)
+    calibration = shifted(3, 8, 8)
+    fitted(net, calibration, steps=2)
     net.norm.reset_running_stats()
     with torch.no_grad():
         expected = net.b(F.relu(net.a(calibration.inputs(0, 24)))).mean((0, 2, 3))
     torch.testing.assert_close(reestimated(net, calibration).norm.running_mean, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_layer_of_two_names_is_recovered():
-    calibration = _calibration(5)
-    net = Net(lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x))))), a=nn.Linear(5, 7), b=nn.Linear(7, 6), fc=nn.Linear(6, 3))
-    net = _fitted(net, calibration)
-    net.blocks = nn.ModuleList([net.a, net.b])
-    small = cswap.prune_path(net, calibration, method="magnitude").apply(net, "units=0.3")
-    for how in ("bias", "lstsq", "merge", "fold"):
-        assert torch.isfinite(recovered(small, net, calibration, how).raw(calibration.inputs(0, 4))).all()
-
-
 @pytest.mark.parametrize("per_class", [2, 3, 4])
 def test_a_network_that_is_always_right_is_not_near_chance(per_class):
-    calibration = _calibration(5, per_class=per_class, classes=2)
-    net = _fitted(Net(lambda s, x: s.fc(F.relu(s.a(x))), a=nn.Linear(5, 6), fc=nn.Linear(6, 2)), calibration, steps=300)
+    calibration = shifted(5, per_class=per_class, classes=2)
+    net = fitted(Net(lambda s, x: s.fc(F.relu(s.a(x))), a=nn.Linear(5, 6), fc=nn.Linear(6, 2)), calibration, steps=300)
     cswap.prune_path(net, calibration, method="cswap")
     with torch.no_grad():
         net.fc.weight.zero_()
@@ -258,9 +182,9 @@ def test_a_module_that_keeps_a_tensor_is_not_left_unable_to_learn():
                 self.scale = x.new_full((), 2.0)
             return x * self.scale
 
-    calibration = _calibration(5)
+    calibration = shifted(5)
     net = Net(lambda s, x: s.fc(s.keep(F.relu(s.a(x)))), a=nn.Linear(5, 6), keep=Keeps(), fc=nn.Linear(6, 3))
-    _fitted(net, calibration)
+    fitted(net, calibration)
     del net.keep.scale
     for method in ("taylor", "obs"):
         cswap.prune_path(net, calibration, method=method)
@@ -270,8 +194,8 @@ def test_a_module_that_keeps_a_tensor_is_not_left_unable_to_learn():
 
 
 def test_engines_agree_on_maps_that_become_rows():
-    calibration = _calibration(1, 8, 8)
-    net = _fitted(_lenet(1), calibration)
+    calibration = shifted(1, 8, 8)
+    net = fitted(_lenet(1), calibration)
     structure = discover(net, calibration.inputs(0, 2))
     found = []
     for make in (PlainEngine, engine_for):
@@ -302,105 +226,10 @@ def test_layers_that_run_for_some_classes_alone_are_refused():
     x[:, 0] = 2.0 * targets - 1.2
     x[targets == 1, 0] = 0.8
     calibration = cswap.calibration_set(TensorDataset(x, targets), 8)
-    net = _fitted(net, calibration).train()
+    net = fitted(net, calibration).train()
     with pytest.raises(StructureError, match="calls c for some samples"):
         cswap.prune_path(net, calibration)
     assert net.training
-
-
-class _Scaled(nn.Linear):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, 3 * self.weight, self.bias)
-
-
-class _Cast(nn.Linear):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
-
-
-def test_a_layer_that_scales_its_weights_is_not_refitted():
-    assert refusal(_Cast(4, 3)) is None
-    assert refusal(nn.Conv2d(4, 4, 3, padding=1, groups=2, padding_mode="circular")) is None
-    assert "does not use its weights as they are" in str(refusal(_Scaled(4, 3)))
-    calibration = _calibration(5)
-    net = _fitted(
-        Net(lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x))))), a=nn.Linear(5, 7), b=_Scaled(7, 6), fc=nn.Linear(6, 3)),
-        calibration,
-    )
-    structure = discover(net, calibration.inputs(0, 2))
-    engine = engine_for(net, structure, calibration, Classification(), cut="compensated")
-    group = structure["a"]
-    engine.enter(group)
-    (cut,) = engine.cut(group, [[0]])
-    engine.remove("a", [0])
-    np.testing.assert_allclose(engine.scores().sigma, cut.sigma, atol=1e-5)  # the cut is what the removal does
-    assert any("does not use its weights" in n for n in engine.notes)
-
-
-def _twice(_m: nn.Module, _args: Any, out: torch.Tensor) -> torch.Tensor:
-    return 2 * out + 1
-
-
-def _thrice(_m: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    return (3 * args[0],)
-
-
-def _scaled(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    return 3 * F.conv2d(x, layer.weight, layer.bias)
-
-
-@pytest.mark.parametrize("kind", ["out", "in", "forward", "look"])
-def test_a_layer_whose_hooks_change_it_is_left_with_a_note(kind):
-    seen = []
-    net = Net(
-        lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x)))).mean((2, 3))),
-        a=nn.Conv2d(3, 7, 3), b=nn.Conv2d(7, 6, 3), fc=nn.Linear(6, 3),
-    )  # fmt: skip
-    calibration = _calibration(3, 8, 8)
-    net = _fitted(net, calibration)
-    if kind == "out":
-        net.b.register_forward_hook(_twice)
-    elif kind == "in":
-        net.b.register_forward_pre_hook(_thrice)
-    elif kind == "forward":
-        net.b.forward = MethodType(_scaled, net.b)
-    else:
-        net.b.register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
-    structure = discover(net, calibration.inputs(0, 2))
-    if kind != "look":
-        assert refusal(net.b) is not None
-        engine = engine_for(net, structure, calibration, Classification(), cut="compensated")
-        engine.enter(structure["a"])
-        (cut,) = engine.cut(structure["a"], [[0, 2]])
-        engine.remove("a", [0, 2])
-        np.testing.assert_allclose(engine.scores().sigma, cut.sigma, atol=1e-5)  # the cut is what the removal does
-        assert any(n.startswith("b is cut without compensation") for n in engine.notes)
-    path = path_of(structure, {"a": [0, 2, 3]}, calibration.inputs(0, 4))
-    small = path.apply(net, Target("units", path.ratio.units))
-    for how in ("bias", "merge", "lstsq"):
-        if kind == "forward" and how != "lstsq":
-            continue
-        found = recovered(small, net, calibration, how)
-        left = torch.equal(found.raw.b.weight, small.b.weight) and torch.equal(found.raw.b.bias, small.b.bias)
-        assert left == (kind != "look"), how
-        assert any(n.startswith("b: ") for n in found.notes) == left, how
-
-
-def test_a_layer_that_reads_a_view_of_a_parameter_is_refitted():
-    """A view of a parameter asks for gradients even where there are none."""
-    net = Net(
-        lambda s, x: s.fc((F.relu(s.b(F.relu(s.a(x)))).unsqueeze(1) * s.c(s.table.expand(len(x), -1, -1))).mean(1)),
-        a=nn.Linear(5, 7), b=nn.Linear(7, 6), c=nn.Linear(4, 6), fc=nn.Linear(6, 3),
-    )  # fmt: skip
-    net.table = nn.Parameter(torch.randn(1, 3, 4))
-    calibration = _calibration(5)
-    net = _fitted(net, calibration)
-    structure = discover(net, calibration.inputs(0, 2))
-    path = path_of(structure, {"a": [0, 2, 3]}, calibration.inputs(0, 4))
-    small = path.apply(net, Target("units", path.ratio.units))
-    found = recovered(small, net, calibration, "lstsq")
-    assert {"b", "c"} <= set(found.facts["lstsq"])
-    torch.testing.assert_close(found.raw.c.weight, net.c.weight, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["obs", "joint"])
@@ -410,105 +239,6 @@ def test_attention_that_is_asked_for_its_weights_is_ranked(method):
         lambda s, x: s.fc(s.att(s.a(x), s.a2(x), s.a2(x))[0].mean(1)),
         a=nn.Linear(5, 8), a2=nn.Linear(5, 8), att=nn.MultiheadAttention(8, 2, batch_first=True), fc=nn.Linear(8, 3),
     )  # fmt: skip
-    calibration = _calibration(4, 5)
-    path = cswap.prune_path(_fitted(net, calibration), calibration, method=method)
+    calibration = shifted(4, 5)
+    path = cswap.prune_path(fitted(net, calibration), calibration, method=method)
     assert {"att.q#heads", "att.v#v0", "att.v#v1"} <= {d.group for d in path}
-
-
-@pytest.mark.parametrize("memory", [4 << 30, 1000])
-def test_a_later_layer_that_is_called_by_keyword_is_refitted(memory):
-    net = Net(
-        lambda s, x: s.fc(input=F.relu(s.b(F.relu(s.a(x))))), a=nn.Linear(5, 7), b=nn.Linear(7, 6), fc=nn.Linear(6, 3)
-    )
-    calibration = _calibration(5)
-    net = _fitted(net, calibration)
-    path = path_of(discover(net, calibration.inputs(0, 2)), {"a": [0, 2]}, calibration.inputs(0, 4))
-    small = path.apply(net, Target("units", path.ratio.units))
-    plain = Net(lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x))))), **dict(net.named_children()))
-    shrunk = path.apply(plain.eval(), Target("units", path.ratio.units))
-    found, expected = (recovered(s, n, calibration, "lstsq").raw for s, n in ((small, net), (shrunk, plain)))
-    read = next(Walk(net, [calibration.inputs(0, 24)], memory).inputs("fc"))
-    torch.testing.assert_close(read, F.relu(net.b(F.relu(net.a(calibration.inputs(0, 24))))))
-    for a, b in zip(found.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
-
-
-class _Mean(nn.Module):
-    """Keeps a mean and perhaps a variance, and subtracts the mean or only looks at it."""
-
-    def __init__(self, channels: int, subtracts: bool, variance: bool) -> None:
-        super().__init__()
-        self.subtracts = subtracts
-        self.register_buffer("running_mean", torch.zeros(channels))
-        if variance:
-            self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x - self.running_mean.view(1, -1, 1, 1) if self.subtracts else x * 1.0
-
-
-@pytest.mark.parametrize(("subtracts", "variance"), [(True, False), (False, True), (False, False)])
-def test_a_constant_is_kept_in_a_norm_that_subtracts_its_mean_alone(subtracts, variance):
-    """A module that keeps a mean is no batch norm yet: constants that it does not subtract were lost."""
-    net = Net(
-        lambda s, x: s.fc(F.relu(s.n(s.b(F.relu(s.a(x))))).mean((2, 3))), a=nn.Conv2d(3, 8, 3, padding=1),
-        b=nn.Conv2d(8, 6, 3, padding=1, bias=False), n=_Mean(6, subtracts, variance), fc=nn.Linear(6, 3),
-    )  # fmt: skip
-    calibration = _calibration(3, 6, 6, per_class=20)
-    net = _fitted(net, calibration)
-    structure = discover(net, calibration.inputs(0, 2))
-    small, _ = pruned_to(net, structure, calibration, {"a": [0, 3, 5]})
-    x = calibration.inputs(0, 60)
-
-    @torch.no_grad()
-    def off(model: nn.Module) -> torch.Tensor:
-        return (model.n(model.b(F.relu(model.a(x)))) - net.n(net.b(F.relu(net.a(x))))).mean((0, 2, 3)).abs().max()
-
-    found = recovered(small, net, calibration, "bias")
-    if subtracts:
-        assert float(off(found.raw)) < 1e-5 < 1e-2 < float(off(small))
-    else:
-        assert "neither a bias nor a batch norm" in found.notes[0]
-        assert float(off(found.raw)) == float(off(small))
-    assert float(off(recovered(small, net, calibration, "lstsq").raw)) < float(off(small))
-    engine = engine_for(net, structure, calibration, Classification(), cut="compensated")
-    engine.enter(structure["a"])
-    (cut,) = engine.cut(structure["a"], [[0, 3, 5]])
-    engine.remove("a", [0, 3, 5])
-    np.testing.assert_allclose(engine.scores().sigma, cut.sigma, atol=1e-5)
-
-
-@pytest.mark.parametrize("how", ["bias", "merge"])
-def test_a_layer_that_scales_its_weights_gets_nothing_back_and_a_note(how):
-    calibration = _calibration(5, per_class=20)
-    net = _fitted(
-        Net(lambda s, x: s.fc(F.relu(s.b(F.relu(s.a(x))))), a=nn.Linear(5, 7), b=_Scaled(7, 6), fc=nn.Linear(6, 3)),
-        calibration,
-    )
-    small, _ = pruned_to(net, discover(net, calibration.inputs(0, 2)), calibration, {"a": [0, 2]})
-    found = recovered(small, net, calibration, how)
-    assert "does not use its weights as they are" in found.notes[0]
-    assert torch.equal(found.raw.b.weight, small.b.weight)
-    assert torch.equal(found.raw.b.bias, small.b.bias)
-
-
-def test_fold_scales_what_writes_a_unit_by_the_norm_behind_it_whatever_is_called_first():
-    """Weights and norms were paired by the order of their calls."""
-
-    def two(s: Any, x: torch.Tensor) -> torch.Tensor:
-        a, b = s.c1(x), s.n2(s.c2(x))
-        return s.fc(F.relu(s.o(F.relu(s.n1(a) + b))).mean((2, 3)))
-
-    layers = {"c1": nn.Conv2d(3, 8, 3, padding=1), "c2": nn.Conv2d(3, 8, 1), "n1": nn.BatchNorm2d(8), "n2": nn.BatchNorm2d(8),
-              "o": nn.Conv2d(8, 6, 1), "fc": nn.Linear(6, 3)}  # fmt: skip
-    net = randomise_(Net(two, **layers), seed=3).eval()
-    calibration = _calibration(3, 6, 6)
-    structure = discover(net, calibration.inputs(0, 2))
-    group = structure["c1"]
-    assert [s.module for s in group.producers] == ["c1", "c2"]
-    small, _ = pruned_to(net, structure, calibration, {"c1": [0]})
-    case = Case(small, net, calibration, structure, small._cswap.removed, small._cswap.kept)
-    scaled = []
-    for c, n in ((net.c1, net.n1), (net.c2, net.n2)):
-        scaled.append((c.weight.flatten(1) * (n.weight / (n.running_var + n.eps).sqrt())[:, None]).detach().double())
-    np.testing.assert_allclose(_written(case, group), torch.cat(scaled, 1).numpy(), rtol=1e-5)
