@@ -202,8 +202,10 @@ def test_the_certificate_s_samples_are_decoded_once(digits_case, monkeypatch):
     counted = _Counted(*digits(0)[1].tensors)
     counted.read = np.zeros(len(counted), dtype=int)
     pair = DataPair(counted, counted, calibration.classes)
-    monkeypatch.setattr(DataChoice, "open", lambda self, spec: pair)
-    unseen = unseen_data(Wish(certify="more", margin=0.3), DataChoice("data"), None, calibration.classes, calibration)
+    monkeypatch.setattr(DataChoice, "open", lambda self, spec, model=None, known=None: pair)
+    unseen = unseen_data(
+        Wish(certify="more", margin=0.3), DataChoice("data"), None, model, calibration.classes, calibration
+    )
     class_losses(model, model, unseen, cswap.Classification(), calibration.classes)
     assert len(unseen) == len(counted)
     assert (counted.read[1:] == 1).all()  # the first says how large they are
@@ -311,13 +313,17 @@ def test_a_network_that_says_nan_loses_its_samples_of_no_class():
 def test_data_that_hold_nan_are_refused(digits_case, monkeypatch):
     from cswap.demo import digits
 
-    _, calibration, _ = digits_case
+    model, calibration, _ = digits_case
     x, y = digits(0)[1].tensors
     x = x.clone()
     x[4, 0, 2, 2] = float("nan")
-    monkeypatch.setattr(DataChoice, "open", lambda self, spec: DataPair(None, TensorDataset(x, y), calibration.classes))
+    monkeypatch.setattr(
+        DataChoice,
+        "open",
+        lambda self, spec, model=None, known=None: DataPair(None, TensorDataset(x, y), calibration.classes),
+    )
     with pytest.raises(DataError, match="certify: sample 4: expected finite inputs, got NaN or Inf"):
-        unseen_data(Wish(certify="more"), DataChoice("data"), None, calibration.classes, calibration)
+        unseen_data(Wish(certify="more"), DataChoice("data"), None, model, calibration.classes, calibration)
 
 
 def test_a_t_bound_of_samples_that_all_lost_the_same_is_doubted():

@@ -162,7 +162,7 @@ def test_every_choice_of_data_and_every_option_can_be_said_again():
 
     prune = typer.main.get_command(app).commands["prune"]
     known = {o for p in prune.params for o in p.opts}
-    said = {"text", "allow_imbalance", *_DATA}
+    said = {"text", "allow_imbalance", "unlabelled", *_DATA}
     assert {f.name for f in dataclasses.fields(DataChoice)} == said
     assert {f.name for f in dataclasses.fields(Wish)} == {"smaller", *_WISH}  # which --target says, beside the largest
     assert {*_DATA.values(), *_WISH.values()} <= known

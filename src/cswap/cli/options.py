@@ -157,6 +157,9 @@ class DataFlags:
         int | None, _flag("masks: the number of pixels that belong to no class (255)", "--ignore-index")
     ] = None
     allow_imbalance: Annotated[bool, _flag("take what a small class has", "--allow-imbalance")] = False
+    unlabelled: Annotated[
+        bool, _flag("the network's own predictions stand for labels; images need no class folders", "--unlabelled")
+    ] = False
 
     @property
     def choice(self) -> DataChoice:
@@ -165,6 +168,7 @@ class DataFlags:
             resolved(self.data), self.image_size, self.mean, self.std, self.per_class, self.allow_imbalance,
             self.labels.resolve() if self.labels else None, self.calibration_split, self.eval_split, self.eval_samples,
             self.tokenizer.resolve() if self.tokenizer else None, self.max_length, self.ignore_index,
+            self.unlabelled,
         )  # fmt: skip
 
 

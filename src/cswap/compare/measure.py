@@ -35,6 +35,7 @@ from cswap.methods import registry
 from cswap.methods.path import PruningPath, Start
 from cswap.pipeline import Both, Watcher, check_fits, refuse_routed, state_hash, task_named
 from cswap.pipeline.finish import UNCOMPENSATED
+from cswap.pipeline.unlabelled import PREDICTED
 from cswap.recovery import recovered
 from cswap.recovery.base import steps_of
 from cswap.structure.discover import discover
@@ -98,7 +99,7 @@ def opened(job: CompareJob, watcher: Watcher) -> tuple[Run, dict[str, Any]]:
     task_named(job.task)  # a wrong name is said before anything is loaded
     device = job.machine.torch_device
     model = job.source.build()
-    pair = job.data.open(job.source.spec)
+    pair = job.data.open(job.source.spec, model)
     task = task_named(job.task, pair)
     watcher.phase("structure")
 
@@ -170,6 +171,8 @@ def measured(run: Run, name: str, seed: int) -> dict[str, Any]:
     kept["notes"] = [*kept["notes"], *_out_of_reach(path, run.job)]
     if method == "joint" and not any("lstsq" in steps_of(how) for how in run.job.ways):
         kept["notes"] = [*kept["notes"], UNCOMPENSATED]
+    if run.job.data.unlabelled:
+        kept["notes"] = [*kept["notes"], PREDICTED]
     return {**kept, "points": points, "sauce": areas}
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from cswap.data.boxes import is_boxes, open_boxes
 from cswap.data.calibration import class_names, classes_held, counted, labels_of
+from cswap.data.folder import open_images
 from cswap.data.hub import open_hub
 from cswap.data.masks import is_masks, open_masks
 from cswap.data.models import ModelSpec, module_from_file, module_named, one_line
@@ -159,11 +160,12 @@ def names_code(text: str) -> bool:
 def open_data(
     text: str, form: ImageFormat, *, calibration_split: str | None = None, eval_split: str | None = None,
     labels: Path | None = None, tokenizer: Path | None = None, max_length: int | None = None, ignore_index: int | None = None,
-    model_folder: Path | None = None,
+    model_folder: Path | None = None, unlabelled: bool = False,
 ) -> DataPair:  # fmt: skip
     """Open a data spec; `form` is for images, `tokenizer` and `max_length` for text, `ignore_index` for masks.
 
-    model_folder: where the tokenizer of a text model lies unless `tokenizer` says. Raises DataError, MissingPartError.
+    model_folder: where the tokenizer of a text model lies unless `tokenizer` says. unlabelled: a folder of images needs no classes.
+    Raises DataError, MissingPartError.
     """
     of_hub = text.startswith("hf:")
     if (tokenizer is not None or max_length is not None) and not (
@@ -190,6 +192,11 @@ def open_data(
         train, evaluation = open_masks(Path(text), form, calibration_split, eval_split, ignore_index)
     elif is_boxes(Path(text)):
         train, evaluation = open_boxes(Path(text), form, calibration_split, eval_split)
+    elif unlabelled:
+        transform = form.transform()
+        train, evaluation = open_images(
+            Path(text), lambda file: transform(_read_image(file)), calibration_split, eval_split
+        )
     else:
         train, evaluation = _folders(Path(text), form, calibration_split, eval_split)
     for split, part in (("calibration", train), ("evaluation", evaluation)):
@@ -300,13 +307,22 @@ def _from_factory(text: str) -> tuple[Any, Any]:
     return pair
 
 
-def _label_order(path: Path, classes: tuple[str, ...]) -> dict[str, int]:
-    """Class name -> model output, from JSON `{name: number}` or `[name, …]`, or one name a line in output order."""
+def output_names(path: Path) -> dict[int, str]:
+    """Model output -> class name, of a file of labels. Raises DataError."""
+    return {k: name for name, k in _pairs_in(path)}
+
+
+def _pairs_in(path: Path) -> list[tuple[str, int]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise DataError(f"labels: expected a text file at {path}") from None
-    pairs = _pairs_of(text, path)
+    return _pairs_of(text, path)
+
+
+def _label_order(path: Path, classes: tuple[str, ...]) -> dict[str, int]:
+    """Class name -> model output, from JSON `{name: number}` or `[name, …]`, or one name a line in output order."""
+    pairs = _pairs_in(path)
     order = dict(pairs)
     twice = (
         next((n for n, _ in pairs if sum(n == other for other, _ in pairs) > 1), None)

@@ -17,7 +17,7 @@ from cswap.errors import DataError, InputError, ModelError, StructureError, pass
 from cswap.evaluate.certificate import check_enough, refuse_seen
 from cswap.methods.options import Options
 from cswap.pipeline.jobs import DataChoice, OtherData, Wish
-from cswap.structure.calls import run_hooked
+from cswap.structure.calls import outputs_for, run_hooked
 from cswap.structure.groups import Structure
 from cswap.tasks import TASKS, Classification, Detection, Task
 
@@ -44,16 +44,7 @@ def _check_kind(wanted: str | None, came: str, task: str) -> None:
 def check_fits(model: nn.Module, calibration: CalibrationSet, task: Task) -> None:
     """The task must know the data's targets, the model take its inputs and have an output for every class. Raises DataError."""
     _check_kind(getattr(task, "targets", None), calibration.kind, task.name)
-    sample = calibration.inputs(0, 1)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            outputs = model(sample)
-    except Exception as error:
-        pass_on_out_of_memory(error)
-        line = (str(error).splitlines() or [""])[0][:160]
-        raise DataError(
-            f"the model does not take inputs of shape {tuple(sample.shape)} ({type(error).__name__}: {line})"
-        ) from error
+    outputs = outputs_for(model, calibration.inputs(0, 1))
     if isinstance(outputs, torch.Tensor) and not torch.isfinite(outputs).all():
         raise DataError(
             "the model's output is not finite on the first calibration sample: NaN or Inf in its weights or its code"
@@ -142,16 +133,17 @@ def recovering_with(
 
 
 def unseen_data(
-    wish: Wish, data: DataChoice, spec: ModelSpec, classes: tuple[str, ...], calibration: CalibrationSet,
+    wish: Wish, data: DataChoice, spec: ModelSpec, model: nn.Module, classes: tuple[str, ...], calibration: CalibrationSet,
     alpha: float = Options.alpha,
 ) -> Any:  # fmt: skip
     """The samples for a certificate, none where none is asked for; warns where they are too few for its margin.
 
-    alpha: the certificate's error rate. Raises DataError when they were calibrated with, repeat, or hold NaN.
+    classes: those of the run, which these must have; alpha: the certificate's error rate. Raises DataError when they were calibrated
+    with, repeat, or hold NaN.
     """
     if wish.certify is None:
         return None
-    pair = OtherData(text=wish.certify).over(data).open(spec)
+    pair = OtherData(text=wish.certify).over(data).open(spec, model, known=classes)
     if pair.classes != classes:
         raise DataError(f"certify: expected the data's {len(classes)} classes, got {len(pair.classes)} or others")
     unseen = in_memory(pair.evaluation)  # read here, and again for the certificate

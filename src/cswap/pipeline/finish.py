@@ -19,6 +19,7 @@ from cswap.evaluate.quality import measure_quality
 from cswap.methods.path import PruningPath
 from cswap.pipeline.aim import Aim, aimed
 from cswap.pipeline.jobs import DataChoice, Source, Wish
+from cswap.pipeline.unlabelled import PREDICTED
 from cswap.pipeline.watch import Clock, Watcher
 from cswap.recovery import Recovery, recovered
 from cswap.recovery.base import steps_of
@@ -197,6 +198,9 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         for note in _unlike_joint(path, wish, recovery):
             path.notes.append(note)
             watcher.note(note)
+    if done.data.unlabelled and PREDICTED not in path.notes:
+        path.notes.append(PREDICTED)
+        watcher.note(PREDICTED)
     with clock.phase("evaluation"):
         watcher.phase("evaluation")
         models = {"baseline": done.model, "pruned": small}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from torch import nn
 
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import ModelSpec, load_weights, sha256_of
-from cswap.data.sources import DataPair, ImageFormat, image_format, names_code, open_data
+from cswap.data.sources import DataPair, ImageFormat, image_format, names_code, open_data, output_names
 from cswap.errors import InputError
 from cswap.evaluate.bounds import check_claim
 from cswap.methods import registry
 from cswap.methods.options import Options
+from cswap.pipeline.unlabelled import labelled_by
 from cswap.recovery.base import steps_of
 from cswap.types import Target
 
@@ -66,6 +68,7 @@ class DataChoice:
     tokenizer: Path | None = None
     max_length: int | None = None
     ignore_index: int | None = None
+    unlabelled: bool = False
 
     def form(self, spec: ModelSpec | None) -> ImageFormat:
         """How its images become tensors."""
@@ -79,18 +82,29 @@ class DataChoice:
             pair.train, per_class or self.per_class, seed, classes=pair.classes, allow_imbalance=allow_imbalance or self.allow_imbalance,
         )  # fmt: skip
 
-    def open(self, spec: ModelSpec | None) -> DataPair:
-        """Train and evaluation datasets. Raises DataError, InputError where an option does not go with the data."""
+    def open(
+        self, spec: ModelSpec | None, model: nn.Module | None = None, *, known: Sequence[str] | None = None
+    ) -> DataPair:
+        """Train and evaluation datasets; those that are unlabelled with what `model`, where one is given, predicts for their labels,
+        in the classes that are `known` by name, or else in those that it predicts often enough.
+
+        Raises DataError, InputError where an option does not go with the data.
+        """
         given = [n for n in _OF_IMAGES if getattr(self, n) is not None]
         if names_code(self.text) and given:
             raise InputError(
                 f"{given[0].replace('_', '-')}: goes with data that is read from files; {self.text!r} makes its own tensors"
             )
-        return open_data(
+        pair = open_data(
             self.text, self.form(spec), calibration_split=self.calibration_split, eval_split=self.eval_split,
-            labels=self.labels, tokenizer=self.tokenizer, max_length=self.max_length, ignore_index=self.ignore_index,
-            model_folder=spec.folder if spec else None,
+            labels=None if self.unlabelled else self.labels, tokenizer=self.tokenizer, max_length=self.max_length,
+            ignore_index=self.ignore_index, model_folder=spec.folder if spec else None, unlabelled=self.unlabelled,
         )  # fmt: skip
+        if not self.unlabelled or model is None:
+            return pair
+        least = 2 if self.allow_imbalance else self.per_class
+        names = {} if self.labels is None else output_names(self.labels)
+        return labelled_by(model, pair, least=least, eval_samples=self.eval_samples, names=names, known=known)
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def reopened(
     """The original network and the data, each as recorded or as given. Raises InputError, ArtifactError, ModelError, DataError."""
     model, found = original_of(artifact, source, trust, weights)
     choice = choice_of(artifact, data, trust)
-    pair = choice.open(found.spec)
+    pair = choice.open(found.spec, model, known=artifact.path.classes)
     same_classes(pair, artifact)
     return Reopened(artifact, model, found, choice, pair)
 
@@ -190,7 +190,7 @@ def apply(
         alpha = float(artifact.path.options.get("alpha", Options.alpha))
         recovering = recovering_with(wish, again.choice, again.pair, again.seed, calibration)
         used = max(calibration, recovering, key=len)  # the larger draw holds the other
-        unseen = unseen_data(wish, again.choice, again.source.spec, again.pair.classes, used, alpha)
+        unseen = unseen_data(wish, again.choice, again.source.spec, again.model, again.pair.classes, used, alpha)
         held_out = again.held_out()
     run = artifact.manifest.get("run", {})
     done = Finished(

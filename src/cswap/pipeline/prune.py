@@ -51,13 +51,13 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
     with clock.phase("load"):
         watcher.phase("load")
         model = job.source.build()
-        pair = job.data.open(job.source.spec)
+        pair = job.data.open(job.source.spec, model)
         task = task_named(job.task, pair)
         calibration = job.data.calibration(pair, job.options.seed)
         check_fits(model, calibration, task)
         recovering = recovering_with(job.wish, job.data, pair, job.options.seed, calibration)
         used = max(calibration, recovering, key=len)  # the larger draw holds the other
-        unseen = unseen_data(job.wish, job.data, job.source.spec, pair.classes, used, job.options.alpha)
+        unseen = unseen_data(job.wish, job.data, job.source.spec, model, pair.classes, used, job.options.alpha)
         held_out = limited(pair.evaluation, job.data.eval_samples, job.options.seed)
     with clock.phase("structure"):
         watcher.phase("structure")

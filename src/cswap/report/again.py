@@ -44,6 +44,8 @@ def arguments_of(
             words += [flag, str(data[name])]
     if data.get("allow_imbalance"):
         words.append("--allow-imbalance")
+    if data.get("unlabelled"):
+        words.append("--unlabelled")
     words += ["--task", str(manifest.get("task", "classification")), "--method", str(manifest["method"])]
     words += _options(manifest.get("options", {}))
     run = manifest.get("run") if isinstance(manifest.get("run"), dict) else {}

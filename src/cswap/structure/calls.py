@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
+from cswap.errors import DataError, pass_on_out_of_memory
 from cswap.structure.layers import rule_of
 
 
@@ -21,6 +22,19 @@ def run_hooked(net: Callable[[torch.Tensor], Any], inputs: torch.Tensor, handles
     finally:
         for handle in handles:
             handle.remove()
+
+
+def outputs_for(net: nn.Module, inputs: torch.Tensor) -> Any:
+    """What the network gives. Raises DataError where it does not take these inputs."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return net(inputs)
+    except Exception as error:
+        pass_on_out_of_memory(error)
+        line = (str(error).splitlines() or [""])[0][:160]
+        raise DataError(
+            f"the model does not take inputs of shape {tuple(inputs.shape)} ({type(error).__name__}: {line})"
+        ) from error
 
 
 def is_layer(module: nn.Module) -> bool:
