@@ -12,7 +12,7 @@ from results_common import origin, table
 from results_dense import dense
 from results_digits import digits
 from results_effects import growth, path, peak, prune, speed
-from results_goals import more_samples
+from results_goals import goals, more_samples
 from results_joint import joint, joint_cost, surrogates
 from results_methods import methods
 from results_orders import buffer_orders, same_again
@@ -47,6 +47,10 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "methods_vit": methods,
     "recoveries_all_resnet18": every_recovery,
     "recoveries_resnet18": recoveries,
+    "recoveries_evidence_resnet18": lambda data: [
+        *recoveries(data, "Every recovery where the goals are set"),
+        *goals(data, data["unpruned"]["quality"]["accuracy"]),
+    ],
     "recovery_seconds": recovery_seconds,
     "joint_resnet18": joint,
     "joint_cost": joint_cost,

@@ -73,7 +73,7 @@ def more_samples(data: dict[str, Any]) -> list[str]:
 _MAIN, _REFIT = "methods_resnet18", "refit512_resnet18"
 _TRIED = {
     "recoveries_resnet18": "every recovery", "joint_resnet18": "joint cuts in the place of a ranking",
-    "recoveries_all_resnet18": "every recovery on every method", "obs128_resnet18": "four times the images to choose by", _REFIT: "four times the images to refit on",
+    "recoveries_all_resnet18": "every recovery on every method", "recoveries_evidence_resnet18": "every recovery where the goals are set", "obs128_resnet18": "four times the images to choose by", _REFIT: "four times the images to refit on",
 }  # fmt: skip
 
 

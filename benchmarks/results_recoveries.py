@@ -9,11 +9,11 @@ from results_common import WAYS, label, origin, point_at, standard_error, table
 from results_methods import losses
 
 
-def recoveries(data: dict[str, Any]) -> list[str]:
-    """Every recovery on a few methods."""
+def recoveries(data: dict[str, Any], what: str = "Every recovery on a few methods") -> list[str]:
+    """Every recovery on a few methods, and whether one that is delivered loses."""
     base = data["unpruned"]["quality"]["accuracy"]
     lines = [
-        "## Every recovery on a few methods: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
+        f"## {what}: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
         f"{data['held_out_samples']:,} test images in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %), recovered with "
         f"{data['recover_per_class']} images a class. Accuracy in % of the recovered network, ° where cswap declines the recovery; in "
         "brackets its seconds on one core, while other work ran.", "",
@@ -31,7 +31,7 @@ def recoveries(data: dict[str, Any]) -> list[str]:
                     mark = "°" if how in p["declined"] else ""
                     cells.append("–" if found is None else f"{100 * found:.2f}{mark} ({p['recover_seconds'][how]:.0f})")
                 rows.append([name, f"{kind} = {asked:g}", *cells])
-    return [*lines, *table(["method", "removed", "plain", *ways[1:]], rows)]
+    return [*lines, *table(["method", "removed", "plain", *ways[1:]], rows), *losses(data)]
 
 
 def every_recovery(data: dict[str, Any]) -> list[str]:
@@ -42,8 +42,8 @@ def every_recovery(data: dict[str, Any]) -> list[str]:
         "## Every method with every recovery: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
         f"{data['held_out_samples']:,} test images in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %), whose standard error is {standard_error(base, data['held_out_samples']):.1f} "
         f"points; {data['per_class']} images a class to choose by, {data['recover_per_class']} to recover with, the same for all. "
-        "Accuracy in % of the recovered network, the best recovery of a method bold; ° where cswap declines it, because it would lose on the "
-        "calibration images.", "",
+        "Accuracy in % of the recovered network, the best recovery of a method bold; ° where cswap declines it, because calibration images do "
+        "not show that it gains.", "",
         *([f"{data['note']}.", ""] if "note" in data else []),
     ]  # fmt: skip
     gained: dict[str, list[float]] = {w: [] for w in others}
