@@ -47,8 +47,9 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "methods_vit": methods,
     "recoveries_all_resnet18": every_recovery,
     "recoveries_resnet18": recoveries,
-    "recoveries_evidence_resnet18": lambda data: [
-        *recoveries(data, "Every recovery where the goals are set"),
+    "recoveries_evidence_resnet18": lambda data: recoveries(data, "Every recovery where little is lost"),
+    "goals_resnet18": lambda data: [
+        *recoveries(data, "The points that were set as goals, by today's refit"),
         *goals(data, data["unpruned"]["quality"]["accuracy"]),
     ],
     "recovery_seconds": recovery_seconds,

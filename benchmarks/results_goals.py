@@ -73,7 +73,7 @@ def more_samples(data: dict[str, Any]) -> list[str]:
 _MAIN, _REFIT = "methods_resnet18", "refit512_resnet18"
 _TRIED = {
     "recoveries_resnet18": "every recovery", "joint_resnet18": "joint cuts in the place of a ranking",
-    "recoveries_all_resnet18": "every recovery on every method", "recoveries_evidence_resnet18": "every recovery where the goals are set", "obs128_resnet18": "four times the images to choose by", _REFIT: "four times the images to refit on",
+    "recoveries_all_resnet18": "every recovery on every method", "goals_resnet18": "the refit of today", "obs128_resnet18": "four times the images to choose by", _REFIT: "four times the images to refit on",
 }  # fmt: skip
 
 
@@ -101,9 +101,9 @@ def _best_of(name: str, kind: str, ratio: float) -> tuple[float, str, str] | Non
 
 def _cause(most: float, lost: dict[str, float]) -> str:
     """What the figures of the other tries say of why a goal is missed. `lost`: points by result."""
+    if reached := [(v, name) for name, v in lost.items() if v <= most]:
+        return f"what has changed since: {_TRIED[min(reached)[1]]} reaches it"
     if _REFIT in lost:
-        if lost[_REFIT] <= most:
-            return "what the refit cannot tell from few images"
         return "not the number of images: that part of the loss stays"
     if lost and min(lost.values()) > most:
         return f"not which units go, nor how many images choose them (with others {min(lost.values()):+.2f} at best)"

@@ -152,6 +152,8 @@ def losses(data: dict[str, Any]) -> list[str]:
     worse, declined, count, least, doubtful = [], [], 0, 1.0, 0
     for name, x in data["methods"].items():
         for p in x["points"]:
+            if not any(p["ratio"].values()):
+                continue  # nothing was removed: nothing to give back
             for how, value in p["p_worse"].items():
                 where = f"{name} at params {p['ratio']['params']:.2f} with {how}"
                 if how in p["declined"]:
