@@ -102,7 +102,7 @@ def _best_of(name: str, kind: str, ratio: float) -> tuple[float, str, str] | Non
 def _cause(most: float, lost: dict[str, float]) -> str:
     """What the figures of the other tries say of why a goal is missed. `lost`: points by result."""
     if reached := [(v, name) for name, v in lost.items() if v <= most]:
-        return f"what has changed since: {_TRIED[min(reached)[1]]} reaches it"
+        return f"{_TRIED[min(reached)[1]]} reaches it"
     if _REFIT in lost:
         return "not the number of images: that part of the loss stays"
     if lost and min(lost.values()) > most:

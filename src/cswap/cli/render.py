@@ -56,6 +56,8 @@ def side_by_side(data: dict[str, Any]) -> None:
         after = p["latency_ms"][batch]
         table.add_row(f"ms at batch {batch}", f"{before:.2f}", f"{after:.2f}", f"{after / before - 1:+.1%}")
     console.print(table)
+    for note in data.get("notes", ()):
+        console.print(escape(note))
     classes = _table("quality by class", "class", "before", "after", "change", right=(1, 2, 3))
     rows = zip(data["classes"], b["quality"]["by_class"], p["quality"]["by_class"], strict=True)
     for name, before, after in rows:

@@ -73,6 +73,8 @@ class CompareJob:
             raise InputError(f"ratio-in: expected some of {', '.join(RATIO_KINDS)}, got {','.join(self.kinds)!r}")
         for how in self.ways:
             steps_of(how)
+        if self.recover_per_class is not None and self.recover_per_class < 2:
+            raise InputError(f"recover-per-class: expected at least 2 samples a class, got {self.recover_per_class}")
 
     @property
     def ways(self) -> dict[str, tuple[float, ...] | None]:

@@ -309,7 +309,11 @@ def _from_factory(text: str) -> tuple[Any, Any]:
 
 def output_names(path: Path) -> dict[int, str]:
     """Model output -> class name, of a file of labels. Raises DataError."""
-    return {k: name for name, k in _pairs_in(path)}
+    pairs = _pairs_in(path)
+    names = {k: name for name, k in pairs}
+    if len(names) < len(pairs):
+        raise DataError(f"labels {path}: expected a name for each output once, got {len(pairs)} names of {len(names)}")
+    return names
 
 
 def _pairs_in(path: Path) -> list[tuple[str, int]]:

@@ -98,7 +98,7 @@ def set_matrix(module: Any, matrix: torch.Tensor) -> None:
 @dataclass(frozen=True)
 class Grid:
     """Which places of a convolution's output are rows: every `step`-th along each axis, from a start that moves from sample to
-    sample. `first`: number of a batch's first sample."""
+    sample. `first`: where in the turn a batch begins."""
 
     step: int = 1
     first: int = 0

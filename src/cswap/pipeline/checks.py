@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -129,7 +130,12 @@ def recovering_with(
 ) -> CalibrationSet:
     """The samples to recover with: those of the analysis, `calibration`, or as many as are wished. Raises DataError."""
     n = wish.recover_per_class
-    return calibration if n in (None, data.per_class) else data.calibration(pair, seed, n)
+    if n in (None, data.per_class):
+        return calibration
+    try:
+        return data.calibration(pair, seed, n)
+    except DataError as error:
+        raise DataError(f"recover-{str(error).replace('--per-class', '--recover-per-class')}") from None
 
 
 def unseen_data(
@@ -143,7 +149,10 @@ def unseen_data(
     """
     if wish.certify is None:
         return None
-    pair = OtherData(text=wish.certify).over(data).open(spec, model, known=classes)
+    whole = replace(
+        OtherData(text=wish.certify).over(data), eval_samples=None
+    )  # a limit is of the run's own held-out data
+    pair = whole.open(spec, model, known=classes)
     if pair.classes != classes:
         raise DataError(f"certify: expected the data's {len(classes)} classes, got {len(pair.classes)} or others")
     unseen = in_memory(pair.evaluation)  # read here, and again for the certificate

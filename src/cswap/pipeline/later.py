@@ -27,6 +27,7 @@ from cswap.methods.options import Options
 from cswap.pipeline.checks import recovering_with, same_classes, task_named, unseen_data
 from cswap.pipeline.finish import Finished, finish
 from cswap.pipeline.jobs import HERE, PLAIN, DataChoice, Machine, OtherData, Source, Wish, state_hash
+from cswap.pipeline.unlabelled import PREDICTED
 from cswap.pipeline.watch import Clock, Watcher
 from cswap.tasks import Task
 from cswap.types import Target
@@ -230,6 +231,7 @@ def evaluate(
         "ratio": artifact.manifest["ratio"],
         "held_out_samples": len(held_out),  # type: ignore[arg-type]
         "classes": list(artifact.path.classes),
+        "notes": [PREDICTED] if again.choice.unlabelled else [],
         **{n: {"quality": quality[n], **cost[n]} for n in models},
     }
 

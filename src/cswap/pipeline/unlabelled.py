@@ -43,7 +43,7 @@ def labelled_by(
     model: nn.Module, pair: DataPair, *, least: int, eval_samples: int | None = None, names: dict[int, str] | None = None,
     known: Sequence[str] | None = None,
 ) -> DataPair:  # fmt: skip
-    """The same data, labelled by the most probable output of `model`; labels that it has are not looked at (ours).
+    """The same data, labelled by the most probable output of `model` in place of the labels that it has (ours).
 
     least: samples that a class must be predicted for, to be one of the classes; the others' samples are left out, and a
     warning says so. names: of outputs, which are else their numbers. known: names of the classes, where they are known already.
@@ -56,6 +56,10 @@ def labelled_by(
     evaluation = limited(pair.evaluation, eval_samples or LOOKED_AT)
     predicted = _predictions(model, train)
     named = [(names or {}).get(k, str(k)) for k in range(width)]
+    beyond = [k for k in names or () if not 0 <= k < width]
+    if beyond or len(set(named)) < width:
+        came = f"output {beyond[0]}" if beyond else f"{max(named, key=named.count)!r} twice"
+        raise DataError(f"labels: expected different names of the network's {width} outputs, got {came}")
     if known is None:
         outputs = _often_enough(predicted, width, least)
     elif unknown := [c for c in known if c not in named]:
@@ -67,7 +71,7 @@ def labelled_by(
         _of_classes(train, predicted, outputs, classes),
         _of_classes(evaluation, _predictions(model, evaluation), outputs, classes),
         classes,
-        None if len(outputs) == width else tuple(int(k) for k in outputs),
+        None if np.array_equal(outputs, range(width)) else tuple(int(k) for k in outputs),
     )
 
 
@@ -94,7 +98,8 @@ def _of_classes(dataset: Dataset[Any], predicted: IntArray, outputs: IntArray, c
     numbers = np.flatnonzero(np.isin(predicted, outputs))
     if not len(numbers):
         raise DataError(f"unlabelled: the network predicts none of the {len(outputs)} classes for the evaluation data")
-    return _Predicted(dataset, numbers, np.searchsorted(outputs, predicted[numbers]), classes)
+    places = {int(k): i for i, k in enumerate(outputs)}
+    return _Predicted(dataset, numbers, np.asarray([places[int(k)] for k in predicted[numbers]]), classes)
 
 
 def _predictions(model: nn.Module, dataset: Dataset[Any]) -> IntArray:

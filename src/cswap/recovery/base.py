@@ -192,16 +192,17 @@ class Case:
 
 
 def changed_since(small: nn.Module, teacher: nn.Module, kept: KeptIndices) -> str | None:
-    """The first tensor of `small` that is not the original's, less what is gone."""
+    """The first tensor of `small` that is not the original's, less what is gone; how many batches a norm has seen is no matter."""
     fresh = shrink_in_place(copy.deepcopy(teacher), kept).state_dict()
-    return next((k for k, v in small.state_dict().items() if k not in fresh or not torch.equal(fresh[k], v)), None)
+    told = {k: v for k, v in small.state_dict().items() if not k.endswith("num_batches_tracked")}
+    return next((k for k, v in told.items() if k not in fresh or not torch.equal(fresh[k], v)), None)
 
 
 def choosing(calibration: CalibrationSet) -> IntArray:
     """Numbers of the last fifth of each class, in the order drawn, and at least one of two; where samples hold several classes, of the
     last fifth of all.
 
-    A smaller draw is the first part of a larger one, so where more samples recover than chose the units, these chose nothing.
+    A smaller draw is the first part of a larger one, so where a quarter more samples recover than chose the units, these chose nothing.
     """
     if calibration.members is not None:
         last = np.argsort(calibration.ranks, kind="stable")[len(calibration) - max(1, len(calibration) // HELD_OUT) :]

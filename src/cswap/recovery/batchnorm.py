@@ -16,6 +16,9 @@ from cswap.recovery.base import Case, step
 from cswap.structure.calls import call_counts, run_hooked
 from cswap.structure.images import laid, takes_channels_last
 
+LEAST = 16
+"""Samples at once, whatever the memory: the statistics of fewer are those of the batch more than of the data."""
+
 
 @step("bn")
 def bn(case: Case) -> None:
@@ -33,7 +36,7 @@ def reestimated(
 
     Norms further down see what the ones before them give in training mode, as when a network is trained (ours; the usual
     control, e.g. Li et al., 2020, arXiv 2007.02491). The model is untouched. memory: bytes that fewer samples than `batch` are taken at once for, and no fewer than
-    two. Raises InputError where a channel has a single value.
+    `LEAST`. Raises InputError where a channel has a single value.
     """
     net = copy.deepcopy(model).eval()
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
@@ -42,7 +45,7 @@ def reestimated(
     # before norms are asked: a pass that fails half way would count twice
     last, a_sample = takes_channels_last(net, few), _bytes_a_sample(net, few)
     if memory is not None:
-        batch = min(batch, max(2, memory // a_sample))
+        batch = min(batch, max(LEAST, memory // a_sample))
     norms = [
         m for n, m in net.named_modules() if n in called and _estimable(m)
     ]  # a norm that no pass reaches would be left without statistics
@@ -52,7 +55,7 @@ def reestimated(
         m.momentum = None
         m.train()
     total = len(calibration)
-    parts = -(-total // batch)  # equal parts: batches count the same in the average
+    parts = max(1, min(-(-total // batch), total // 2))  # equal parts: batches count the same in the average
     edges = [round(i * total / parts) for i in range(parts + 1)]
     # samples of all classes in every batch: class order would give each batch the statistics of one class
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).numpy()

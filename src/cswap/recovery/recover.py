@@ -124,7 +124,8 @@ def recovered(
         removed, kept = made.removed, made.kept
     plain, changed = _still(small, device), _still(small, device)
     _check_shapes(small, original, kept)
-    if made is None and (tensor := changed_since(plain, original, kept)) is not None:
+    tensor = changed_since(plain, original, kept)
+    if made is None and tensor is not None:
         raise InputError(
             f"recover: {tensor} of the pruned module is not the original's, less what is gone; expected a module as it was cut, not one "
             "that was trained or recovered since"
@@ -132,6 +133,8 @@ def recovered(
     held = choosing(calibration) if CHOOSING & set(names) else np.empty(0, dtype=np.int64)
     case = Case(changed, original, calibration, structure, removed, kept, device, memory, held)
     gone = any(len(units) for units in removed.values())
+    if tensor is not None:
+        case.note(f"{tensor} is not as it was cut: what the network learnt since is refitted to the original too")
     if not gone:
         case.note("nothing was removed: nothing to give back")
     with exact(torch.device(device), False), torch.no_grad():  # a view of a parameter would keep all that is made of it

@@ -96,6 +96,7 @@ ARTIFACTS: dict[str, Callable[[Path], Any]] = {
     "kept-empty": _kept(lambda i: []),
     "kept-another": _kept(lambda i: i[:-1]),
     "kept-others": _kept(lambda i: sorted({*i[1:], next(j for j in range(i[-1] + 2) if j not in i)})),
+    "kept-one-dimension-less": _without("kept", "b.weight", "1"),
     "kept-unknown-tensor": _set("kept", "nosuch.weight", to={"0": [0]}),
     "kept-unknown-dimension": _set("kept", "a.weight", "9", to=[0]),
     "structure-gone": _without("structure"),

@@ -65,7 +65,10 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "recover-none-and": (["--recover", "none+bn"], ("recover", "none")),
     "recover-per-class-alone": (["--recover-per-class", "8"], ("recover-per-class", "--recover")),
     "recover-per-class-one": (["--recover", "bn", "--recover-per-class", "1"], ("recover-per-class", "1")),
-    "recover-per-class-many": (["--recover", "bn", "--recover-per-class", "1000"], ("1000", "10")),
+    "recover-per-class-many": (
+        ["--recover", "bn", "--recover-per-class", "1000"],
+        ("recover-per-class", "--recover-per-class asks for fewer", "1000", "10"),
+    ),
     "per-class-zero": (["--per-class", "0"], ("per-class", "0")),
     "per-class-one": (["--per-class", "1"], ("1",)),
     "per-class-many": (["--per-class", "1000"], ("1000", "10")),
