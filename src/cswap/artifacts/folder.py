@@ -295,8 +295,8 @@ def removed_from(folder: Path, structure: Structure, kept: KeptIndices) -> Remov
     """The units that `kept` lacks. Raises ArtifactError where one tensor lacks a unit that another one tied to it keeps."""
     removed = removed_by(structure, kept)
     expected = kept_indices(structure, removed)
-    for tensor in expected.keys() | kept.keys():
-        for dim in expected.get(tensor, {}).keys() | kept.get(tensor, {}).keys():
+    for tensor in sorted(expected.keys() | kept.keys()):
+        for dim in sorted(expected.get(tensor, {}).keys() | kept.get(tensor, {}).keys()):
             due, found = expected.get(tensor, {}).get(dim), kept.get(tensor, {}).get(dim)
             if due is None or found is None or not np.array_equal(due, found):
                 raise ArtifactError(

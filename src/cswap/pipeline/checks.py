@@ -135,7 +135,7 @@ def recovering_with(
     try:
         return data.calibration(pair, seed, n)
     except DataError as error:
-        raise DataError(f"recover-{str(error).replace('--per-class', '--recover-per-class')}") from None
+        raise DataError(f"recover-per-class: {str(error).replace('--per-class', '--recover-per-class')}") from None
 
 
 def unseen_data(
@@ -149,9 +149,8 @@ def unseen_data(
     """
     if wish.certify is None:
         return None
-    whole = replace(
-        OtherData(text=wish.certify).over(data), eval_samples=None
-    )  # a limit is of the run's own held-out data
+    choice = OtherData(text=wish.certify).over(data)
+    whole = replace(choice, eval_samples=None)  # a limit is of the run's own held-out data
     pair = whole.open(spec, model, known=classes)
     if pair.classes != classes:
         raise DataError(f"certify: expected the data's {len(classes)} classes, got {len(pair.classes)} or others")

@@ -67,7 +67,7 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "recover-per-class-one": (["--recover", "bn", "--recover-per-class", "1"], ("recover-per-class", "1")),
     "recover-per-class-many": (
         ["--recover", "bn", "--recover-per-class", "1000"],
-        ("recover-per-class", "--recover-per-class asks for fewer", "1000", "10"),
+        ("recover-per-class: class", "--recover-per-class asks for fewer", "1000", "10"),
     ),
     "per-class-zero": (["--per-class", "0"], ("per-class", "0")),
     "per-class-one": (["--per-class", "1"], ("1",)),
