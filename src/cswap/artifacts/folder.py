@@ -39,6 +39,7 @@ from cswap.artifacts.files import (
     write_json,
 )  # fmt: skip
 from cswap.artifacts.journal import line_of, read_journal
+from cswap.data.calibration import counted
 from cswap.data.models import ModelSpec, one_line, put_tensors, sha256_of
 from cswap.errors import ArtifactError, CswapError, InputError, MismatchError, ModelError
 from cswap.methods.options import Options
@@ -301,17 +302,13 @@ def removed_from(folder: Path, structure: Structure, kept: KeptIndices) -> Remov
             if due is None or found is None or not np.array_equal(due, found):
                 raise ArtifactError(
                     f"{folder}: the indices kept contradict each other: dimension {dim} of {tensor} keeps "
-                    f"{_said(found)}; by the tensors tied to it, expected {_said(due)}"
+                    f"{_some(found)}; by the tensors tied to it, expected {_some(due)}"
                 )
     return removed
 
 
-def _said(indices: IntArray | None) -> str:
-    return (
-        "all"
-        if indices is None
-        else f"{len(indices)} ({', '.join(map(str, indices[:4]))}{', …' if len(indices) > 4 else ''})"
-    )
+def _some(indices: IntArray | None) -> str:
+    return "all" if indices is None else counted(indices, 4)
 
 
 @contextmanager

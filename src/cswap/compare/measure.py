@@ -103,13 +103,8 @@ def opened(job: CompareJob, watcher: Watcher) -> tuple[Run, dict[str, Any]]:
     task = task_named(job.task, pair)
     watcher.phase("structure")
 
-    def drawn(seed: int) -> CalibrationSet:
-        return calibration_set(
-            pair.train, job.data.per_class, seed, classes=pair.classes, allow_imbalance=job.data.allow_imbalance
-        )
-
-    first = drawn(job.seeds[0])
-    same = drawn(0) if job.seeds[0] else first  # tells the data, whichever seeds are asked for
+    first = job.data.calibration(pair, job.seeds[0])
+    same = job.data.calibration(pair, 0) if job.seeds[0] else first  # tells the data, whichever seeds are asked for
     check_fits(model, first, task)
     structure = discover(model, first.some(2))
     refuse_routed(model, structure, first)

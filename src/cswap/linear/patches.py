@@ -186,9 +186,9 @@ def _unfolded(
 def output_rows(module: Any, y: torch.Tensor, grid: Grid = ALL) -> torch.Tensor:
     """The layer's output (N, …) as (rows, G, O), at the places of the grid."""
     y = y if isinstance(module, nn.Linear) else y.movedim(1, -1)
-    parts = [y]
     if isinstance(module, _ConvNd) and grid.step > 1:
         starts = [grid.starts(i, y.shape[1:-1]) for i in range(len(y))]
         parts = [sample[tuple(slice(s, None, grid.step) for s in at)] for sample, at in zip(y, starts, strict=True)]
-    flat = torch.cat([part.reshape(-1, y.shape[-1]) for part in parts])
+        y = torch.cat([part.reshape(-1, y.shape[-1]) for part in parts])
+    flat = y.reshape(-1, y.shape[-1])
     return flat.reshape(len(flat), groups_of(module), -1)

@@ -52,18 +52,18 @@ def labelled_by(
     if is_dense(target_at(pair.train, 0)):
         raise DataError("unlabelled: goes with classification, got data with masks or boxes")
     width = logits_of(outputs_for(model.eval(), inputs_of(pair.train, 0).unsqueeze(0))).shape[1]
-    train = limited(pair.train, max(LOOKED_AT, 4 * width * least))
-    evaluation = limited(pair.evaluation, eval_samples or LOOKED_AT)
-    predicted = _predictions(model, train)
     named = [(names or {}).get(k, str(k)) for k in range(width)]
     beyond = [k for k in names or () if not 0 <= k < width]
     if beyond or len(set(named)) < width:
         came = f"output {beyond[0]}" if beyond else f"{max(named, key=named.count)!r} twice"
         raise DataError(f"labels: expected different names of the network's {width} outputs, got {came}")
+    if unknown := [c for c in known or () if c not in named]:
+        raise DataError(f"unlabelled: expected the class {unknown[0]!r} among the network's, {counted(named)}")
+    train = limited(pair.train, max(LOOKED_AT, 4 * width * least))
+    evaluation = limited(pair.evaluation, eval_samples or LOOKED_AT)
+    predicted = _predictions(model, train)
     if known is None:
         outputs = _often_enough(predicted, width, least)
-    elif unknown := [c for c in known if c not in named]:
-        raise DataError(f"unlabelled: expected the class {unknown[0]!r} among the network's, {counted(named)}")
     else:
         outputs = np.asarray([named.index(c) for c in known], dtype=np.int64)
     classes = tuple(named[k] for k in outputs)
