@@ -41,6 +41,8 @@ RECIPES = {
     "resnet20": Recipe(f"{ZOO}:resnet20_cifar", (32,) * 12, amp=False),
     "mobilenet_v2": Recipe(f"{SHARED_ZOO}:mobilenet_v2_cifar", (16,) * 5 + (24,) * 2 + (32,), rate=0.1, amp=False),
     "vit": Recipe(f"{ZOO}:vit_cifar", (32,) * 6, rate=1e-3, adam=True),
-    "resnet50": Recipe(f"{SHARED_ZOO}:resnet50_cifar", (16,) * 3 + (24,) + ((32, 0.5),), rate=0.1, small=False),
+    "resnet50": Recipe(
+        f"{SHARED_ZOO}:resnet50_cifar", ((16, 0.4),) * 4 + ((24, 0.25), (32, 0.1)), rate=0.1, small=False
+    ),  # what two cores can do in an hour
     "resnet18_long": Recipe(f"{SHARED_ZOO}:resnet18_cifar", (32,) * 24, small=False),  # for a GPU: minutes, not a night
 }

@@ -29,6 +29,7 @@ from zoo import MEAN, STD
 from _fit import keep, report
 from _machine import ROOT
 from _real import DEVICE
+from cswap.causal.engine import emulated_bfloat16
 from cswap.data.models import ModelSpec
 
 
@@ -93,6 +94,7 @@ def run() -> None:
     out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is said before the hours of training
     pixels, labels = images(given.cifar / "train", work.parent / "train.npz")
     torch.manual_seed(given.seed)
+    amp = recipe.amp and not emulated_bfloat16(DEVICE)
     spec = recipe.model.format(shared=os.environ.get("CSWAP_SHARED", ROOT.parent / "shared"))
     model = ModelSpec.parse(spec).factory()().to(DEVICE, memory_format=torch.channels_last)
     pixels, labels = pixels.to(DEVICE), labels.to(DEVICE)
@@ -113,7 +115,7 @@ def run() -> None:
             batch = order[128 * i : 128 * (i + 1)].to(DEVICE)
             optimiser.zero_grad()
             inputs = at_side(augmented(normalised(pixels[batch]), generator), side)
-            with torch.autocast(DEVICE, torch.bfloat16, enabled=recipe.amp):
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=amp):
                 outputs = model(inputs.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(outputs.float(), labels[batch], label_smoothing=0.05)
             loss.backward()
@@ -137,7 +139,7 @@ def run() -> None:
     keep(model, out)
     report(out, {
         "command": f"python benchmarks/networks/train.py {given.name} --seed {given.seed}", "data": "CIFAR-10 (JPEG)",
-        "recipe": {"sides": recipe.stages, "rate": recipe.rate, "optimiser": "AdamW" if recipe.adam else "SGD", "bfloat16": recipe.amp},
+        "recipe": {"sides": recipe.stages, "rate": recipe.rate, "optimiser": "AdamW" if recipe.adam else "SGD", "bfloat16": amp},
         "test_accuracy": accuracy(model, test_pixels, test_labels), "parameters": sum(p.numel() for p in model.parameters()),
         "train_seconds": round(state["seconds"]), "seed": given.seed,
     })  # fmt: skip
