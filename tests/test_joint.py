@@ -22,11 +22,11 @@ from cswap.methods.obs import obs_scores
 from cswap.methods.options import Options
 from cswap.methods.surrogate import GRADED, by_fisher, by_square, first_of_each
 from cswap.structure.discover import discover
-from tests.reference.joint import joint_cut, margin_by_hand
+from tests.reference.joint import joint_cut, margin_by_hand, squares_by_hand
 
 
 def _by_size(k: int, margin: float) -> Probe:
-    return Probe(k, margin, margin / 2, np.asarray([margin]))
+    return Probe(k, margin, margin / 2, np.asarray([margin]), change=margin**2)
 
 
 @pytest.mark.parametrize("size", [64, 512, 4096, 8192])
@@ -98,7 +98,23 @@ def test_a_joint_cut_is_the_dense_refit(digits_case):
         assert probe.margin == pytest.approx(
             margin_by_hand(model, by_hand, inputs, calibration.targets, 0.05), abs=2e-4
         )
+        changes = squares_by_hand(model, by_hand, inputs, calibration.targets)
+        assert probe.change == pytest.approx(np.mean(changes), abs=2e-4)
     assert probe.margin > 0.05
+    assert probe.change > 0.01
+
+
+def test_groups_whose_losses_and_changes_disagree_are_priced_by_what_was_asked():
+    """A cut that gains where others lose changes much and loses nothing on the mean."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    structure = discover(net, torch.rand(2, 3))
+    late, early = structure
+    found = [
+        Measured(g, np.arange(4), np.ones(4), [Probe(3, 0.1, loss, np.asarray([loss]), change=change)], [(0.1, 3)])
+        for g, loss, change in ((late, 0.0, 0.3), (early, 0.06, 0.01))
+    ]
+    assert by_price(found, structure, "params", "loss")[0].group == late.name
+    assert by_price(found, structure, "params", "change")[0].group == early.name
 
 
 def test_moments_that_the_surrogate_measured_give_the_same_joint_cut(digits_case):
@@ -283,7 +299,10 @@ def test_groups_share_a_margin_and_prices_are_by_cost():
     assert {(r.group, r.unit) for r in ranked[:4]} == {(late.name, 0), (late.name, 1), (late.name, 2), (early.name, 0)}
     assert ranked[0].score == pytest.approx(0.1 / 3)
     assert "margin of 0.1" in ranked[0].reason
-    by_params = by_price([a, b], structure, "params")
-    assert [r.unit for r in by_params if r.group == late.name] == [0, 1, 2, 3, 4]
-    price = {late.name: 0.05 / 3 / (4 + 1 + 2), early.name: 0.05 / (3 + 1 + 6)}  # loss a unit over parameters a unit
-    assert by_params[0].group == min(price, key=price.get)
+    costs = {late.name: 4 + 1 + 2, early.name: 3 + 1 + 6}  # parameters a unit
+    for price, first in (("loss", 0.05), ("change", 0.01)):
+        by_params = by_price([a, b], structure, "params", price)
+        assert [r.unit for r in by_params if r.group == late.name] == [0, 1, 2, 3, 4]
+        asked = {late.name: first / 3 / costs[late.name], early.name: first / costs[early.name]}
+        assert by_params[0].group == min(asked, key=asked.get)
+        assert by_params[0].reason == f"least joint {price} a parameter"

@@ -50,16 +50,26 @@ def joint_cut(model: nn.Module, group: Group, units: list[int], inputs: torch.Te
     return cut
 
 
-def margin_by_hand(model: nn.Module, cut: nn.Module, inputs: torch.Tensor, targets: Any, alpha: float) -> float:
-    """The largest class's one-sided t bound of the mean loss of the true class's probability."""
+def differences_by_hand(model: nn.Module, cut: nn.Module, inputs: torch.Tensor, targets: Any) -> dict[int, list[float]]:
+    """By class, what each sample lost of the true class's probability."""
     losses: dict[int, list[float]] = {}
     original = copy.deepcopy(model).double().eval()
     with torch.no_grad():
         for x, t in zip(inputs.double(), targets.tolist(), strict=True):
             before, after = (float(net(x.unsqueeze(0)).softmax(1)[0, t]) for net in (original, cut))
             losses.setdefault(t, []).append(before - after)
+    return losses
+
+
+def squares_by_hand(model: nn.Module, cut: nn.Module, inputs: torch.Tensor, targets: Any) -> list[float]:
+    """The square of what each sample lost or gained."""
+    return [d**2 for own in differences_by_hand(model, cut, inputs, targets).values() for d in own]
+
+
+def margin_by_hand(model: nn.Module, cut: nn.Module, inputs: torch.Tensor, targets: Any, alpha: float) -> float:
+    """The largest class's one-sided t bound of the mean loss of the true class's probability."""
     bounds = []
-    for d in losses.values():
+    for d in differences_by_hand(model, cut, inputs, targets).values():
         a = np.asarray(d)
         bounds.append(a.mean() + stats.t.ppf(1 - alpha, len(a) - 1) * a.std(ddof=1) / len(a) ** 0.5)
     return float(max(bounds))

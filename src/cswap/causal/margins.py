@@ -39,13 +39,15 @@ class Probe:
     """What cutting a group's first `units` units together did, after compensation.
 
     margin: the largest of the classes' bounds, the smallest τ within which the cut is non-inferior; loss: mean loss of score
-    over all samples that were looked at; by_class (K,): mean losses; samples: how many were looked at (0: not said).
+    over all samples that were looked at; by_class (K,): mean losses; change: their mean squared change of score;
+    samples: how many were looked at (0: not said).
     """
 
     units: int
     margin: float
     loss: float
     by_class: FloatArray
+    change: float = 0.0
     samples: int = 0
 
     @classmethod
@@ -53,7 +55,9 @@ class Probe:
         """From the statistics of the joint cut."""
         margin = float(worst_loss(stats.by_class, alpha).max())
         by_class = np.where(stats.by_class.count > 0, -stats.by_class.mean, np.nan)
-        return cls(units, margin, -float(stats.pooled.mean), by_class, int(stats.pooled.count))
+        mean, count = float(stats.pooled.mean), int(stats.pooled.count)
+        change = mean**2 + float(stats.pooled.m2) / max(1, count)
+        return cls(units, margin, -mean, by_class, change, count)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -63,6 +67,7 @@ class Probe:
             "margin": self.margin,
             "loss": self.loss,
             "by_class": by_class,
+            "change": self.change,
             "samples": self.samples,
         }
 

@@ -205,6 +205,13 @@ class AnalysisFlags:
     scope: Scope = "layer"
     per: Per = "unit"
     norm: Annotated[str, _flag("magnitude: l1 or l2", "--norm")] = "l1"
+    price: Annotated[
+        str,
+        _flag(
+            "joint with --per: what a group's sets cost, change (the mean square of what they do to the score) or loss (the mean score lost)",
+            "--price",
+        ),
+    ] = "change"
     margins: Annotated[
         str, _flag("joint: losses of mean score at which sets are looked for, ascending", "--margins")
     ] = "0.01,0.02,0.05,0.1,0.2,0.4"

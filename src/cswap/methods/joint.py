@@ -54,8 +54,7 @@ def joint(
     samples that the order and the compensation came from too, so a rule that chooses and no claim (with few samples a class the true loss is often
     larger).
 
-    Between groups: equal margin (`per` unit), or the mean score lost a parameter, MAC or millisecond (`per`), by the measured losses' lower
-    hull. A cut that a quarter of the samples shows to be far beyond the last margin is not looked at on the others.
+    Between groups: equal margin (`per` unit), or the measured `price` a parameter, MAC or millisecond (`per`): see `by_price`. A cut that a quarter of the samples shows to be far beyond the last margin is not looked at on the others.
     Units beyond the last margin follow by the same rule. Effects are of a group at a time; what groups do to each
     other, and what new samples lose, is for `--certify` to bound. `max_drop` and cliffs are of the network as it is cut. Source: ours.
     Raises TargetError for `noncritical`, DataError, InputError.
@@ -89,7 +88,7 @@ def joint(
         "margins": list(margins_of(options.margins)), "alpha": options.alpha, "samples": len(calibration),
         "groups": {g.group.name: g.as_dict() for g in found},
     }  # fmt: skip
-    order = by_margin(found) if options.per == "unit" else by_price(found, units, options.per)
+    order = by_margin(found) if options.per == "unit" else by_price(found, units, options.per, options.price)
     remove_in_order(plain, path, order, target, options, start, sink, unpruned=base)
     path.notes = list(dict.fromkeys([*engine.notes, *path.notes]))
     return path
@@ -185,15 +184,19 @@ def by_margin(groups: Iterable[Measured]) -> list[Ranked]:
     return [r for *_, r in sorted(keyed, key=lambda k: k[:3])]
 
 
-def by_price(groups: Iterable[Measured], units: Structure, per: str) -> list[Ranked]:
-    """The least mean score a parameter, MAC or millisecond at each step, as the network stands there: each group's losses by their lower
-    hull, shared out inside a step by the surrogate."""
+def by_price(groups: Iterable[Measured], units: Structure, per: str, price: str) -> list[Ranked]:
+    """The least `price` a parameter, MAC or millisecond at each step, as the network stands there: each group's prices by their lower
+    hull, shared out inside a step by the surrogate.
+
+    price: `change`, the mean square of what a cut does to the score, which is never lost in the noise of few samples as a small mean loss is,
+    and adds up over groups that change the score independently; or `loss`, the mean score lost. Source: ours.
+    """
     waiting: dict[str, list[tuple[float, int]]] = {}
     losses: dict[tuple[str, int], float] = {}
     for g in groups:
         worst, points = 0.0, [(0.0, 0.0)]
         for p in g.probes:
-            worst = max(worst, p.loss)
+            worst = max(worst, p.change if price == "change" else p.loss)
             points.append((float(p.units), worst))
         hull = lower_hull([*points, (float(g.group.size), max(1.0, worst))])
         queue = waiting[g.group.name] = []
@@ -206,4 +209,4 @@ def by_price(groups: Iterable[Measured], units: Structure, per: str) -> list[Ran
                 losses[g.group.name, unit] = low + float(steps[: i + 1].sum())
     order = cheapest_first(Ledger(units), waiting, per)
     what = {"params": "parameter", "macs": "MAC", "latency": "millisecond"}[per]
-    return [Ranked(g, n, f"least joint loss a {what}", losses[g, n]) for g, n in order]
+    return [Ranked(g, n, f"least joint {price} a {what}", losses[g, n]) for g, n in order]

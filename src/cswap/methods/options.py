@@ -22,6 +22,7 @@ _CHOICES = {
     "cut": ("plain", "compensated"),
     "scope": ("layer", "global", "raw"),
     "per": ("unit", "params", "macs", "latency"),
+    "price": ("change", "loss"),
     "norm": ("l1", "l2"),
     "surrogate": ("obs", "taylor", "fisher"),
 }
@@ -35,7 +36,7 @@ class Options:
     class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). cut: "compensated"
     judges a removal after the layers that read the unit make up for it (ours). scope: for rankings; "raw" compares scores of all groups as they are. per: for
     global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter, MAC or measured millisecond (ours). norm: for
-    `magnitude`. swaps: `obs` exchanges units that went for units that stay where that costs less (ours). margins: of `joint`, ascending, in mean score (ours).
+    `magnitude`. swaps: `obs` exchanges units that went for units that stay where that costs less (ours). margins: of `joint`, ascending, in mean score (ours). price: of `joint` with `per`, the mean square of a set's change of score, or the mean score it loses (ours).
     surrogate: of `joint`, what orders a group's units (ours).
     """
 
@@ -55,6 +56,7 @@ class Options:
     cut: str = "plain"
     scope: str = "layer"
     per: str = "unit"
+    price: str = "change"
     norm: str = "l1"
     swaps: bool = False
     margins: str = "0.01,0.02,0.05,0.1,0.2,0.4"

@@ -215,7 +215,7 @@ _VOTING = ("cswap", "cbp", "greedy")
 _TESTING = (*_VOTING, "joint")  # joint asks every class for a margin, and takes no vote
 _RANKINGS = ("magnitude", "random", "taylor", "taylor2", "deeplift", "lrp", "lamp", "obs")
 _OF_SOME_METHODS = {
-    "granularity": ("cswap",), "norm": ("magnitude",), "margins": ("joint",), "surrogate": ("joint",), "swaps": ("obs", "joint"), "order": ("cswap",),
+    "granularity": ("cswap",), "norm": ("magnitude",), "margins": ("joint",), "price": ("joint",), "surrogate": ("joint",), "swaps": ("obs", "joint"), "order": ("cswap",),
     "reference": ("cswap",), "effects": ("cswap",), "buffer_order": ("cswap", "cbp"), "vote": _VOTING, "correction": _VOTING,
     "min_effect": _VOTING, "vote_score": _TESTING, "xi_floor": _VOTING, "cut": ("cswap", "cbp", "greedy"), "scope": (*_RANKINGS, "joint"),
 }  # fmt: skip
@@ -244,6 +244,8 @@ def check_options(method: str, options: Options) -> None:
         raise InputError(f"{shown}: {getattr(options, option)} is for --method {of}, got --method {method}")
     if method == "joint" and options.swaps and options.surrogate != "obs":
         raise InputError(f"swaps: goes with --surrogate obs, got --surrogate {options.surrogate}")
+    if method == "joint" and options.price != Options().price and options.per == "unit":
+        raise InputError(f"price: {options.price} goes with --per params, macs or latency, got --per unit")
     if method in _RANKINGS and options.per != "unit" and options.scope != "global":
         raise InputError(f"per: {options.per} goes with --scope global, got --scope {options.scope}")
 

@@ -100,6 +100,12 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "norm-of-another-method": (["--norm", "l2"], ("norm", "magnitude", "cswap")),
     "swaps-of-another-method": (["--swaps"], ("swaps", "obs", "cswap")),
     "margins-of-another-method": (["--method", "obs", "--margins", "0.1"], ("margins", "joint", "obs")),
+    "price": (["--method", "joint", "--per", "macs", "--price", "cheap"], ("price", "change, loss", "cheap")),
+    "price-of-another-method": (["--method", "obs", "--price", "loss"], ("price", "joint", "obs")),
+    "price-of-no-cost": (
+        ["--method", "joint", "--price", "loss"],
+        ("price", "per params, macs or latency", "per unit"),
+    ),
     "surrogate": (["--method", "joint", "--surrogate", "hessian"], ("surrogate", "obs, taylor, fisher", "hessian")),
     "surrogate-of-another-method": (["--method", "obs", "--surrogate", "fisher"], ("surrogate", "joint", "obs")),
     "swaps-of-another-surrogate": (
