@@ -40,7 +40,8 @@ def one(given: Given, network: str, per_class: int) -> dict[str, Any]:
 
 def run(given: Given) -> dict[str, Any]:
     """Every network at its sizes."""
-    return {"runs": [one(given, n, m) for n in given.networks for m in given.sizes(PER_CLASS[n])]}
+    found = [one(given, n, m) for n in given.networks for m in given.sizes(PER_CLASS[n])]
+    return {"networks": {named(d): d for d in found}}
 
 
 def named(run: dict[str, Any]) -> str:
@@ -51,7 +52,7 @@ def named(run: dict[str, Any]) -> str:
 def finding(data: dict[str, Any]) -> str:
     """What each run says, and the answer."""
     parts, cures = [], []
-    for d in data["runs"]:
+    for d in data["networks"].values():
         s, p = d["store"], d["paths"]
         kept = [p[str(a)]["accuracy"]["0.2"] for a in PATHS]
         parts.append(
@@ -77,7 +78,7 @@ def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         *(f"accuracy at params {r:g}, %" for r in RATIOS[1:]),
     ]
     rows = []
-    for d in data["runs"]:
+    for d in data["networks"].values():
         for a, c in d["store"].items():
             p = d["paths"].get(a)
             three = [
@@ -94,8 +95,8 @@ def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def figure(data: dict[str, Any], plt: Any) -> Any:
     """Verdicts and curves."""
-    fig, axes = plt.subplots(len(data["runs"]), 2, figsize=(8, 2.8 * len(data["runs"])), squeeze=False)
-    for (left, right), d in zip(axes, data["runs"], strict=True):
+    fig, axes = plt.subplots(len(data["networks"]), 2, figsize=(8, 2.8 * len(data["networks"])), squeeze=False)
+    for (left, right), d in zip(axes, data["networks"].values(), strict=True):
         a = [float(x) for x in d["store"]]
         for verdict in ("critical", "neutral", "detrimental"):
             left.plot(a, [d["store"][str(x)][verdict] for x in a], "o-", label=verdict)

@@ -67,7 +67,7 @@ def verdicts(store: DifferenceStore, size: int) -> list[str]:
 
 def run(given: Given) -> dict[str, Any]:
     """By network: two stores, six sizes, three paths."""
-    return {"by_network": {network: _one(given, network) for network in given.networks}}
+    return {"networks": {network: _one(given, network) for network in given.networks}}
 
 
 def _one(given: Given, network: str) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _one(given: Given, network: str) -> dict[str, Any]:
 
 def finding(data: dict[str, Any]) -> str:
     """Two sentences a network."""
-    return " ".join(_said(network, one) for network, one in data["by_network"].items())
+    return " ".join(_said(network, one) for network, one in data["networks"].items())
 
 
 def _said(network: str, data: dict[str, Any]) -> str:
@@ -130,7 +130,7 @@ def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for network, m, v, p in (
         (network, m, v, one["paths"].get(m))
-        for network, one in data["by_network"].items()
+        for network, one in data["networks"].items()
         for m, v in one["sizes"].items()
     ):
         cells = [
@@ -154,9 +154,9 @@ def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def figure(data: dict[str, Any], plt: Any) -> Any:
     """Agreement and the share that is critical, a panel a network."""
     fig, axes = plt.subplots(
-        1, len(data["by_network"]), figsize=(5 * len(data["by_network"]), 3.2), sharey=True, squeeze=False
+        1, len(data["networks"]), figsize=(5 * len(data["networks"]), 3.2), sharey=True, squeeze=False
     )
-    for ax, (network, one) in zip(axes[0], data["by_network"].items(), strict=True):
+    for ax, (network, one) in zip(axes[0], data["networks"].items(), strict=True):
         x = [int(m) for m in one["sizes"]]
         for key, label in (("with_256", "agree with 256 a class"), ("between_seeds", "two seeds agree")):
             ax.plot(x, [100 * v[key] for v in one["sizes"].values()], "o-", label=label)

@@ -1,6 +1,6 @@
 """Does the feed-forward assumption hold on sentences? C-SWAP's walk from the output to the input beside the opposite and a random order.
 
-    [CSWAP_MINILM=FOLDER] python benchmarks/experiments/text_order.py [--cifar DIR] [--work DIR] [--seed 0]
+    [CSWAP_MINILM=FOLDER] python benchmarks/experiments/text_order.py [--networks lstm,minilm] [--cifar DIR] [--work DIR] [--seed 0]
 
 SST-2; the LSTM reader (32 sentences a class), and MiniLM (16 a class, MLP units and heads, bfloat16) where CSWAP_MINILM names the folder
 that train_minilm.py wrote. The paper tests from the output to the input because what is cut later then cannot change what was tested
@@ -116,16 +116,16 @@ def one(network: str, folder: Path | None, sentences: Path, given: Given) -> dic
 def run(given: Given) -> dict[str, Any]:
     """The LSTM, and MiniLM where it is."""
     sentences = unpacked("sst2", None, given.work).resolve()
-    found = {"lstm": one("lstm", None, sentences, given)}
-    if os.environ.get("CSWAP_MINILM"):
-        found["minilm"] = one("minilm", Path(os.environ["CSWAP_MINILM"]), sentences, given)
-    return {"found": found}
+    folders = {"lstm": None}
+    if minilm := os.environ.get("CSWAP_MINILM"):
+        folders["minilm"] = Path(minilm)
+    return {"networks": {n: one(n, folders[n], sentences, given) for n in given.networks if n in folders}}
 
 
 def finding(data: dict[str, Any]) -> str:
     """Two sentences."""
     parts = []
-    for name, f in data["found"].items():
+    for name, f in data["networks"].items():
         o, i = (f["orders"][k] for k in ORDERS[:2])
         parts.append(
             f"{name}: {100 * o['still_true']:.1f} % of the verdicts on what is left are still true after the walk from output to input, "
@@ -134,12 +134,12 @@ def finding(data: dict[str, Any]) -> str:
         )
     wins = [
         n
-        for n, f in data["found"].items()
+        for n, f in data["networks"].items()
         if f["orders"][ORDERS[0]]["still_true"] >= max(f["orders"][k]["still_true"] for k in ORDERS[1:])
     ]
     said = (
         "on both"
-        if len(wins) == len(data["found"]) > 1
+        if len(wins) == len(data["networks"]) > 1
         else f"on {wins[0]} alone"
         if wins
         else "on none of these networks"
@@ -154,7 +154,7 @@ def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [
         [name, order, " / ".join(str(v["verdicts"][k]) for k in ("critical", "neutral", "detrimental")), f"{100 * v['as_on_the_original']:.1f}",
          f"{100 * v['still_true']:.1f}", f"{v['removed']['units']:.3f}", f"{100 * v['accuracy']:.2f}"]
-        for name, f in data["found"].items() for order, v in f["orders"].items()
+        for name, f in data["networks"].items() for order, v in f["orders"].items()
     ]  # fmt: skip
     return head, rows
 
@@ -162,10 +162,10 @@ def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def figure(data: dict[str, Any], plt: Any) -> Any:
     """How many verdicts hold, by order."""
     fig, ax = plt.subplots(figsize=(6, 3))
-    names = list(data["found"])
+    names = list(data["networks"])
     for i, order in enumerate(ORDERS):
         at = np.arange(len(names)) + 0.25 * (i - 1)
-        ax.bar(at, [100 * data["found"][n]["orders"][order]["still_true"] for n in names], 0.22, label=order)
+        ax.bar(at, [100 * data["networks"][n]["orders"][order]["still_true"] for n in names], 0.22, label=order)
     ax.set_xticks(range(len(names)), names)
     ax.set_ylabel("verdicts still true after the walk, %")
     ax.set_ylim(0, 100)
@@ -175,4 +175,4 @@ def figure(data: dict[str, Any], plt: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main("text_order", run, __doc__ or "")
+    main("text_order", run, __doc__ or "", ("lstm", "minilm"))

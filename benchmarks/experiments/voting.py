@@ -92,29 +92,39 @@ def paths(given: Given, network: str, per_class: int) -> dict[str, Any]:
 def run(given: Given) -> dict[str, Any]:
     """Whole paths, and drawn units where paths take too long."""
     whole = [n for n in given.networks if n != "resnet50"]
-    return {
-        "paths": {f"{n}, {m} samples a class": paths(given, n, m) for n in whole for m in given.sizes(PER_CLASS[n])},
-        "drawn": {n: drawn_units(given, n, 1.0 if DEVICE == "cuda" else SHARE) for n in given.networks if n not in whole},
-    }  # fmt: skip
+    votes = {
+        f"{n}, {m} samples a class": {"votes": paths(given, n, m)} for n in whole for m in given.sizes(PER_CLASS[n])
+    }
+    share = 1.0 if DEVICE == "cuda" else SHARE
+    drawn = {n: {"drawn": drawn_units(given, n, share)} for n in given.networks if n not in whole}
+    return {"networks": {**votes, **drawn}}
+
+
+def _paths(data: dict[str, Any]) -> dict[str, Any]:
+    return {n: d["votes"] for n, d in data["networks"].items() if "votes" in d}
+
+
+def _drawn(data: dict[str, Any]) -> dict[str, Any]:
+    return {n: d["drawn"] for n, d in data["networks"].items() if "drawn" in d}
 
 
 def finding(data: dict[str, Any]) -> str:
     """What each network says."""
     parts = []
-    for name, p in data["paths"].items():
+    for name, p in _paths(data).items():
         critical = [f"{p[v]['verdicts']['critical']:,}" for v in ("class", "pooled")]
         kept, worst = ([100 * p[v][what]["0.2"] for v in ("class", "pooled")] for what in ("accuracy", "worst_class"))
         parts.append(
             f"{name}: by class {critical[0]} units are critical and pooled {critical[1]}; with 20 % of the parameters gone accuracy is {kept[0]:.1f} against "
             f"{kept[1]:.1f} % (unpruned {100 * p['class']['unpruned']:.1f}) and the worst class has {worst[0]:.1f} against {worst[1]:.1f} %"
         )
-    for name, d in data["drawn"].items():
+    for name, d in _drawn(data).items():
         cost = [100 * (d["unpruned"] - d[v]["free_together_accuracy"]) for v in ("class", "pooled")]
         parts.append(
             f"{name}: the two agree for {100 * d['agree']:.0f} % of {d['units']:,} units, and what each lets go costs, together, {cost[0]:.1f} points by class "
             f"and {cost[1]:.1f} pooled"
         )
-    better = [n for n, p in data["paths"].items() if p["class"]["accuracy"]["0.2"] > p["pooled"]["accuracy"]["0.2"]]
+    better = [n for n, p in _paths(data).items() if p["class"]["accuracy"]["0.2"] > p["pooled"]["accuracy"]["0.2"]]
     return f"{'; '.join(parts)}. At that ratio voting by class keeps more {'on ' + ' and '.join(better) if better else 'on none of them'}."
 
 
@@ -128,7 +138,7 @@ def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "free units together, %",
     ]
     rows = []
-    for network, votes in data["paths"].items():
+    for network, votes in _paths(data).items():
         for vote, v in votes.items():
             cells = [
                 "–"
@@ -137,7 +147,7 @@ def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 for r in RATIOS[2:]
             ]
             rows.append([network, vote, " / ".join(f"{x:,}" for x in v["verdicts"].values()), *cells, "–"])
-    for network, d in data["drawn"].items():
+    for network, d in _drawn(data).items():
         for vote in ("class", "pooled"):
             three = " / ".join(f"{d[vote][x]:,}" for x in ("critical", "neutral", "detrimental"))
             rows.append(
@@ -154,8 +164,8 @@ def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def figure(data: dict[str, Any], plt: Any) -> Any:
     """Mean and worst class of both votes."""
-    fig, axes = plt.subplots(1, len(data["paths"]), figsize=(5 * len(data["paths"]), 3.2), squeeze=False)
-    for ax, (name, votes) in zip(axes[0], data["paths"].items(), strict=True):
+    fig, axes = plt.subplots(1, len(_paths(data)), figsize=(5 * len(_paths(data)), 3.2), squeeze=False)
+    for ax, (name, votes) in zip(axes[0], _paths(data).items(), strict=True):
         for vote, v in votes.items():
             x = [r for r in v["accuracy"] if v["accuracy"][r] is not None]
             (line,) = ax.plot([float(r) for r in x], [100 * v["accuracy"][r] for r in x], "o-", label=f"{vote}: all")
