@@ -6,9 +6,82 @@ import json
 from pathlib import Path
 from typing import Any
 
-from results_common import hours, origin, point_at, table
+from cswap.evaluate.curve import sauce
+from results_common import hours, label, origin, point_at, table
 
 HERE = Path(__file__).resolve().parent
+BESIDE = (
+    ("methods_resnet18_joint", "ResNet-18, CIFAR-10", "accuracy"),
+    ("methods_mobilenet_v2", "MobileNetV2, CIFAR-10", "accuracy"),
+    ("methods_vit", "ViT, CIFAR-10", "accuracy"),
+    ("text_minilm", "MiniLM, SST-2", "accuracy"),
+    ("dense_camvid", "U-Net, CamVid", "miou"),
+)
+"""File, network and quality: where `joint` was measured beside the others in one run."""
+
+
+def _curve(method: dict[str, Any], key: str, kind: str, how: str) -> list[tuple[float, float]]:
+    """What was removed and the quality that is left, ascending, of the points that were asked for by `kind`."""
+    found = []
+    for p in method["points"]:
+        quality = p["raw_accuracy" if how != "none" else "accuracy"] if "accuracy" in p else p["quality"]
+        refused = p["declined"].get(how) if isinstance(p["declined"], dict) else None
+        value = refused or quality.get(how, p.get("accuracy", {}).get(how))
+        if p["asked"].get(kind) and value is not None:
+            found.append((p["ratio"][kind], value if isinstance(value, float) else value[key]))
+    return sorted(found)
+
+
+def areas(data: dict[str, Any], key: str, kind: str, how: str) -> tuple[float, dict[str, float]]:
+    """Where the areas end, at 0.8 or where the shortest curve does, and each method's."""
+    base = data["unpruned"]["quality"][key]
+    curves = {label(n, data): [(0.0, base), *c] for n, x in data["methods"].items() if (c := _curve(x, key, kind, how))}
+    end = min([0.8, *(c[-1][0] for c in curves.values())])
+    return end, {n: sauce([x for x, _ in c], [y for _, y in c], base, end) for n, c in curves.items()}
+
+
+def joint_areas(results: Path) -> list[str]:
+    """Of each network the area under the refitted and the plain curve, of `joint` and the best of the others."""
+    rows, above, behind, below = [], [], [], []
+    for file, name, key in BESIDE:
+        path = results / f"{file}.json"
+        data = json.loads(path.read_text()) if path.exists() else {"methods": {}}
+        ours = next((x for n, x in data["methods"].items() if n.startswith("joint")), None)
+        if ours is None:
+            continue
+        kind = max(("params", "macs"), key=lambda k: sum(k in p["asked"] for p in ours["points"]))
+        cells: list[str] = []
+        for how in ("lstsq", "none"):
+            end, found = areas(data, key, kind, how)
+            mine = max(v for n, v in found.items() if n.startswith("joint"))
+            others = {n: v for n, v in found.items() if not n.startswith("joint")}
+            best = max(others, key=lambda n: others[n])
+            cells += [f"{mine:.4f}", f"{others[best]:.4f} ({best})", f"{others['cswap']:.4f}"]
+            if how == "lstsq":
+                told = f"{name} (by {mine - others[best]:+.4f})"
+                (above if mine > others[best] else behind).append(told)
+            below += [name] if mine < others["cswap"] else []
+        rows.append([name, f"{kind}, to {end:.2g}", *cells])
+    if not rows:
+        return []
+    said = [
+        f"Refitted, `joint` has more than every other on {', '.join(above)}"
+        if above
+        else "Refitted, `joint` has more than every other on none of them"
+    ]
+    said += [f"; not on {', '.join(behind)}" if behind else ""]
+    said += [
+        f". It is below C-SWAP on {', '.join(dict.fromkeys(below))}."
+        if below
+        else ". It is below C-SWAP on none of them."
+    ]
+    return [
+        "## `joint` beside every other: the area under the curve", "",
+        "Area under quality against what was removed, over that of the unpruned network (SAUCE, where it ends at 0.8): one run a network, the same calibration samples and recovery "
+        "for all methods; each network's section below has the command, the other methods and the curves. A recovered network that cswap would decline counts as recovered here.", "",
+        *table(["network", "removed", "joint, refitted", "best other, refitted", "C-SWAP, refitted", "joint, plain", "best other, plain", "C-SWAP, plain"], rows),
+        "".join(said), "",
+    ]  # fmt: skip
 
 
 def joint(data: dict[str, Any]) -> list[str]:

@@ -28,6 +28,8 @@ def methods(data: dict[str, Any], what: str = "") -> list[str]:
     for kind in data["kinds"]:
         asked = {p["asked"][kind] for x in data["methods"].values() for p in x["points"] if kind in p["asked"]}
         ratios = sorted(asked - {0.0})
+        told = {h for x in data["methods"].values() for h, v in x["sauce"].items() if v is not None and h != "bn"}
+        with_area = ({"none"} | told) if kind == "params" else set()
         for how in data["recover"] if ratios else ():
             rows, shown = [], {}
             for name, x in data["methods"].items():
@@ -44,13 +46,13 @@ def methods(data: dict[str, Any], what: str = "") -> list[str]:
                     for r in ratios
                 ]
                 area = x["sauce"].get(how) if how != "bn" else None
-                extra = [f"{area:.3f}" if area is not None else "–"] if kind == "params" and how == "none" else []
+                extra = [f"{area:.3f}" if area is not None else "–"] if how in with_area else []
                 rows.append([label(name, data), *cells, *extra, f"{x['seconds']:.0f}"])
             lines += [f"### By {kind} removed, {WAYS.get(how, how)}", ""]
             head = [
                 "method",
                 *(f"{r:g}" for r in ratios),
-                *(["SAUCE"] if kind == "params" and how == "none" else []),
+                *(["SAUCE"] if how in with_area else []),
                 "analysis, s",
             ]
             lines += table(head, rows)
