@@ -52,3 +52,35 @@ def test_the_overview_counts_a_declined_recovery_as_the_plain_network():
     data["methods"]["taylor"] = method(0.8, 0.85)
     assert _row(data, "a network", "accuracy", "params", 0.5)[6:] == ["**85.00** (taylor, lstsq)", "+5.00"]
     assert _row(data, "a network", "accuracy", "params", 0.6) is None
+
+
+def test_the_area_of_joint_is_that_of_the_curve_up_to_where_all_of_them_reach():
+    from results_joint import areas
+
+    def method(*points: tuple[float, float, float], declined: tuple[str, ...] = ()):
+        return {
+            "points": [
+                {
+                    "asked": {"params": r},
+                    "ratio": {"params": r + 0.01},
+                    "accuracy": {"none": plain, "lstsq": plain if declined else fitted},
+                    "raw_accuracy": {"lstsq": fitted},
+                    "declined": list(declined),
+                }
+                for r, plain, fitted in points
+            ]
+        }
+
+    data = {"unpruned": {"quality": {"accuracy": 0.8}}, "scopes": ["layer"]}
+    data["methods"] = {
+        "joint": method((0.39, 0.4, 0.8), (0.59, 0.2, 0.6)),
+        "cswap": method((0.39, 0.2, 0.4), declined=("lstsq",)),
+    }
+    end, plain = areas(data, "accuracy", "params", "none")
+    assert end == pytest.approx(0.4)
+    assert plain["joint"] == pytest.approx((0.8 + 0.4) / 2 / 0.8)
+    assert areas(data, "accuracy", "params", "lstsq")[1]["cswap"] == pytest.approx((0.8 + 0.4) / 2 / 0.8)
+    data["methods"]["cswap"] = method((0.39, 0.2, 0.4), (0.89, 0.0, 0.0))
+    end, plain = areas(data, "accuracy", "params", "none")
+    assert end == pytest.approx(0.6)
+    assert plain["joint"] == pytest.approx(((0.8 + 0.4) / 2 * 0.4 + (0.4 + 0.2) / 2 * 0.2) / (0.6 * 0.8))
