@@ -10,7 +10,7 @@ from cswap.errors import InputError
 from cswap.methods import registry
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, Source
-from cswap.pipeline.jobs import check_options, forgotten, reads
+from cswap.pipeline.jobs import check_options, check_widths_and_samples, forgotten, reads
 from cswap.recovery.base import steps_of
 from cswap.types import RATIO_KINDS
 
@@ -67,14 +67,11 @@ class CompareJob:
             raise InputError(f"seeds: expected different numbers, got {','.join(str(s) for s in self.seeds)!r}")
         if self.jobs < 1:
             raise InputError(f"jobs: expected at least 1, got {self.jobs}")
-        if self.round_to < 1:
-            raise InputError(f"round-to: expected a number of at least 1, got {self.round_to}")
+        check_widths_and_samples(self.round_to, self.recover_per_class)
         if not self.counted or any(k not in RATIO_KINDS for k in self.counted):
             raise InputError(f"ratio-in: expected some of {', '.join(RATIO_KINDS)}, got {','.join(self.kinds)!r}")
         for how in self.ways:
             steps_of(how)
-        if self.recover_per_class is not None and self.recover_per_class < 2:
-            raise InputError(f"recover-per-class: expected at least 2 samples a class, got {self.recover_per_class}")
 
     @property
     def ways(self) -> dict[str, tuple[float, ...] | None]:

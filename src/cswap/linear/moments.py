@@ -12,9 +12,15 @@ from cswap.linear.patches import ALL, Grid, columns_of, groups_of, input_rows, o
 _BLOCK = 512
 
 
-def needed_for(columns: int, groups: int = 1) -> int:
-    """Bytes that a fit from so many columns takes at once: its moments, those of what judges it, the system and its factor."""
-    return 4 * 8 * groups * columns**2
+def too_large(columns: int, memory: int, groups: int = 1) -> str | None:
+    """What to say where a fit from so many columns does not fit the memory (bytes); None where it does.
+
+    At once it takes its moments, those of what judges it, the system and its factor.
+    """
+    needed = 4 * 8 * groups * columns**2
+    if needed <= memory:
+        return None
+    return f"moments of {columns:,} columns need {needed / 2**30:.3g} GiB and {memory / 2**30:.3g} are given (--memory)"
 
 
 @dataclass(eq=False)

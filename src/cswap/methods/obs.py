@@ -19,7 +19,7 @@ from cswap.causal.first_order import batches
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import MethodError
 from cswap.linear.elimination import Inverse
-from cswap.linear.moments import Moments, needed_for
+from cswap.linear.moments import Moments, too_large
 from cswap.linear.patches import (
     columns_of,
     groups_of,
@@ -72,9 +72,7 @@ def _left_alone(model: nn.Module, units: Structure, unknown: Sequence[str], memo
     for name in unknown:
         readers = [net.get_submodule(s.module) for s in units[name].consumers]
         columns = max((columns_of(m) for m in readers if refusal(m) is None and groups_of(m) == 1), default=0)
-        why = "what reads them is no plain layer called once"
-        if (needed := needed_for(columns)) > memory:
-            why = f"moments of {columns:,} columns need {needed / 2**30:.3g} GiB and {memory / 2**30:.3g} are given (--memory)"
+        why = too_large(columns, memory) or "what reads them is no plain layer called once"
         found.setdefault(why, []).append(name)
     return found
 
@@ -170,7 +168,7 @@ def _inverse(
     a constant; None where it is no plain matrix, or does not fit the memory. Where the images have more than `_ENOUGH` rows a column, every n-th place counts.
     """
     columns = columns_of(module) if refusal(module) is None else 0
-    if not columns or groups_of(module) > 1 or needed_for(columns) > memory:
+    if not columns or groups_of(module) > 1 or too_large(columns, memory):
         return None
     moments = Moments.empty(1, columns, 0)
     for i, x in enumerate(walk.inputs(name)):

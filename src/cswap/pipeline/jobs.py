@@ -181,10 +181,7 @@ class Wish:
     def __post_init__(self) -> None:
         if not steps_of(self.recover) and self.recover_per_class is not None:
             raise InputError("recover-per-class: goes with a recovery; expected --recover beside it")
-        if self.recover_per_class is not None and self.recover_per_class < 2:
-            raise InputError(f"recover-per-class: expected at least 2 samples a class, got {self.recover_per_class}")
-        if self.round_to < 1:
-            raise InputError(f"round-to: expected a number of at least 1, got {self.round_to}")
+        check_widths_and_samples(self.round_to, self.recover_per_class)
         if self.latency_batch < 1:
             raise InputError(f"latency-batch: expected a number of at least 1, got {self.latency_batch}")
         check_claim(self.margin, self.bound)
@@ -209,6 +206,14 @@ class Wish:
     def up_to(self, target: Target) -> list[Target]:
         """The targets that are tested, one after the other, the last of them `target`."""
         return [*(Target(target.kind, v) for v in self.smaller), target]
+
+
+def check_widths_and_samples(round_to: int, recover_per_class: int | None) -> None:
+    """What a finished and a compared network are asked alike. Raises InputError."""
+    if round_to < 1:
+        raise InputError(f"round-to: expected a number of at least 1, got {round_to}")
+    if recover_per_class is not None and recover_per_class < 2:
+        raise InputError(f"recover-per-class: expected at least 2 samples a class, got {recover_per_class}")
 
 
 _VOTING = ("cswap", "cbp", "greedy")

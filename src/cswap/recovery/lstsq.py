@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cswap.linear.moments import Moments, Ridge, needed_for
+from cswap.linear.moments import Moments, Ridge, too_large
 from cswap.linear.patches import columns_of, groups_of, matrix_of, moving_grid, refusal, set_matrix
 from cswap.recovery.attention import query_targets
 from cswap.recovery.base import Case, step
@@ -68,10 +68,8 @@ def _refused(case: Case, name: str) -> str | None:
     why = refusal(module)
     if why is not None:
         return why
-    g, d = groups_of(module), columns_of(module)
-    if (needed := needed_for(d, g)) > case.memory:
-        return f"{d:,} inputs need {needed / 2**30:.3g} GiB of second moments, more than the memory given: not refitted"
-    return None
+    large = too_large(columns_of(module), case.memory, groups_of(module))
+    return None if large is None else f"{large}: not refitted"
 
 
 def _moments(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cswap.linear.moments import Moments, needed_for
+from cswap.linear.moments import Moments, too_large
 from cswap.recovery.base import Case, step
 from cswap.recovery.bias import mean_given
 from cswap.recovery.walk import Walk
@@ -71,11 +71,8 @@ def merge(case: Case) -> None:
         module: Any = merged.get_submodule(name)
         if inputs is None or getattr(module, "groups", 1) > 1 or not case.linear(name):
             continue
-        if (needed := needed_for(module.weight.shape[1])) > case.memory:
-            case.note(
-                f"{name}: {module.weight.shape[1]:,} inputs need {needed / 2**30:.3g} GiB of second moments, more than the memory given: "
-                "nothing is merged there"
-            )
+        if (large := too_large(module.weight.shape[1], case.memory)) is not None:
+            case.note(f"{name}: {large}: nothing is merged there")
             continue
         told = _told(case, walk, name, own)
         rest = told.mean.clone()
