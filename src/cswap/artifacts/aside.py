@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cswap.artifacts.claims import is_ours
-from cswap.artifacts.files import MANIFEST, MARKS, OURS, PATH, READY, WRITING, has_decisions, left_over, settle
+from cswap.artifacts.files import MANIFEST, MARKS, OURS, READY, WRITING, has_work, left_over, settle
 from cswap.errors import CswapWarning, InputError
 
 ASIDE = ".before-force"
@@ -29,8 +29,8 @@ class Kind:
 
 ARTIFACT = Kind(
     ours=is_ours,
-    begun=lambda folder: (folder / MANIFEST).exists() or has_decisions(folder / PATH),
-    decided=lambda folder: (folder / MANIFEST).exists() or has_decisions(folder / PATH),
+    begun=lambda folder: (folder / MANIFEST).exists() or has_work(folder),
+    decided=lambda folder: (folder / MANIFEST).exists() or has_work(folder),
     done=lambda folder: (folder / MANIFEST).exists(),
     owns=lambda name: name in (*OURS, WRITING, READY) or left_over(name),
 )

@@ -16,8 +16,9 @@ from cswap.artifacts.files import (
     PATH,
     RUN,
     STATES,
+    TESTED,
     foreign,
-    has_decisions,
+    has_work,
     left_over,
     read_json,
     settle,
@@ -118,11 +119,11 @@ def is_ours(folder: Path) -> bool:
 
 
 def forget_if_empty(folder: Path) -> None:
-    """Take a journal without a single decision away again, and the folder when nothing else is in it."""
-    if (folder / MANIFEST).exists() or has_decisions(folder / PATH):
+    """Take a journal without a single decision or test away again, and the folder when nothing else is in it."""
+    if (folder / MANIFEST).exists() or has_work(folder):
         return
     with suppress(OSError):
-        for name in (PATH, EFFECTS_PART, RUN, *STATES):
+        for name in (PATH, TESTED, EFFECTS_PART, RUN, *STATES):
             (folder / name).unlink(missing_ok=True)
         if not any(folder.iterdir()):
             folder.rmdir()

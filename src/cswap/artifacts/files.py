@@ -20,7 +20,8 @@ WRITING = ".writing"  # where a new artifact is put together
 READY = ".ready"  # the same, whole: it takes the place of what the folder holds
 NAMES = "names.json"  # in READY: what the new artifact consists of
 STATES = ("state.0.safetensors", "state.1.safetensors")
-OURS = (*STATES, MANIFEST, WEIGHTS, PATH, EFFECTS, SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY, REPORT, *EXPORTS)
+TESTED = "tested.jsonl"  # of a method that tests whole groups before it decides
+OURS = (*STATES, TESTED, MANIFEST, WEIGHTS, PATH, EFFECTS, SUMMARY, CURVE, RUN, EFFECTS_PART, FACTORY, REPORT, *EXPORTS)
 
 MARKS = (RUN, MANIFEST)  # what a folder of ours is told by
 
@@ -45,6 +46,11 @@ def foreign(folder: Path) -> list[str]:
 def has_decisions(path: Path) -> bool:
     """Whether a journal holds anything."""
     return path.exists() and path.stat().st_size > 0
+
+
+def has_work(folder: Path) -> bool:
+    """Whether a journal holds anything that took time: decisions, or tests before the first of them."""
+    return has_decisions(folder / PATH) or has_decisions(folder / TESTED)
 
 
 def settle(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from cswap.artifacts.effects import check_saved, read_effects
-from cswap.artifacts.files import EFFECTS, EFFECTS_PART, MANIFEST, OURS, PATH, STATES, read_json, write_whole
+from cswap.artifacts.files import EFFECTS, EFFECTS_PART, MANIFEST, OURS, PATH, STATES, TESTED, read_json, write_whole
 from cswap.artifacts.state import state_step, write_state
 from cswap.causal.engine import Scores
 from cswap.causal.stats import EffectStats, Moments
@@ -28,8 +28,13 @@ _TESTED = (*TESTS, "score", "pick")  # phases whose decisions have statistics of
 
 
 def line_of(decision: Decision) -> str:
-    """One line of `path.jsonl`; `crc`, its last key, is the CRC-32 of the line without it."""
-    text = json.dumps(decision.as_dict())
+    """One line of `path.jsonl`."""
+    return _signed(decision.as_dict())
+
+
+def _signed(data: dict[str, Any]) -> str:
+    """One line of JSON; `crc`, its last key, is the CRC-32 of the line without it."""
+    text = json.dumps(data)
     return f'{text[:-1]}, "crc": "{zlib.crc32(text.encode()):08x}"}}\n'
 
 
@@ -86,6 +91,11 @@ class Journal:
             self._lines.write(line_of(decision))
             self._lines.flush()
 
+    def tested(self, group: str, found: Mapping[str, Any], done: int, groups: int) -> None:
+        """Append a line, from which a resumed run goes on. Raises RunError on a full disk."""
+        with _told(self.folder), (self.folder / TESTED).open("a", encoding="utf-8") as lines:
+            lines.write(_signed({"group": group, **found}))
+
     def keep(self, step: int, scores: Scores, watched: Watched) -> None:
         """The state that step `step` leaves, before its line: a torn run has this one or the one before it."""
         with _told(self.folder):
@@ -107,7 +117,7 @@ class Journal:
 
 def packed(folder: Path) -> bytes:
     """What a resume needs of a folder, for the other processes of a run."""
-    names = [n for n in (PATH, EFFECTS_PART, EFFECTS, *STATES) if (folder / n).exists()]
+    names = [n for n in (PATH, TESTED, EFFECTS_PART, EFFECTS, *STATES) if (folder / n).exists()]
     return bytes(save({n: np.frombuffer((folder / n).read_bytes() + b"\0", dtype=np.uint8) for n in names}))
 
 
@@ -171,6 +181,32 @@ def _check_whole(folder: Path, decisions: int) -> None:
         raise ArtifactError(
             f"{folder / PATH}: expected at least the {steps} decisions of the manifest, got {decisions}"
         )
+
+
+def read_tested(folder: Path, structure: Structure) -> dict[str, dict[str, Any]]:
+    """By group what its tests gave, as a sink was told; a torn last line is dropped. Raises ArtifactError for a damaged one before it."""
+    file, found = folder / TESTED, dict[str, dict[str, Any]]()
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            data, _ = _fields(line, True)
+            name = str(data.pop("group"))
+            if sorted(data["order"]) != list(range(structure[name].size)):
+                raise ValueError(f"expected an order of all units of {name}")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ArtifactError(f"{file}, line {number} of {len(lines)}: no tests of a group can be read") from None
+        found[name] = data
+    return found
+
+
+def rewrite_tested(folder: Path, tested: Mapping[str, Mapping[str, Any]]) -> None:
+    """Leave exactly these tests in the journal, so that new ones follow a whole line."""
+    with _told(folder):
+        if tested:
+            lines = "".join(_signed({"group": name, **found}) for name, found in tested.items())
+            write_whole(folder / TESTED, lines.encode(), sync=False)
+        else:
+            (folder / TESTED).unlink(missing_ok=True)
 
 
 def rewrite_journal(folder: Path, decisions: list[Decision]) -> None:

@@ -5,7 +5,7 @@ Knows no network: numbers in, numbers out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,12 @@ class Probe:
         mean, count = float(stats.pooled.mean), int(stats.pooled.count)
         change = mean**2 + float(stats.pooled.m2) / max(1, count)
         return cls(units, margin, -mean, by_class, change, count)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Probe:
+        """The inverse of `as_dict`."""
+        by_class = np.asarray([np.nan if x is None else x for x in data["by_class"]], dtype=np.float64)
+        return cls(data["units"], data["margin"], data["loss"], by_class, data["change"], data["samples"])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

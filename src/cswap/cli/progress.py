@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -112,6 +114,15 @@ class ProgressLine(Watcher):
         elif time.monotonic() - self.last >= _EVERY:
             self.last = time.monotonic()
             self.line(f"{text}; {self._left(decision)}")
+
+    def tested(self, group: str, found: Mapping[str, Any], done: int, groups: int) -> None:
+        STOP.heed()
+        text, gone = f"tested {group}: {done} of {groups} groups", time.monotonic() - self.begin
+        if self.live:
+            self.bar.update(self.task, description=text, total=groups, completed=done, left="")
+        elif time.monotonic() - self.last >= _EVERY:
+            self.last = time.monotonic()
+            self.line(f"{text}; {gone:.0f} s so far")
 
     def _state(self, d: Decision) -> str:
         seen = ", ".join(f"{n} {name}" for name, n in self.counts.items() if n)

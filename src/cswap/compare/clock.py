@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cswap.artifacts.files import read_json, write_json
 from cswap.causal.stats import EffectStats
@@ -29,6 +30,10 @@ class KeptClock(Silence):
         return self.before + time.perf_counter() - self.began
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
+        """Something was done."""
+        self.look()
+
+    def tested(self, group: str, found: Mapping[str, Any], done: int, groups: int) -> None:
         """Something was done."""
         self.look()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cswap.artifacts.aside import Kind
-from cswap.artifacts.files import PATH, RUN, has_decisions, hidden, read_json, write_json
+from cswap.artifacts.files import RUN, has_work, hidden, read_json, write_json
 from cswap.compare.job import CompareJob
 from cswap.errors import ArtifactError, InputError, RunError
 
@@ -79,7 +79,7 @@ def _is_comparison(folder: Path) -> bool:
 
 
 def _is_decided(folder: Path) -> bool:
-    return (folder / RESULT).exists() or any(has_decisions(path) for path in folder.glob(f"paths/*/{PATH}"))
+    return (folder / RESULT).exists() or any(has_work(path) for path in folder.glob("paths/*"))
 
 
 COMPARISON = Kind(

@@ -6,7 +6,7 @@ import base64
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from cswap.artifacts.claims import open_folder
 from cswap.artifacts.files import read_json
-from cswap.artifacts.journal import Journal, read_journal, rewrite_journal
+from cswap.artifacts.journal import Journal, read_journal, read_tested, rewrite_journal, rewrite_tested
 from cswap.artifacts.state import read_state
 from cswap.causal.engine import emulated_bfloat16, refuse_near_chance
 from cswap.causal.replay import engine_for
@@ -172,8 +172,8 @@ def measured(run: Run, name: str, seed: int) -> dict[str, Any]:
 
 
 def _path(run: Run, name: str, seed: int, calibration: CalibrationSet) -> tuple[PruningPath, float]:
-    """The complete path, journaled. Seconds: all that were spent on it, over every run that was interrupted, and the pass that
-    made the differences where the method uses them.
+    """The complete path, journaled. Seconds: all that were spent on it, over every run that was interrupted, and what others took
+    to make the differences or the cuts that the method uses.
     """
     method, options = run.job.settings(name, seed)
     folder = run.job.out / "paths" / f"{name.replace(':', '-')}.{seed}"
@@ -186,15 +186,38 @@ def _path(run: Run, name: str, seed: int, calibration: CalibrationSet) -> tuple[
     start = Start()
     if going_on:
         decisions = read_journal(folder, run.structure, calibration.classes, options.rule, options.block)
-        start = Start(tuple(decisions), read_state(folder, len(decisions)))
+        start = Start(tuple(decisions), read_state(folder, len(decisions)), (), read_tested(folder, run.structure))
         rewrite_journal(folder, decisions)
+        rewrite_tested(folder, start.tested)
     spent = run.job.out / f"{folder.name}.seconds.json"
+    if not start.tested and (beside := _tested_beside(run, name, seed)):
+        run.watcher.note(f"{name} is allocated by the cuts that {beside.name} made")
+        theirs = read_tested(beside, run.structure)
+        start = replace(start, tested={g: {**found, "shared": True} for g, found in theirs.items()})
+        rewrite_tested(folder, start.tested)
+    shared = sum(found["seconds"] for found in start.tested.values() if "shared" in found)
     with timed(spent, going_on=going_on) as clock, _journal(folder, calibration.classes) as journal:
         path = registry.call(
             method, run.model, run.structure, calibration, run.task, target=Target("complete"), options=options, start=start,
             sink=Both(journal, Both(clock, run.watcher)), device=run.device, memory=run.job.machine.memory, **more,
         )  # fmt: skip
-    return path, round(clock.seconds + (run.seconds[seed] if "store" in more else 0.0), 3)
+    return path, round(clock.seconds + shared + (run.seconds[seed] if "store" in more else 0.0), 3)
+
+
+def _tested_beside(run: Run, name: str, seed: int) -> Path | None:
+    """The folder of another `joint` of this seed that is done and made the same cuts: all but `per` and `price` are alike, and both by price."""
+    if run.job.settings(name, seed)[0] != "joint":
+        return None
+
+    def cuts(other: str) -> tuple[str, dict[str, Any], bool]:
+        method, options = run.job.settings(other, seed)
+        return method, options.as_dict() | {"per": "", "price": ""}, options.per == "unit"
+
+    for other in run.job.methods:
+        tag = f"{other.replace(':', '-')}.{seed}"
+        if other != name and (run.job.out / f"{tag}.json").exists() and cuts(other) == cuts(name):
+            return run.job.out / "paths" / tag
+    return None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -157,6 +157,11 @@ class _Heard(Watcher):
 
     def note(self, text: str) -> None:
         self.pipe.send(text if text.startswith(self.name) else f"{self.name}: {text}")
+
+    def tested(self, group: str, found: Mapping[str, Any], done: int, groups: int) -> None:
+        if time.monotonic() - self.last >= _EVERY:
+            self.last = time.monotonic()
+            self.note(f"{done} of {groups} groups tested")
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
         self.decisions += 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,11 @@ def joint(
     check_reachable(units, target)
     sink = sink or Silence()
     kept: dict[str, Inverse] = {}
-    orders = orders_of(model, units, calibration, task, options, device=device, memory=memory, kept=kept)
+    known = {name: Measured.of(units[name], found) for name, found in start.tested.items()}
+    every = len(known) == len(units)
+    machine: dict[str, Any] = {"device": device, "memory": memory}
+    began = time.perf_counter()
+    orders = {} if every else orders_of(model, units, calibration, task, options, kept=kept, **machine)
     engine = engine_for(
         model, units, calibration, task, device=device, memory=memory, vote_score=options.vote_score, amp=options.amp,
         cut="compensated",
@@ -77,9 +82,19 @@ def joint(
     base = engine.scores()
     refuse_near_chance(base, calibration, task)
     sink.note(engine.name)
+    found: list[Measured] = []
     # from the input to the output: what a group's cuts are replayed from is near what the one before it was
-    measured = [_measured(engine, base, group, *orders[group.name], options) for group in reversed(units.groups)]
-    found = measured[::-1]
+    for group in reversed(units.groups):
+        if group.name not in known:
+            told = len(engine.notes)
+            known[group.name] = _measured(engine, base, group, *orders[group.name], options)
+            now = time.perf_counter()
+            record = known[group.name].record() | {"notes": engine.notes[told:], "seconds": round(now - began, 3)}
+            sink.tested(group.name, record, len(found) + 1, len(units))
+            began = now
+        else:
+            engine.notes += [n for n in start.tested[group.name]["notes"] if n not in engine.notes]
+        found.insert(0, known[group.name])
     engine.leave()
     kept.clear()
     plain = engine_for(model, units, calibration, task, device=device, memory=memory, vote_score=options.vote_score)
@@ -110,6 +125,21 @@ class Measured:
         own = np.cumsum(np.maximum(self.surrogate[first:last], 0.0))
         even = np.arange(1, last - first + 1) / max(1, last - first)
         return own / own[-1] if last > first and own[-1] > 0 else even
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON values of all there is, for `of`."""
+        return {
+            "order": self.order.tolist(), "surrogate": self.surrogate.tolist(), "sets": [list(s) for s in self.sets],
+            "probes": [p.as_dict() for p in self.probes],
+        }  # fmt: skip
+
+    @classmethod
+    def of(cls, group: Group, record: Mapping[str, Any]) -> Measured:
+        """The inverse of `record`."""
+        return cls(
+            group, np.asarray(record["order"], dtype=np.int64), np.asarray(record["surrogate"], dtype=np.float64),
+            [Probe.from_dict(p) for p in record["probes"]], [(float(margin), int(k)) for margin, k in record["sets"]],
+        )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values: quality lost against how much of the group went."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,6 +27,9 @@ class Sink(Protocol):
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
         """One decision, with the statistics behind it where there are any."""
+
+    def tested(self, group: str, found: Mapping[str, Any], done: int, groups: int) -> None:
+        """What the tests of a whole group's units gave, plain JSON values, before anything is decided: the `done`-th of `groups`."""
 
     def keep(self, step: int, scores: Scores, watched: Watched) -> None:
         """Decision `step`, told next, leaves the network with these scores, and the watch on quality in this state."""
@@ -61,19 +64,23 @@ class Kept:
 
 @dataclass(frozen=True)
 class Start:
-    """What an earlier run left: its decisions, the state after the last one that changed the scores, and if it is finished
-    (then it keeps no state) the cliffs it told of.
+    """What an earlier run left: its decisions, the state after the last one that changed the scores, if it is finished
+    (then it keeps no state) the cliffs it told of, and by group what its tests gave before anything was decided.
     """
 
     decisions: tuple[Decision, ...] = ()
     kept: Kept | None = None
     cliffs: tuple[Cliff, ...] = ()
+    tested: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Silence:
     """A sink that nobody listens to."""
 
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
+        """Ignore it."""
+
+    def tested(self, group: str, found: Mapping[str, Any], done: int, groups: int) -> None:
         """Ignore it."""
 
     def keep(self, step: int, scores: Scores, watched: Watched) -> None:

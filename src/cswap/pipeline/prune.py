@@ -16,7 +16,15 @@ from cswap.artifacts.aside import replacing
 from cswap.artifacts.claims import PACE, PINNED, claim, forget_if_empty, look_into
 from cswap.artifacts.files import MANIFEST
 from cswap.artifacts.folder import cliffs_of, read_manifest
-from cswap.artifacts.journal import Journal, packed, read_journal, rewrite_journal, unpacked
+from cswap.artifacts.journal import (
+    Journal,
+    packed,
+    read_journal,
+    read_tested,
+    rewrite_journal,
+    rewrite_tested,
+    unpacked,
+)
 from cswap.artifacts.state import read_state
 from cswap.causal.engine import MOST_ROWS, working_set
 from cswap.data.calibration import CalibrationSet
@@ -115,6 +123,7 @@ class _Analysis:
         distributed.from_first(packed(out) if going_on else b"")
         if going_on:
             rewrite_journal(out, list(start.decisions))
+            rewrite_tested(out, start.tested)
         with self.clock.phase("analysis"):
             self.watcher.phase("analysis")
             try:
@@ -155,7 +164,7 @@ class _Analysis:
         decisions = read_journal(folder, self.structure, self.calibration.classes, options.rule, options.block)
         self._check_goes_on(decisions)
         told = cliffs_of(read_manifest(folder)) if (folder / MANIFEST).exists() else ()
-        return Start(tuple(decisions), read_state(folder, len(decisions)), told)
+        return Start(tuple(decisions), read_state(folder, len(decisions)), told, read_tested(folder, self.structure))
 
     def _check_goes_on(self, decisions: list[Decision]) -> None:
         """A resumed run may go further than the one before it; to end sooner would lose what that found. Raises InputError."""

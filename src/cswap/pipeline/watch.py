@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from cswap.causal.engine import Scores
 from cswap.causal.stats import EffectStats
@@ -54,6 +55,10 @@ class Both:
     def decided(self, decision: Decision, stats: EffectStats | None) -> None:
         self.first.decided(decision, stats)
         self.second.decided(decision, stats)
+
+    def tested(self, group: str, found: Mapping[str, Any], done: int, groups: int) -> None:
+        self.first.tested(group, found, done, groups)
+        self.second.tested(group, found, done, groups)
 
     def keep(self, step: int, scores: Scores, watched: Watched) -> None:
         self.first.keep(step, scores, watched)

@@ -1,0 +1,135 @@
+"""`joint` tests whole groups before it decides: what was tested is kept, gone on with, and shared by what allocates it otherwise."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cswap.artifacts.files import TESTED
+from cswap.artifacts.journal import Journal
+from cswap.cli.app import main
+from cswap.methods import joint as joint_method
+from tests.end_to_end.commands import compare_of
+
+JOINT = (
+    "--method",
+    "joint",
+    "--per",
+    "params",
+    "--margins",
+    "0.05,0.2",
+    "--target",
+    "params=0.4",
+    "--recover",
+    "lstsq",
+)
+
+GROUPS = 2  # of the network of `place`
+
+
+@pytest.fixture
+def struck(monkeypatch):
+    """Ends the process's work after so many groups; returns what counts the groups that are tested from then on."""
+    tested: list[str] = []
+    kept, measure = Journal.tested, joint_method._measured
+
+    def after(groups: int) -> list[str]:
+        def keep(self, group, found, done, of):
+            kept(self, group, found, done, of)
+            if done == groups:
+                raise KeyboardInterrupt
+
+        def counted(engine, base, group, *more):
+            tested.append(group.name)
+            return measure(engine, base, group, *more)
+
+        monkeypatch.setattr(joint_method, "_measured", counted)
+        monkeypatch.setattr(Journal, "tested", keep if groups else kept)
+        tested.clear()
+        return tested
+
+    return after
+
+
+def test_an_interrupted_joint_goes_on_with_the_groups_that_are_left(place, struck, capsys):
+    assert main(place.prune("whole", *JOINT)) == 0
+    struck(1)
+    assert main(place.prune("out", *JOINT)) == 130
+    out = place.root / "out"
+    assert len((out / TESTED).read_text().splitlines()) == 1
+    assert not (out / "path.jsonl").read_bytes()
+    with (out / TESTED).open("a") as lines:
+        lines.write('{"group": "torn')  # as a kill in the middle of a line leaves it
+    left = struck(0)
+    assert main(place.prune("out", *JOINT)) == 2  # nothing is lost without being asked for
+    assert "--resume goes on" in capsys.readouterr().err
+    assert main(place.prune("out", *JOINT, "--resume")) == 0
+    assert len(left) == GROUPS - 1
+    assert (out / "path.jsonl").read_bytes() == (place.root / "whole" / "path.jsonl").read_bytes()
+    told = [json.loads((place.root / n / "manifest.json").read_text()) for n in ("whole", "out")]
+    assert told[0]["sensitivity"] == told[1]["sensitivity"]
+    assert not (out / TESTED).exists()
+
+
+def test_an_interrupt_after_the_last_test_leaves_nothing_to_test(place, struck):
+    assert main(place.prune("whole", *JOINT)) == 0
+    struck(GROUPS)
+    assert main(place.prune("out", *JOINT)) == 130
+    left = struck(0)
+    assert main(place.prune("out", *JOINT, "--resume")) == 0
+    assert left == []
+    assert (place.root / "out" / "path.jsonl").read_bytes() == (place.root / "whole" / "path.jsonl").read_bytes()
+
+
+def test_an_interrupt_before_the_first_test_leaves_no_folder(place, monkeypatch):
+    def interrupted(*_args, **_more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(joint_method, "_measured", interrupted)
+    assert main(place.prune("out", *JOINT)) == 130
+    assert not (place.root / "out").exists()
+
+
+def test_spoiled_tests_are_refused_and_nothing_is_lost(place, struck, capsys):
+    struck(GROUPS)
+    assert main(place.prune("out", *JOINT)) == 130
+    file = place.root / "out" / TESTED
+    whole = file.read_text()
+    first, second = whole.splitlines(keepends=True)
+    for spoiled in (
+        first.replace('"units": ', '"units": 1', 1) + second,  # a digit more
+        '{"group": "nosuch", "order": []}\n' + second,
+        "[]\n" + second,
+        second + "{}\n",
+    ):
+        file.write_text(spoiled)
+        capsys.readouterr()
+        assert main(place.prune("out", *JOINT, "--resume")) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "tested.jsonl, line" in line
+        assert file.read_text() == spoiled
+    struck(0)
+    file.write_text(whole)
+    assert main(place.prune("out", *JOINT, "--resume")) == 0
+
+
+def test_compared_joints_that_differ_in_price_alone_are_tested_once(place, struck):
+    few = ["--ratios", "0,0.5", "--ratio-in", "params", "--margins", "0.05,0.2"]
+    alone = {}
+    for name in ("joint:global:params", "joint:global:macs", "joint"):
+        assert main(compare_of(place, "--methods", name, "--force", *few)) == 0
+        alone |= json.loads((place.root / "c" / "compare.json").read_text())["methods"]
+    tested = struck(0)
+    both = "joint:global:params,joint:global:macs,joint"
+    assert main(compare_of(place, "--methods", both, "--force", *few)) == 0
+    assert len(tested) == 2 * GROUPS  # once by price, and once by margin, which asks for no price of the rest
+    found = json.loads((place.root / "c" / "compare.json").read_text())["methods"]
+    for name, method in alone.items():
+        mine, its = found[name]["by_seed"]["0"], method["by_seed"]["0"]
+        assert [p["quality"] for p in mine["points"]] == [p["quality"] for p in its["points"]]
+        assert mine["steps"] == its["steps"]
+    seconds = [found[n]["by_seed"]["0"]["seconds"] for n in ("joint:global:params", "joint:global:macs")]
+    lines = (place.root / "c" / "paths" / "joint-global-macs.0" / TESTED).read_text().splitlines()
+    assert all(json.loads(line)["shared"] for line in lines)
+    assert seconds[1] >= sum(json.loads(line)["seconds"] for line in lines) > 0
