@@ -99,8 +99,8 @@ def _experiments() -> list[str]:
     for name, module, data in modules():
         title = " ".join(module.__doc__.split("\n\n")[0].split())
         scale = " ".join(module.__doc__.split("\n\n")[2].split())
-        scale += f" {data['note']}." if "note" in data else ""
         own = {n: d["origin"] for n, d in data.get("networks", {}).items() if "origin" in d}
+        scale += f" {data['note']}." if "note" in data and not own else ""
         told = [f"{n}: {origin(o)}" + (f" {o['note']}." if "note" in o else "") for n, o in own.items()] or [
             origin(data)
         ]

@@ -112,7 +112,7 @@ def _said(network: str, data: dict[str, Any]) -> str:
         f"{network}: {grows} ({critical} of {data['units']:,}); verdicts from 32 a class agree with those from 256 for "
         f"{100 * s['32']['with_256']:.0f} % of the units and from 128 for {100 * s['128']['with_256']:.0f} %, and two draws with each other for "
         f"{100 * s['32']['between_seeds']:.0f} and {100 * s['128']['between_seeds']:.0f} % (at 16: {100 * s['16']['between_seeds']:.0f} %). With 20 % of "
-        f"the parameters gone, paths from {', '.join(p)} samples a class have {kept} % (unpruned {100 * next(iter(p.values()))['unpruned']:.1f} %)."
+        f"the parameters gone, paths {'' if data['pieces'] == 'unit' else 'of ' + data['pieces'].replace(':', 's of ') + ' units '}from {', '.join(p)} samples a class have {kept} % (unpruned {100 * next(iter(p.values()))['unpruned']:.1f} %)."
     )
 
 
