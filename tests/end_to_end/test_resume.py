@@ -226,6 +226,36 @@ def test_no_thread_of_the_group_is_left_at_the_end(job):
     assert err.count("threads: True 0") == 2, err
 
 
+def _one_of_two(process: subprocess.Popen[str]) -> int:
+    """The number of the second of the two processes that torchrun started."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    mine = [int(x.split()[0]) for x in listed.splitlines() if x.split()[1] == str(process.pid) and "cswap" in x]
+    assert len(mine) == 2
+    return max(mine)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_the_groups_that_joint_had_left(job):
+    root, arguments = job
+    arguments = [*arguments, "--method", "joint", "--per", "params", "--target", "params=0.3"]
+    out = root / "joint"
+    process = _torchrun([*arguments, "--out", str(out)])
+    while process.poll() is None and not ((out / "tested.jsonl").exists() and (out / "tested.jsonl").stat().st_size):
+        time.sleep(0.01)
+    os.kill(_one_of_two(process), signal.SIGKILL)
+    process.communicate(timeout=120)
+    before = len((out / "tested.jsonl").read_text().splitlines())
+    assert not (out / "path.jsonl").read_bytes()
+    process = _torchrun([*arguments, "--resume", "--out", str(out)])
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert _run(arguments, root / "joint-alone") == 0
+    one, two = _decisions(root / "joint-alone"), _decisions(out)
+    assert [x[:4] for x in one[0]] == [x[:4] for x in two[0]]
+    groups = json.loads((out / "manifest.json").read_text())["sensitivity"]["groups"]
+    assert 0 < before < len(groups)
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_others_and_the_journal_resumes(job):
     root, arguments = job
@@ -233,10 +263,7 @@ def test_a_process_that_dies_ends_the_others_and_the_journal_resumes(job):
     process = _torchrun([*arguments, "--out", str(out)])
     while process.poll() is None and not ((out / "path.jsonl").exists() and (out / "path.jsonl").stat().st_size > 4000):
         time.sleep(0.01)
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    mine = [int(x.split()[0]) for x in listed.splitlines() if x.split()[1] == str(process.pid) and "cswap" in x]
-    assert len(mine) == 2
-    os.kill(max(mine), signal.SIGKILL)
+    os.kill(_one_of_two(process), signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "--resume" in err
