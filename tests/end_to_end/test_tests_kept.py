@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cswap.artifacts.files import TESTED
-from cswap.artifacts.journal import Journal
+from cswap.artifacts.journal import Journal, _signed
 from cswap.cli.app import main
 from cswap.methods import joint as joint_method
 from tests.end_to_end.commands import compare_of
@@ -109,6 +109,9 @@ def test_spoiled_tests_are_refused_and_nothing_is_lost(place, struck, capsys):
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "tested.jsonl, line" in line
         assert file.read_text() == spoiled
+    file.write_text(_signed({**json.loads(first), "probes": [{"units": 1}]}) + second)
+    assert main(place.prune("out", *JOINT, "--resume")) == 2
+    assert "resume: the tests of " in capsys.readouterr().err
     struck(0)
     file.write_text(whole)
     assert main(place.prune("out", *JOINT, "--resume")) == 0

@@ -67,7 +67,7 @@ def joint(
     check_reachable(units, target)
     sink = sink or Silence()
     kept: dict[str, Inverse] = {}
-    known = {name: Measured.of(units[name], found) for name, found in start.tested.items()}
+    known = {name: _read(units[name], found) for name, found in start.tested.items()}
     every = len(known) == len(units)
     machine: dict[str, Any] = {"device": device, "memory": memory}
     began = time.perf_counter()
@@ -93,7 +93,7 @@ def joint(
             sink.tested(group.name, record, len(found) + 1, len(units))
             began = now
         else:
-            engine.notes += [n for n in start.tested[group.name]["notes"] if n not in engine.notes]
+            engine.notes += [n for n in start.tested[group.name].get("notes", ()) if n not in engine.notes]
         found.insert(0, known[group.name])
     engine.leave()
     kept.clear()
@@ -147,6 +147,16 @@ class Measured:
             "size": self.group.size, "order": self.order.tolist(), "sets": [list(s) for s in self.sets],
             "probes": [{"ratio": p.units / self.group.size, **p.as_dict()} for p in self.probes],
         }  # fmt: skip
+
+
+def _read(group: Group, found: Mapping[str, Any]) -> Measured:
+    """What an earlier run measured. Raises InputError."""
+    try:
+        return Measured.of(group, found)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"resume: the tests of {group.name} cannot be read ({error!r}); --force starts again"
+        ) from None
 
 
 def _looks(engine: Engine) -> list[list[tuple[int, int]]]:
