@@ -8,12 +8,14 @@ relative to the unpruned network, for each way to count the ratio. Intervals: St
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
-from _experiment import Given, main
+from _experiment import RESULTS, Given, main
 from _runs import at, compared
 from scipy import stats
+from voting import half_kept
 
 METHODS, SEEDS = ("cswap", "magnitude:layer", "random:layer"), (0, 1, 2, 3, 4)
 PER_CLASS, TO_REFIT, IMAGES = {"resnet20": 128, "resnet18": 8}, {"resnet20": 128, "resnet18": 32}, {"resnet18": 2000}
@@ -81,8 +83,10 @@ def told(network: str, data: dict[str, Any]) -> str:
 
 
 def finding(data: dict[str, Any]) -> str:
-    """Two sentences a network."""
-    return " ".join(told(n, d) for n, d in data["networks"].items())
+    """Two sentences a network, and what the other vote says."""
+    other = RESULTS / "experiment_voting.json"
+    beside = f" All this is by class votes. {half_kept(json.loads(other.read_text()))}" if other.exists() else ""
+    return " ".join(told(n, d) for n, d in data["networks"].items()) + beside
 
 
 def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
