@@ -60,7 +60,7 @@ def joint_areas(results: Path) -> list[str]:
             if how == "lstsq":
                 told = f"{name} (by {mine - others[best]:+.4f})"
                 (above if mine > others[best] else behind).append(told)
-            below += [name] if mine < others["cswap"] else []
+            below += [f"{name} ({'refitted' if how == 'lstsq' else 'as cut'})"] if mine < others["cswap"] else []
         rows.append([name, f"{kind}, to {end:.2g}", *cells])
     if not rows:
         return []
@@ -70,11 +70,7 @@ def joint_areas(results: Path) -> list[str]:
         else "Refitted, `joint` has more than every other on none of them"
     ]
     said += [f"; not on {', '.join(behind)}" if behind else ""]
-    said += [
-        f". It is below C-SWAP on {', '.join(dict.fromkeys(below))}."
-        if below
-        else ". It is below C-SWAP on none of them."
-    ]
+    said += [f". It is below C-SWAP on {', '.join(below)}." if below else ". It is below C-SWAP on none of them."]
     return [
         "## `joint` beside every other: the area under the curve", "",
         "Area under quality against what was removed, over that of the unpruned network (SAUCE, where it ends at 0.8): one run a network, the same calibration samples and recovery "
