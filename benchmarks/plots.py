@@ -17,7 +17,7 @@ from results_common import label
 RESULTS = Path(__file__).resolve().parent / "results"
 CURVES = {
     "methods_resnet18": ("params", "accuracy"), "methods_resnet18_128": ("params", "accuracy"),
-    "methods_resnet18_long": ("params", "accuracy"), "methods_vit": ("macs", "accuracy"), "text_minilm": ("macs", "accuracy"), "text_lstm": ("macs", "accuracy"),
+    "methods_resnet18_long": ("params", "accuracy"), "methods_vit": ("params", "accuracy"), "text_minilm": ("macs", "accuracy"), "text_lstm": ("macs", "accuracy"),
     "dense_camvid": ("params", "miou"), "dense_bccd": ("params", "map"),
 }  # fmt: skip
 """What is removed, and the measure."""
