@@ -216,3 +216,15 @@ def test_a_path_that_lost_decisions_is_not_measured_as_whole(place, capsys):
     assert main(compare_of(place, *few, "--resume")) == 0
     after = json.loads((place.root / "c" / "compare.json").read_text())
     assert after["methods"]["random"]["curves"] == before["methods"]["random"]["curves"]
+
+
+def test_an_option_that_an_earlier_version_did_not_know_is_told(place, capsys):
+    few = ["--methods", "random", "--ratios", "0,0.5", "--ratio-in", "params"]
+    assert main(compare_of(place, *few)) == 0
+    file = place.root / "c" / "run.json"
+    run = json.loads(file.read_text())
+    del run["options"]["price"]
+    write_json(file, run)
+    capsys.readouterr()
+    assert main(compare_of(place, *few, "--resume")) == 2
+    assert 'resume: price was unknown to that version and is "change" now' in capsys.readouterr().err

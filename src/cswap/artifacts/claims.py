@@ -69,7 +69,7 @@ def look_into(folder: Path, run: dict[str, Any], *, resume: bool, force: bool) -
             counts = [was.get(n, 1) for n in TAKEN_OVER] if isinstance(was, dict) else [None]
             if not all(type(c) is int and c > 0 for c in counts) or was.get("threads", 1) > MOST_THREADS:
                 raise ArtifactError(
-                    f"resume: expected what is pinned in {folder}, got {_short(was)}; nothing was changed"
+                    f"resume: expected what is pinned in {folder}, got {recorded(old, PINNED)}; nothing was changed"
                 )
             _same_run({**old, PINNED: None}, {**run, PINNED: None})
             fixed = [{k: v for k, v in pins.items() if k not in (*TAKEN_OVER, PACE)} for pins in (was or now, now)]
@@ -148,10 +148,11 @@ def _same_run(old: dict[str, Any], new: dict[str, Any], where: str = "") -> None
             _same_run(a, b, f"{where}{key}.")
         elif a != b:
             raise InputError(
-                f"resume: {where}{key} was {_short(a)} in the journal and is {_short(b)} now; nothing was changed"
+                f"resume: {where}{key} was {recorded(old, key)} in the journal and is {recorded(new, key)} now; nothing was changed"
             )
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
+def recorded(table: dict[str, Any], key: str) -> str:
+    """A recorded value in a message; what a version did not know, it did not record."""
+    text = json.dumps(table[key]) if key in table else "unknown to that version"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from cswap.artifacts.aside import Kind
+from cswap.artifacts.claims import recorded
 from cswap.artifacts.files import RUN, has_work, hidden, read_json, write_json
 from cswap.compare.job import CompareJob
 from cswap.errors import ArtifactError, InputError, RunError
@@ -38,16 +38,16 @@ def claim(job: CompareJob, fingerprint: dict[str, Any]) -> None:
         old = read_json(out / RUN)
         for key, value in fingerprint.items():
             if old.get(key) != value:
-                what, was, now = _first_difference(key, old.get(key), value)
+                what, was, now = _first_difference(key, old, fingerprint)
                 raise InputError(f"resume: {what} was {was} and is {now} now; nothing was changed")
 
 
-def _first_difference(name: str, was: Any, now: Any) -> tuple[str, str, str]:
-    """What differs, the first of it where it is a table, as it was and as it is."""
+def _first_difference(name: str, old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str, str]:
+    """What differs under a name, the first of it where it is a table, as it was and as it is."""
+    was, now = old.get(name), new.get(name)
     if isinstance(was, dict) and isinstance(now, dict):
-        key = next(k for k in (*now, *was) if was.get(k) != now.get(k))
-        return _first_difference(key, was.get(key), now.get(key))
-    return name.replace("_", "-"), json.dumps(was)[:80], json.dumps(now)[:80]
+        return _first_difference(next(k for k in (*now, *was) if was.get(k) != now.get(k)), was, now)
+    return name.replace("_", "-"), recorded(old, name), recorded(new, name)
 
 
 def write(job: CompareJob, file: Path, data: dict[str, Any]) -> None:
