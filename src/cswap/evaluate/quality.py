@@ -14,6 +14,7 @@ from cswap.causal.engine import exact
 from cswap.data.text import trimmed
 from cswap.data.truth import Truth, collated, moved, not_finite, stacked
 from cswap.errors import CswapWarning, pass_on_out_of_memory
+from cswap.structure.calls import largest_output
 from cswap.structure.images import Fed
 from cswap.tasks.base import Task
 
@@ -45,23 +46,11 @@ def _fitting(dataset: Dataset[Any], device: str, nets: list[Fed]) -> int:
 
 def _largest_output(fed: Fed, inputs: torch.Tensor) -> int:
     """Bytes of the largest tensor that a layer gives for these inputs; 0 where the network does not take them alone."""
-    found = [0]
-
-    def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor):
-            found.append(output.numel() * output.element_size())
-
-    handles = [m.register_forward_hook(see) for m in fed.net.modules()]
     try:
-        with torch.no_grad():
-            fed(inputs)
+        return largest_output(fed.net, fed, inputs)
     except RuntimeError as error:
         pass_on_out_of_memory(error)
         return 0
-    finally:
-        for handle in handles:
-            handle.remove()
-    return max(found)
 
 
 def measure_quality(

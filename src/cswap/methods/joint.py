@@ -24,7 +24,7 @@ from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink, Start
 from cswap.methods.ranking import Ranked, cheapest_first, remove_in_order
 from cswap.methods.registry import register
-from cswap.methods.surrogate import orders_of
+from cswap.methods.surrogate import Order, orders_of
 from cswap.structure.groups import Group, Structure
 from cswap.structure.ledger import Ledger, check_reachable
 from cswap.tasks.base import Task
@@ -68,10 +68,9 @@ def joint(
     sink = sink or Silence()
     kept: dict[str, Inverse] = {}
     known = {name: _read(units[name], found) for name, found in start.tested.items()}
-    every = len(known) == len(units)
-    machine: dict[str, Any] = {"device": device, "memory": memory}
-    began = time.perf_counter()
-    orders = {} if every else orders_of(model, units, calibration, task, options, kept=kept, **machine)
+    began, orders = time.perf_counter(), dict[str, Order]()
+    if len(known) < len(units):
+        orders = orders_of(model, units, calibration, task, options, device=device, memory=memory, kept=kept)
     engine = engine_for(
         model, units, calibration, task, device=device, memory=memory, vote_score=options.vote_score, amp=options.amp,
         cut="compensated",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import InputError
 from cswap.recovery.base import Case, step
-from cswap.structure.calls import call_counts, run_hooked
+from cswap.structure.calls import call_counts, largest_output
 from cswap.structure.images import laid, takes_channels_last
 
 LEAST = 16
@@ -74,14 +74,7 @@ def reestimated(
 
 def _bytes_a_sample(net: nn.Module, few: torch.Tensor) -> int:
     """What a pass holds of one sample, about: three times what the widest layer gives."""
-    sizes = [few.numel() * few.element_size()]
-
-    def note(_m: nn.Module, _args: Any, out: Any) -> None:
-        if isinstance(out, torch.Tensor):
-            sizes.append(out.numel() * out.element_size())
-
-    run_hooked(net, few, [m.register_forward_hook(note) for m in net.modules()])
-    return 3 * max(sizes) // len(few) + 1
+    return 3 * max(few.numel() * few.element_size(), largest_output(net, net, few)) // len(few) + 1
 
 
 def _estimable(module: nn.Module) -> TypeGuard[_BatchNorm]:

@@ -24,6 +24,18 @@ def run_hooked(net: Callable[[torch.Tensor], Any], inputs: torch.Tensor, handles
             handle.remove()
 
 
+def largest_output(net: nn.Module, run: Callable[[torch.Tensor], Any], inputs: torch.Tensor) -> int:
+    """Bytes of the largest tensor that a layer of `net` gives when `run`, which calls it, is given these inputs; 0 where none gives one."""
+    sizes = [0]
+
+    def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            sizes.append(output.numel() * output.element_size())
+
+    run_hooked(run, inputs, [m.register_forward_hook(see) for m in net.modules()])
+    return max(sizes)
+
+
 def outputs_for(net: nn.Module, inputs: torch.Tensor) -> Any:
     """What the network gives. Raises DataError where it does not take these inputs."""
     try:
