@@ -195,6 +195,10 @@ class CalibrationSet:
             stop = min(start + size, len(self))
             yield self.inputs(start, stop), self.truth(slice(start, stop))
 
+    def digests(self) -> list[bytes]:
+        """Of every sample what another one's inputs do not have, M in all. Reads them once."""
+        return [digest_of(self.inputs(i, i + 1)[0]) for i in range(len(self))]
+
     def fingerprint(self) -> str:
         """Hash of what was drawn: indices, class names, every input and target. Reads them once."""
         if self._fingerprint is not None:
@@ -210,6 +214,12 @@ class CalibrationSet:
                 digest.update(bytes_of(target))
         self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+
+def digest_of(inputs: torch.Tensor) -> bytes:
+    """Hash of one sample's inputs."""
+    own = trimmed(inputs.unsqueeze(0))  # a sentence is the same however wide the padding of its split is
+    return hashlib.sha256(own.contiguous().numpy().tobytes()).digest()
 
 
 def calibration_set(

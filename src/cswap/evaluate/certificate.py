@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from cswap.causal.engine import exact
-from cswap.data.calibration import CalibrationSet, labels_of
-from cswap.data.text import trimmed
+from cswap.data.calibration import CalibrationSet, digest_of, labels_of
 from cswap.data.truth import inputs_of, members_of, moved, not_finite
 from cswap.errors import CswapWarning, DataError, InputError
 from cswap.evaluate.bounds import APPROXIMATE, BOUNDS, at_best, check_claim
@@ -201,21 +199,16 @@ def refuse_seen(dataset: Dataset[Any], calibration: CalibrationSet) -> None:
 
     Compared by content, whatever they are labelled. That the network was never trained on them is for the user to know.
     """
-    used = {_digest(calibration.inputs(i, i + 1)[0]) for i in range(len(calibration))}
+    used = set(calibration.digests())
     first: dict[bytes, int] = {}
     for i in range(len(dataset)):  # type: ignore[arg-type]
         inputs = inputs_of(dataset, i)
         if not_finite(inputs.unsqueeze(0)):
             raise DataError(f"certify: sample {i}: expected finite inputs, got NaN or Inf")
-        own = _digest(inputs)
+        own = digest_of(inputs)
         if own in used:
             raise DataError(
                 f"certify: sample {i} is one of the calibration samples: expected samples that nothing was chosen by"
             )
         if first.setdefault(own, i) != i:
             raise DataError(f"certify: sample {i} is sample {first[own]} again: expected each sample once")
-
-
-def _digest(inputs: torch.Tensor) -> bytes:
-    own = trimmed(inputs.unsqueeze(0))  # a sentence is the same however wide the padding of its split is
-    return hashlib.sha256(own.contiguous().numpy().tobytes()).digest()

@@ -199,6 +199,16 @@ def changed_since(small: nn.Module, teacher: nn.Module, kept: KeptIndices) -> st
 
 
 def choosing(calibration: CalibrationSet) -> IntArray:
+    """Numbers of those of `last_fifth` whose inputs do not come among the samples that fit too: a copy would judge what it fitted."""
+    last = last_fifth(calibration)
+    if not len(last):
+        return last
+    digests = calibration.digests()
+    fitted = {digests[i] for i in np.setdiff1d(np.arange(len(calibration)), last)}
+    return np.array([i for i in last if digests[i] not in fitted], dtype=np.int64)
+
+
+def last_fifth(calibration: CalibrationSet) -> IntArray:
     """Numbers of the last fifth of each class, in the order drawn, and at least one of two; where samples hold several classes, of the
     last fifth of all.
 

@@ -18,7 +18,7 @@ from cswap.causal.engine import exact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.truth import moved
 from cswap.errors import ArtifactError, CswapWarning, InputError
-from cswap.recovery.base import STEPS, Case, changed_since, choosing, steps_of
+from cswap.recovery.base import STEPS, Case, changed_since, choosing, last_fifth, steps_of
 from cswap.structure.check import tensors_of
 from cswap.structure.detectors import forward_of
 from cswap.structure.discover import discover
@@ -34,6 +34,7 @@ ALIKE = 1e-6
 """Share of the outputs' mean square: networks nearer than that are told apart by rounding."""
 CHOOSING = {"lstsq", "merge"}
 """Steps that choose by the last fifth of each class's samples, which then judge the recovery too."""
+NONE = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +131,12 @@ def recovered(
             f"recover: {tensor} of the pruned module is not the original's, less what is gone; expected a module as it was cut, not one "
             "that was trained or recovered since"
         )
-    held = choosing(calibration) if CHOOSING & set(names) else np.empty(0, dtype=np.int64)
+    last, held = (last_fifth(calibration), choosing(calibration)) if CHOOSING & set(names) else (NONE, NONE)
     case = Case(changed, original, calibration, structure, removed, kept, device, memory, held)
+    if len(held) < len(last):
+        case.note(
+            f"{len(last) - len(held)} of the {len(last)} samples that choose and judge come among those that fit too: they fit alone"
+        )
     gone = any(len(units) for units in removed.values())
     if tensor is not None:
         case.note(f"{tensor} is not as it was cut: what the network learnt since is refitted to the original too")
