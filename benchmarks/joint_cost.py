@@ -38,7 +38,7 @@ def joint(model: nn.Module, calibration: Any, margins: str, target: str) -> dict
     structure = cswap.discover(model, calibration.inputs(0, 2))
     begin = time.perf_counter()
     path = cswap.prune_path(
-        model, calibration, method="joint", scope="global", per="macs", margins=margins, target=target,
+        model, calibration, method="joint", per="macs", margins=margins, target=target,
         structure=structure,
     )  # fmt: skip
     seconds = time.perf_counter() - begin

@@ -140,7 +140,7 @@ def test_what_is_far_beyond_the_margin_is_looked_at_on_a_quarter(digits_case, mo
     for fewest in (6, 10**6):
         monkeypatch.setattr(joint_method, "FEWEST", fewest)
         path = cswap.prune_path(  # per MAC: the price of nearly the whole group is asked for, which no network survives
-            model, calibration, structure=structure, method="joint", margins="0.05", scope="global", per="macs"
+            model, calibration, structure=structure, method="joint", margins="0.05", per="macs"
         )
         groups = path.sensitivity["groups"]
         sets.append({n: g["sets"] for n, g in groups.items()})

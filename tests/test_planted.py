@@ -289,8 +289,9 @@ def test_scores_of_one_scale_are_compared_as_they_are():
 
     assert order("lamp", "global") == order("lamp", "raw") == own
     assert order("magnitude", "raw")[:1] == [("0", 0)] != order("magnitude", "global")[:1]
-    with pytest.raises(InputError, match="scope: raw"):
-        order("joint", "raw")
+    for scope in ("global", "raw"):  # it shares out between groups by margins or prices
+        with pytest.raises(InputError, match=f"scope: {scope} is for --method magnitude or .*, got --method joint"):
+            order("joint", scope)
 
 
 def test_a_user_s_own_method_of_four_arguments():

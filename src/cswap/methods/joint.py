@@ -62,8 +62,6 @@ def joint(
     """
     if target.kind == "noncritical":
         raise TargetError("target noncritical: joint tests sets of units; expected params=F, macs=F or units=F")
-    if options.scope == "raw":
-        raise InputError("scope: raw is for rankings, got --method joint")
     check_reachable(units, target)
     sink = sink or Silence()
     kept: dict[str, Inverse] = {}

@@ -222,7 +222,7 @@ _RANKINGS = ("magnitude", "random", "taylor", "taylor2", "deeplift", "lrp", "lam
 _OF_SOME_METHODS = {
     "granularity": ("cswap",), "norm": ("magnitude",), "margins": ("joint",), "price": ("joint",), "surrogate": ("joint",), "swaps": ("obs", "joint"), "order": ("cswap",),
     "reference": ("cswap",), "effects": ("cswap",), "buffer_order": ("cswap", "cbp"), "vote": _VOTING, "correction": _VOTING,
-    "min_effect": _VOTING, "vote_score": _TESTING, "xi_floor": _VOTING, "cut": ("cswap", "cbp", "greedy"), "scope": (*_RANKINGS, "joint"),
+    "min_effect": _VOTING, "vote_score": _TESTING, "xi_floor": _VOTING, "cut": ("cswap", "cbp", "greedy"), "scope": _RANKINGS,
 }  # fmt: skip
 """Options that only some of our methods read: given with another they would be forgotten."""
 
