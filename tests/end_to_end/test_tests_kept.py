@@ -82,6 +82,31 @@ def test_an_interrupt_after_the_last_test_leaves_nothing_to_test(place, struck):
     assert (place.root / "out" / "path.jsonl").read_bytes() == (place.root / "whole" / "path.jsonl").read_bytes()
 
 
+def test_a_whole_artifact_is_taken_further_without_testing_again(place, struck, capsys):
+    further = tuple("params=0.6" if a == "params=0.4" else a for a in JOINT)
+    assert main(place.prune("straight", *further)) == 0
+    assert main(place.prune("out", *JOINT)) == 0
+    out = place.root / "out"
+    assert not (out / TESTED).exists()
+    left = struck(0)
+    assert main(place.prune("out", *further, "--resume")) == 0
+    assert left == []
+    assert (out / "path.jsonl").read_bytes() == (place.root / "straight" / "path.jsonl").read_bytes()
+    told = [json.loads((place.root / n / "manifest.json").read_text()) for n in ("straight", "out")]
+    assert told[0]["sensitivity"] == told[1]["sensitivity"]
+    summaries = [json.loads((place.root / n / "summary.json").read_text())["notes"] for n in ("straight", "out")]
+    assert summaries[0] == summaries[1]
+
+    spoiled = told[1]
+    group = next(iter(spoiled["sensitivity"]["groups"].values()))
+    group["order"][0] = group["order"][1]
+    (out / "manifest.json").write_text(json.dumps(spoiled))
+    capsys.readouterr()
+    last = tuple("params=0.7" if a == "params=0.4" else a for a in JOINT)
+    assert main(place.prune("out", *last, "--resume")) == 2
+    assert "the sensitivity of its groups cannot be read" in capsys.readouterr().err
+
+
 def test_an_interrupt_before_the_first_test_leaves_no_folder(place, monkeypatch):
     def interrupted(*_args, **_more):
         raise KeyboardInterrupt

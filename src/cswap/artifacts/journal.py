@@ -184,19 +184,39 @@ def _check_whole(folder: Path, decisions: int) -> None:
 
 
 def read_tested(folder: Path, structure: Structure) -> dict[str, dict[str, Any]]:
-    """By group what its tests gave, as a sink was told; a torn last line is dropped. Raises ArtifactError for a damaged one before it."""
+    """By group what its tests gave, as a sink was told; a torn last line is dropped. A whole artifact has them in its manifest. Raises
+    ArtifactError for a damaged line before the last, or a damaged manifest.
+    """
     file, found = folder / TESTED, dict[str, dict[str, Any]]()
-    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    if not file.exists():
+        return _tested_of_manifest(folder, structure)
+    lines = file.read_bytes().split(b"\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
             data, _ = _fields(line, True)
             name = str(data.pop("group"))
-            if sorted(data["order"]) != list(range(structure[name].size)):
-                raise ValueError(f"expected an order of all units of {name}")
+            _check_order(data, structure, name)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ArtifactError(f"{file}, line {number} of {len(lines)}: no tests of a group can be read") from None
         found[name] = data
     return found
+
+
+def _check_order(tested: Mapping[str, Any], structure: Structure, name: str) -> None:
+    if sorted(tested["order"]) != list(range(structure[name].size)):
+        raise ValueError(f"expected an order of all units of {name}")
+
+
+def _tested_of_manifest(folder: Path, structure: Structure) -> dict[str, dict[str, Any]]:
+    """The tests of a whole artifact; none where there is no manifest, or one of before these were whole in it."""
+    held = read_json(folder / MANIFEST).get("sensitivity") if (folder / MANIFEST).exists() else None
+    try:
+        groups = {str(name): dict(tested) for name, tested in held["groups"].items()} if held else {}
+        for name, tested in groups.items():
+            _check_order(tested, structure, name)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{folder / MANIFEST}: the sensitivity of its groups cannot be read") from None
+    return {name: tested for name, tested in groups.items() if "surrogate" in tested}
 
 
 def rewrite_tested(folder: Path, tested: Mapping[str, Mapping[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -84,13 +84,14 @@ def joint(
     for group in reversed(units.groups):
         if group.name not in known:
             told = len(engine.notes)
-            known[group.name] = _measured(engine, base, group, *orders[group.name], options)
+            measured = _measured(engine, base, group, *orders[group.name], options)
+            known[group.name] = replace(measured, notes=engine.notes[told:])
             now = time.perf_counter()
-            record = known[group.name].record() | {"notes": engine.notes[told:], "seconds": round(now - began, 3)}
+            record = known[group.name].as_dict() | {"seconds": round(now - began, 3)}
             sink.tested(group.name, record, len(found) + 1, len(units))
             began = now
         else:
-            engine.notes += [n for n in start.tested[group.name].get("notes", ()) if n not in engine.notes]
+            engine.notes += [n for n in known[group.name].notes if n not in engine.notes]
         found.insert(0, known[group.name])
     engine.leave()
     kept.clear()
@@ -108,14 +109,15 @@ def joint(
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """One group: units in order (size,), the surrogate's scores in that order (size,), joint cuts measured, and how many
-    units may go within each margin (ascending)."""
+    """One group: units in order (size,), the surrogate's scores in that order (size,), joint cuts measured, how many
+    units may go within each margin (ascending), and what the engine noted."""
 
     group: Group
     order: IntArray
     surrogate: FloatArray
     probes: list[Probe]
     sets: list[tuple[float, int]]
+    notes: list[str] = field(default_factory=list)
 
     def shares(self, first: int, last: int) -> FloatArray:
         """Where in the step from `first` to `last` units each of them lies, (last − first,) in (0, 1]: by the surrogate."""
@@ -123,26 +125,21 @@ class Measured:
         even = np.arange(1, last - first + 1) / max(1, last - first)
         return own / own[-1] if last > first and own[-1] > 0 else even
 
-    def record(self) -> dict[str, Any]:
-        """Plain JSON values of all there is, for `of`."""
-        return {
-            "order": self.order.tolist(), "surrogate": self.surrogate.tolist(), "sets": [list(s) for s in self.sets],
-            "probes": [p.as_dict() for p in self.probes],
-        }  # fmt: skip
-
     @classmethod
     def of(cls, group: Group, record: Mapping[str, Any]) -> Measured:
-        """The inverse of `record`."""
+        """The inverse of `as_dict`."""
         return cls(
             group, np.asarray(record["order"], dtype=np.int64), np.asarray(record["surrogate"], dtype=np.float64),
             [Probe.from_dict(p) for p in record["probes"]], [(float(margin), int(k)) for margin, k in record["sets"]],
+            [str(n) for n in record.get("notes", ())],
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values: quality lost against how much of the group went."""
+        """Plain JSON values: quality lost against how much of the group went, and all that `of` needs."""
         return {
-            "size": self.group.size, "order": self.order.tolist(), "sets": [list(s) for s in self.sets],
-            "probes": [{"ratio": p.units / self.group.size, **p.as_dict()} for p in self.probes],
+            "size": self.group.size, "order": self.order.tolist(), "surrogate": self.surrogate.tolist(),
+            "sets": [list(s) for s in self.sets],
+            "probes": [{"ratio": p.units / self.group.size, **p.as_dict()} for p in self.probes], "notes": self.notes,
         }  # fmt: skip
 
 

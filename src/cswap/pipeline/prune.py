@@ -116,14 +116,14 @@ class _Analysis:
             start = self._start(out) if going_on else Start()
             self._pin_pace(run[PINNED])
             claim(out, run)
+            if going_on:
+                rewrite_journal(out, list(start.decisions))
+                rewrite_tested(out, start.tested)
         except CswapError as error:
             distributed.from_first(f"!{error}".encode())
             raise
         distributed.from_first(json.dumps(run[PINNED]).encode())
         distributed.from_first(packed(out) if going_on else b"")
-        if going_on:
-            rewrite_journal(out, list(start.decisions))
-            rewrite_tested(out, start.tested)
         with self.clock.phase("analysis"):
             self.watcher.phase("analysis")
             try:
