@@ -43,6 +43,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "buffer_orders": buffer_orders,
     "methods_resnet18_128": methods,
     "methods_resnet18_long": methods,
+    "methods_resnet50": methods,
     "methods_mobilenet_v2": methods,
     "methods_vit": methods,
     "recoveries_all_resnet18": every_recovery,

@@ -2,7 +2,7 @@
 
     python benchmarks/plots.py [NAME …]
 
-Writes benchmarks/results/plots/NAME.svg for methods_resnet18 (and _128, _long), methods_vit, text_minilm, text_lstm, dense_camvid and dense_bccd, where there is a JSON.
+Writes benchmarks/results/plots/NAME.svg for methods_resnet18 (and _128, _long, _joint), methods_resnet50, methods_mobilenet_v2, methods_vit, text_minilm, text_lstm, dense_camvid and dense_bccd, where there is a JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from results_common import label
 RESULTS = Path(__file__).resolve().parent / "results"
 CURVES = {
     "methods_resnet18": ("params", "accuracy"), "methods_resnet18_128": ("params", "accuracy"),
+    "methods_resnet18_joint": ("params", "accuracy"), "methods_resnet50": ("params", "accuracy"), "methods_mobilenet_v2": ("params", "accuracy"),
     "methods_resnet18_long": ("params", "accuracy"), "methods_vit": ("params", "accuracy"), "text_minilm": ("macs", "accuracy"), "text_lstm": ("macs", "accuracy"),
     "dense_camvid": ("params", "miou"), "dense_bccd": ("params", "map"),
 }  # fmt: skip

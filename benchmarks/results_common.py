@@ -60,6 +60,8 @@ def point_at(points: list[dict[str, Any]], kind: str, asked: float) -> dict[str,
 
 def label(name: str, data: dict[str, Any]) -> str:
     """A method as it was measured: before `scopes` was written, `lamp:global` divided each group's scores by their mean too."""
+    if name == "cswap" and data.get("granularity", "unit") != "unit":
+        return f"cswap ({data['granularity']})"
     return f"{name} (by group means)" if name == "lamp:global" and "scopes" not in data else name
 
 

@@ -56,7 +56,31 @@ def methods(data: dict[str, Any], what: str = "") -> list[str]:
                 "analysis, s",
             ]
             lines += table(head, rows)
-    return lines + ([] if what else goals(data, base)) + published(data, base) + _why(data) + losses(data)
+    return (
+        lines
+        + latencies(data)
+        + ([] if what else goals(data, base))
+        + published(data, base)
+        + _why(data)
+        + losses(data)
+    )
+
+
+def latencies(data: dict[str, Any]) -> list[str]:
+    """Milliseconds a batch of every point of the first kind, and of the unpruned network, where they were timed."""
+    kind, by_method = data["kinds"][0], {}
+    for name, x in data["methods"].items():
+        at = {p["asked"].get(kind, 0.0 if not p["asked"] else None): p for p in x["points"] if "latency_ms" in p}
+        by_method[name] = {r: p["latency_ms"] for r, p in at.items() if r is not None}
+    ratios = sorted({r for found in by_method.values() for r in found})
+    if not ratios:
+        return []
+    rows = [
+        [label(name, data), *("{:.1f} / {:.0f}".format(found[r]["1"], found[r]["64"]) if r in found else "–" for r in ratios)]
+        for name, found in by_method.items() if found
+    ]  # fmt: skip
+    said = f"Median of a batch of 1 / of 64 by PyTorch, float32, {data['machine']['threads']} thread(s), timed in turns within a method on a machine that did nothing else; 0 is the unpruned network."
+    return [f"### Milliseconds by {kind} removed", "", said, "", *table(["method", *(f"{r:g}" for r in ratios)], rows)]
 
 
 def _samples(data: dict[str, Any]) -> str:
