@@ -42,7 +42,13 @@ def areas(data: dict[str, Any], key: str, kind: str, how: str) -> tuple[float, d
 
 def joint_areas(results: Path) -> list[str]:
     """Of each network the area under the refitted and the plain curve, of `joint` and the best of the others."""
-    rows, above, behind, below = [], [], [], []
+    rows, below = [], []
+    told: dict[str, list[str]] = {
+        "has more than every other on": [],
+        "is level with the best other on": [],
+        "has less than another on": [],
+    }
+    more, level, less = told.values()
     for file, name, key in BESIDE:
         path = results / f"{file}.json"
         data = json.loads(path.read_text()) if path.exists() else {"methods": {}}
@@ -58,18 +64,15 @@ def joint_areas(results: Path) -> list[str]:
             best = max(others, key=lambda n: others[n])
             cells += [f"{mine:.4f}", f"{others[best]:.4f} ({best})", f"{others['cswap']:.4f}"]
             if how == "lstsq":
-                told = f"{name} (by {mine - others[best]:+.4f})"
-                (above if mine > others[best] else behind).append(told)
+                apart, half = data.get("paired", {}).get(how, {}).get("over", {}).get(best, (mine - others[best], 0.0))
+                spread = f" ± {half:.4f}" if half else ", no interval"
+                (more if apart > half else less if apart < -half else level).append(f"{name} ({apart:+.4f}{spread})")
             below += [f"{name} ({'refitted' if how == 'lstsq' else 'as cut'})"] if mine < others["cswap"] else []
         rows.append([name, f"{kind}, to {end:.2g}", *cells])
     if not rows:
         return []
-    said = [
-        f"Refitted, `joint` has more than every other on {', '.join(above)}"
-        if above
-        else "Refitted, `joint` has more than every other on none of them"
-    ]
-    said += [f"; not on {', '.join(behind)}" if behind else ""]
+    said = ["Refitted, `joint` " + "; it ".join(f"{how} {', '.join(on)}" for how, on in told.items() if on)]
+    said += [" (± 95 %, of the test samples, paired; of one draw of calibration samples)"]
     said += [f". It is below C-SWAP on {', '.join(below)}." if below else ". It is below C-SWAP on none of them."]
     return [
         "## `joint` beside every other: the area under the curve", "",

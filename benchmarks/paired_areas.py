@@ -1,0 +1,88 @@
+"""How far `joint`'s area under the curve is from every other method's, with the spread of the test samples: the same samples, paired.
+
+    python benchmarks/paired_areas.py RESULT FOLDER
+
+FOLDER: the `--work` folder of the comparison that wrote benchmarks/results/RESULT.json, which gets a field `paired`. An area is a weighted
+sum of accuracies, and so a mean over samples; intervals are 95 %, of these test samples for this one draw of calibration samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from _machine import RESULTS, write_result
+from cswap.evaluate.curve import sauce
+from cswap.types import FloatArray
+
+
+def hits(folder: Path, tag: str, steps: int, how: str, samples: int) -> FloatArray:
+    """Whether each test sample is right, (n,), after one recovery whether or not it is declined."""
+    for file in sorted(folder.glob(f"points/*/{tag}.{steps}.{how}*.json")):
+        held = json.loads(file.read_text())
+        if held["samples"] == samples and "hits" in held:
+            packed = np.frombuffer(base64.b64decode(held["hits"]), dtype=np.uint8)
+            return np.unpackbits(packed)[:samples].astype(np.float64)
+    raise FileNotFoundError(f"{folder}: no hits of {tag} with {steps} steps, {how}, on {samples} samples")
+
+
+def weights(ratios: list[float], end: float) -> FloatArray:
+    """What the area makes of the accuracy at each ratio, of an unpruned accuracy of 1."""
+    alone = np.eye(len(ratios))
+    return np.array([sauce(ratios, list(row), 1.0, end) for row in alone])
+
+
+def by_sample(folder: Path, tag: str, points: list[dict[str, Any]], kind: str, how: str, end: float, samples: int) -> FloatArray:  # fmt: skip
+    """Each test sample's share of the area, (n,): their mean is the area times the unpruned accuracy."""
+    asked = sorted((p["ratio"][kind], p["steps"]) for p in points if p["asked"].get(kind))
+    w = weights([0.0, *(r for r, _ in asked)], end)
+    found = w[0] * hits(folder, tag, 0, "none", samples)
+    for share, (_, steps) in zip(w[1:], asked, strict=True):
+        found = found + share * hits(folder, tag, steps, how, samples)
+    return found
+
+
+def paired(folder: Path, seed: int = 0) -> dict[str, Any]:
+    """`joint` against each of the others, by recovery: where the areas end, and the difference with half its 95 % interval."""
+    compared = json.loads((folder / "compare.json").read_text())
+    points = {n: m["by_seed"][str(seed)]["points"] for n, m in compared["methods"].items()}
+    ours = [n for n in points if n.startswith("joint")]
+    base, samples, told = compared["unpruned"]["quality"]["accuracy"], compared["held_out_samples"], dict[str, Any]()
+    if not ours:
+        return {}
+    kind = max(("params", "macs"), key=lambda k: sum(k in p["asked"] for p in points[ours[0]]))
+    for how in (h for h in ("none", "lstsq") if h in compared["recover"]):
+        whole = {
+            n: p for n, p in points.items() if all(how in ("none", *q["recovered"]) for q in p if q["asked"].get(kind))
+        }
+        end = min(0.8, *(max(q["ratio"][kind] for q in p if kind in q["asked"]) for p in whole.values()))
+        areas = {
+            n: by_sample(folder, f"{n.replace(':', '-')}.{seed}", p, kind, how, end, samples) for n, p in whole.items()
+        }
+        mine = next(n for n in ours if n in areas)
+        apart = {n: (areas[mine] - a) / base for n, a in areas.items() if n not in ours}
+        told[how] = {
+            "kind": kind, "end": end, "of": mine,
+            "over": {n: [float(d.mean()), float(1.96 * d.std(ddof=1) / len(d) ** 0.5)] for n, d in apart.items()},
+        }  # fmt: skip
+    return told
+
+
+def run() -> None:
+    """Add the field."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", help="name of the JSON")
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    folder = next(f.parent for f in sorted(given.folder.rglob("compare.json")))
+    data = json.loads((RESULTS / f"{given.result}.json").read_text())
+    write_result(given.result, {**data, "paired": paired(folder, data["seed"])})
+
+
+if __name__ == "__main__":
+    run()
