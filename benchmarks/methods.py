@@ -25,6 +25,7 @@ from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, Source
 from cswap.types import TESTS
+from paired_areas import paired
 from results_common import RULE
 
 METHODS = (
@@ -121,6 +122,7 @@ def run() -> None:
                 name: {**slim(m, given.seed), "critical_with_gain": gains_of(job.out, name, given.seed)}
                 for name, m in result["methods"].items()
             },
+            **({"paired": beside} if (beside := paired(job.out, given.seed)) else {}),
         },
     )  # fmt: skip
 

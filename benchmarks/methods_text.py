@@ -25,6 +25,7 @@ from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, Source
 from methods import gains_of, slim
+from paired_areas import paired
 
 METHODS = "cswap,obs:global:macs,taylor:global:macs,magnitude:layer,random:layer"
 UNITS = {"coarse": ("*.intermediate.dense", "*#heads"), "all": ()}
@@ -98,6 +99,7 @@ def run() -> None:
                 name: {**slim(m, given.seed), "critical_with_gain": gains_of(out, name, given.seed)}
                 for name, m in result["methods"].items()
             },
+            **({"paired": beside} if (beside := paired(out, given.seed)) else {}),
         },
     )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
     python benchmarks/paired_areas.py RESULT FOLDER
 
-FOLDER: the `--work` folder of the comparison that wrote benchmarks/results/RESULT.json, which gets a field `paired`. An area is a weighted
+methods.py and methods_text.py say this themselves; here it is for what they wrote before. FOLDER: the `--work` folder of the comparison that
+wrote benchmarks/results/RESULT.json, which gets a field `paired`. An area is a weighted
 sum of accuracies, and so a mean over samples; intervals are 95 %, of these test samples for this one draw of calibration samples.
 """
 
