@@ -15,12 +15,12 @@ from safetensors.numpy import load, save
 
 from cswap.artifacts.effects import check_saved, read_effects
 from cswap.artifacts.files import EFFECTS, EFFECTS_PART, MANIFEST, OURS, PATH, STATES, TESTED, read_json, write_whole
-from cswap.artifacts.state import state_step, write_state
+from cswap.artifacts.state import read_state, state_step, write_state
 from cswap.causal.engine import Scores
 from cswap.causal.stats import EffectStats, Moments
 from cswap.causal.verdicts import VoteRule, class_tests
 from cswap.errors import ArtifactError, RunError
-from cswap.methods.path import Watched
+from cswap.methods.path import Start, Watched
 from cswap.structure.groups import Structure
 from cswap.types import TESTS, Cliff, Decision, FloatArray, Ratio, UnitEffects, Verdict
 
@@ -219,18 +219,16 @@ def _tested_of_manifest(folder: Path, structure: Structure) -> dict[str, dict[st
     return {name: tested for name, tested in groups.items() if "surrogate" in tested}
 
 
-def rewrite_tested(folder: Path, tested: Mapping[str, Mapping[str, Any]]) -> None:
-    """Leave exactly these tests in the journal, so that new ones follow a whole line."""
-    with _told(folder):
-        if tested:
-            lines = "".join(_signed({"group": name, **found}) for name, found in tested.items())
-            write_whole(folder / TESTED, lines.encode(), sync=False)
-        else:
-            (folder / TESTED).unlink(missing_ok=True)
+def read_start(folder: Path, structure: Structure, classes: tuple[str, ...], rule: VoteRule, block: int = 1) -> Start:
+    """What a run goes on with. Raises as `read_journal`, `read_state` and `read_tested` do."""
+    decisions = read_journal(folder, structure, classes, rule, block)
+    kept = read_state(folder, len(decisions))
+    return Start(tuple(decisions), kept, tested=read_tested(folder, structure))
 
 
-def rewrite_journal(folder: Path, decisions: list[Decision]) -> None:
-    """Leave exactly these decisions in the journal, so that new ones follow a whole line, and no state of a later one."""
+def rewrite_journal(folder: Path, start: Start) -> None:
+    """Leave exactly these decisions and tests in the journal, so that new ones follow a whole line, and no state of a later one."""
+    decisions, tested = start.decisions, start.tested
     lines = "".join(line_of(d) for d in decisions)
     records = b"".join(
         _record(i, e.count, e.mean, e.m2)
@@ -242,6 +240,11 @@ def rewrite_journal(folder: Path, decisions: list[Decision]) -> None:
                 (folder / name).unlink()
         for name, content in ((EFFECTS_PART, records), (PATH, lines.encode())):
             write_whole(folder / name, content, sync=False)
+        if tested:
+            groups = "".join(_signed({"group": name, **found}) for name, found in tested.items())
+            write_whole(folder / TESTED, groups.encode(), sync=False)
+        else:
+            (folder / TESTED).unlink(missing_ok=True)
 
 
 def _record_size(k: int) -> int:

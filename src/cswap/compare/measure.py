@@ -15,8 +15,7 @@ from torch import nn
 
 from cswap.artifacts.claims import open_folder
 from cswap.artifacts.files import read_json
-from cswap.artifacts.journal import Journal, read_journal, read_tested, rewrite_journal, rewrite_tested
-from cswap.artifacts.state import read_state
+from cswap.artifacts.journal import Journal, read_journal, read_start, read_tested, rewrite_journal
 from cswap.causal.engine import emulated_bfloat16, refuse_near_chance
 from cswap.causal.replay import engine_for
 from cswap.causal.store import DifferenceStore, measure_differences
@@ -183,18 +182,14 @@ def _path(run: Run, name: str, seed: int, calibration: CalibrationSet) -> tuple[
     if method == "cbp" and stored:
         more["store"] = run.store(seed, calibration)
     going_on = open_folder(folder, fingerprint, resume=True, force=False)
-    start = Start()
-    if going_on:
-        decisions = read_journal(folder, run.structure, calibration.classes, options.rule, options.block)
-        start = Start(tuple(decisions), read_state(folder, len(decisions)), (), read_tested(folder, run.structure))
-        rewrite_journal(folder, decisions)
-        rewrite_tested(folder, start.tested)
+    classes, rule = calibration.classes, options.rule
+    start = read_start(folder, run.structure, classes, rule, options.block) if going_on else Start()
     spent = run.job.out / f"{folder.name}.seconds.json"
     if not start.tested and (beside := _tested_beside(run, name, seed)):
         run.watcher.note(f"{name} is allocated by the cuts that {beside.name} made")
         theirs = read_tested(beside, run.structure)
         start = replace(start, tested={g: {**found, "shared": True} for g, found in theirs.items()})
-        rewrite_tested(folder, start.tested)
+    rewrite_journal(folder, start)
     shared = sum(found["seconds"] for found in start.tested.values() if "shared" in found)
     with timed(spent, going_on=going_on) as clock, _journal(folder, calibration.classes) as journal:
         path = registry.call(

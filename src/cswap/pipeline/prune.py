@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,10 @@ from cswap.artifacts.folder import cliffs_of, read_manifest
 from cswap.artifacts.journal import (
     Journal,
     packed,
-    read_journal,
-    read_tested,
+    read_start,
     rewrite_journal,
-    rewrite_tested,
     unpacked,
 )
-from cswap.artifacts.state import read_state
 from cswap.causal.engine import MOST_ROWS, working_set
 from cswap.data.calibration import CalibrationSet
 from cswap.data.sources import limited
@@ -117,8 +115,7 @@ class _Analysis:
             self._pin_pace(run[PINNED])
             claim(out, run)
             if going_on:
-                rewrite_journal(out, list(start.decisions))
-                rewrite_tested(out, start.tested)
+                rewrite_journal(out, start)
         except CswapError as error:
             distributed.from_first(f"!{error}".encode())
             raise
@@ -161,12 +158,12 @@ class _Analysis:
 
     def _start(self, folder: Path) -> Start:
         options = self.job.options
-        decisions = read_journal(folder, self.structure, self.calibration.classes, options.rule, options.block)
-        self._check_goes_on(decisions)
+        start = read_start(folder, self.structure, self.calibration.classes, options.rule, options.block)
+        self._check_goes_on(start.decisions)
         told = cliffs_of(read_manifest(folder)) if (folder / MANIFEST).exists() else ()
-        return Start(tuple(decisions), read_state(folder, len(decisions)), told, read_tested(folder, self.structure))
+        return replace(start, cliffs=told)
 
-    def _check_goes_on(self, decisions: list[Decision]) -> None:
+    def _check_goes_on(self, decisions: Sequence[Decision]) -> None:
         """A resumed run may go further than the one before it; to end sooner would lose what that found. Raises InputError."""
         target = self.job.analysed_to
         end = next((i for i, d in enumerate(decisions, 1) if d.removed and target.reached(d.ratio)), len(decisions))
