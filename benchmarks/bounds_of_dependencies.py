@@ -25,8 +25,9 @@ from typing import Any
 from _machine import ROOT, machine, write_result
 
 TESTS = (
-    "tests/test_structure.py", "tests/test_effects.py", "tests/test_attention.py", "tests/test_hf.py", "tests/test_text.py",
-    "tests/test_hub.py", "tests/test_recurrent.py", "tests/test_relevance.py", "tests/test_detection.py", "tests/end_to_end/test_commands.py",
+    "tests/test_structure.py", "tests/test_effects.py", "tests/test_attention.py", "tests/test_attention_equivalents.py", "tests/test_attention_methods.py",
+    "tests/test_attention_saved.py", "tests/test_hf.py", "tests/test_text.py",
+    "tests/test_hub.py", "tests/test_recurrent.py", "tests/test_relevance.py", "tests/test_deeplift.py", "tests/test_lrp.py", "tests/test_detection.py", "tests/end_to_end/test_commands.py",
     "tests/end_to_end/test_report.py",
 )  # fmt: skip
 EXTRAS = ("demo", "timm", "hf", "frame", "deeplift", "lrp", "dense")  # what the product imports; ONNX goes with torch

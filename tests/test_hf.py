@@ -15,7 +15,7 @@ import cswap
 from cswap.data.models import ModelSpec
 from cswap.structure.check import VISIBLE, agreement, random_half, randomise_
 from cswap.structure.discover import discover
-from tests.test_attention import _crossed, saved
+from tests.attention_nets import crossed, saved
 from tests.test_text import SMALL, _tokens
 
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -66,7 +66,7 @@ def test_masked_is_pruned_with_either_attention(kind, how):
     result = agreement(model, structure, removed, inputs)
     assert result.ok, str(result)
     assert result.moved >= VISIBLE * result.allowed
-    assert not _crossed(model, structure, removed, inputs) <= result.allowed
+    assert not crossed(model, structure, removed, inputs) <= result.allowed
 
 
 def test_all_of_them_load_in_a_new_process_to_the_same_logits(tmp_path: Path):
@@ -147,4 +147,4 @@ def test_a_llama_loses_gated_neurons_and_its_shared_keys_are_left(how):
     result = agreement(model, structure, removed, tokens)
     assert result.ok, str(result)
     assert result.moved >= VISIBLE * result.allowed
-    assert not _crossed(model, structure, removed, tokens) <= result.allowed
+    assert not crossed(model, structure, removed, tokens) <= result.allowed

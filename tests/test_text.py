@@ -23,8 +23,8 @@ from cswap.structure.check import VISIBLE, agreement, random_half, randomise_
 from cswap.structure.discover import count_params, discover, macs_of
 from cswap.structure.surgery import prepared_copy, pruned_copy
 from cswap.tasks import Text
+from tests.attention_nets import crossed, ledger_of, loaded_elsewhere, saved
 from tests.recoveries import pruned_to
-from tests.test_attention import _crossed, _ledger, loaded_elsewhere, saved
 
 SMALL = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
          "max_position_embeddings": 32, "num_labels": 2, "pad_token_id": 0}  # fmt: skip
@@ -70,9 +70,9 @@ def test_masked_equals_pruned_in_a_text_encoder(kind):
     result = agreement(model, structure, removed, tokens)
     assert result.ok, str(result)
     assert result.moved >= VISIBLE * result.allowed
-    small, ledger = pruned_copy(model, structure, removed), _ledger(structure, removed)
+    small, ledger = pruned_copy(model, structure, removed), ledger_of(structure, removed)
     assert (ledger.params, round(ledger.macs)) == (count_params(small), macs_of(small, tokens)[0])
-    assert not _crossed(model, structure, removed, tokens) <= result.allowed
+    assert not crossed(model, structure, removed, tokens) <= result.allowed
 
 
 class _Placed(nn.Module):
