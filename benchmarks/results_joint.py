@@ -52,14 +52,15 @@ def joint_areas(results: Path) -> list[str]:
     for file, name, key in BESIDE:
         path = results / f"{file}.json"
         data = json.loads(path.read_text()) if path.exists() else {"methods": {}}
-        ours = next((x for n, x in data["methods"].items() if n.startswith("joint")), None)
-        if ours is None:
+        first = next((n for n in data["methods"] if n.startswith("joint")), None)
+        if first is None:
             continue
+        ours = data["methods"][first]
         kind = max(("params", "macs"), key=lambda k: sum(k in p["asked"] for p in ours["points"]))
         cells: list[str] = []
         for how in ("lstsq", "none"):
             end, found = areas(data, key, kind, how)
-            mine = max(v for n, v in found.items() if n.startswith("joint"))
+            mine = found[first]
             others = {n: v for n, v in found.items() if not n.startswith("joint")}
             best = max(others, key=lambda n: others[n])
             cells += [f"{mine:.4f}", f"{others[best]:.4f} ({best})", f"{others['cswap']:.4f}"]
