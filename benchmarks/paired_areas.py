@@ -61,6 +61,8 @@ def paired(folder: Path, seed: int = 0) -> dict[str, Any]:
         whole = {
             n: p for n, p in points.items() if all(how in ("none", *q["recovered"]) for q in p if q["asked"].get(kind))
         }
+        if not any(n in whole for n in ours):  # this recovery was asked for at some ratios alone
+            continue
         end = min(0.8, *(max(q["ratio"][kind] for q in p if kind in q["asked"]) for p in whole.values()))
         areas = {
             n: by_sample(folder, f"{n.replace(':', '-')}.{seed}", p, kind, how, end, samples) for n, p in whole.items()

@@ -10,8 +10,8 @@ from results_common import label, point_at, table
 
 # file, network, quality, and where it is looked at
 _SHOWN = (
-    ("methods_resnet18", "ResNet-18, CIFAR-10", "accuracy", "params", 0.5),
-    ("methods_resnet18", "ResNet-18, CIFAR-10", "accuracy", "macs", 0.5),
+    ("methods_resnet18_joint", "ResNet-18, CIFAR-10", "accuracy", "params", 0.5),
+    ("methods_resnet18_joint", "ResNet-18, CIFAR-10", "accuracy", "macs", 0.5),
     ("methods_mobilenet_v2", "MobileNetV2, CIFAR-10", "accuracy", "macs", 0.5),
     ("methods_resnet50", "ResNet-50, CIFAR-10", "accuracy", "params", 0.5),
     ("methods_vit", "ViT, CIFAR-10", "accuracy", "macs", 0.5),
