@@ -208,7 +208,7 @@ class CalibrationSet:
             digest.update(array.tobytes())
         digest.update("\0".join(self.classes).encode())
         for i in range(len(self)):
-            digest.update(self.inputs(i, i + 1).contiguous().numpy().tobytes())
+            digest.update(_bytes_of(self.inputs(i, i + 1)))
         if self.members is not None:
             for target in self.truth(slice(0, len(self))):
                 digest.update(bytes_of(target))
@@ -219,7 +219,11 @@ class CalibrationSet:
 def digest_of(inputs: torch.Tensor) -> bytes:
     """Hash of one sample's inputs."""
     own = trimmed(inputs.unsqueeze(0))  # a sentence is the same however wide the padding of its split is
-    return hashlib.sha256(own.contiguous().numpy().tobytes()).digest()
+    return hashlib.sha256(_bytes_of(own)).digest()
+
+
+def _bytes_of(inputs: torch.Tensor) -> bytes:
+    return inputs.contiguous().view(torch.uint8).numpy().tobytes()  # NumPy has no bfloat16
 
 
 def calibration_set(
