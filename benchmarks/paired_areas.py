@@ -10,7 +10,6 @@ sum of accuracies, and so a mean over samples; intervals are 95 %, of these test
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,17 @@ from typing import Any
 import numpy as np
 
 from _machine import RESULTS, write_result
+from cswap.compare.measure import bits_of
 from cswap.evaluate.curve import sauce
 from cswap.types import FloatArray
 
 
 def hits(folder: Path, tag: str, steps: int, how: str, samples: int) -> FloatArray:
     """Whether each test sample is right, (n,), after one recovery whether or not it is declined."""
-    for file in sorted(folder.glob(f"points/*/{tag}.{steps}.{how}*.json")):
+    for file in sorted(folder.glob(f"points/*/{tag}.{steps}.{how}.*json")):
         held = json.loads(file.read_text())
         if held["samples"] == samples and "hits" in held:
-            packed = np.frombuffer(base64.b64decode(held["hits"]), dtype=np.uint8)
-            return np.unpackbits(packed)[:samples].astype(np.float64)
+            return bits_of(held["hits"])[:samples].astype(np.float64)
     raise FileNotFoundError(f"{folder}: no hits of {tag} with {steps} steps, {how}, on {samples} samples")
 
 

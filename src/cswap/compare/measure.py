@@ -25,7 +25,7 @@ from cswap.compare.job import CompareJob
 from cswap.compare.summary import area
 from cswap.data.calibration import CalibrationSet, calibration_set, labels_of
 from cswap.data.sources import in_memory, limited
-from cswap.data.truth import bytes_of, inputs_of, is_dense, target_at
+from cswap.data.truth import bytes_of, inputs_of, is_dense, raw_bytes, target_at
 from cswap.errors import ArtifactError, StructureError, TargetError
 from cswap.evaluate.cost import latency_ms
 from cswap.evaluate.quality import measure_quality
@@ -135,7 +135,7 @@ def _fingerprint_of(dataset: Any) -> str:
     dense = is_dense(target_at(dataset, 0))
     digest = hashlib.sha256(b"" if dense else labels_of(dataset).tobytes())
     for i in range(len(dataset)):
-        digest.update(np.ascontiguousarray(inputs_of(dataset, i).numpy()).tobytes())
+        digest.update(raw_bytes(inputs_of(dataset, i)))
         digest.update(bytes_of(target_at(dataset, i)) if dense else b"")
     return digest.hexdigest()
 
@@ -284,7 +284,7 @@ def points_of(run: Run, path: PruningPath, tag: str, seed: int) -> list[dict[str
             }
             p["recovered"][how] = {k: v for k, v in found.items() if k != "hits"} | {"raw_quality": raw["quality"]}
             if "hits" in plain and "hits" in raw:  # of the recovered network itself, whether or not it is declined
-                p["recovered"][how]["p_worse"] = mcnemar(_bits(plain["hits"]), _bits(raw["hits"]))
+                p["recovered"][how]["p_worse"] = mcnemar(bits_of(plain["hits"]), bits_of(raw["hits"]))
     if run.job.latency:
         _timed(run, nets, points, tag)
     return points
@@ -318,7 +318,7 @@ def _point(run: Run, small: nn.Module, tag: str, steps: int, how: str, seed: int
     return read_json(file)
 
 
-def _bits(packed: str) -> BoolArray:
+def bits_of(packed: str) -> BoolArray:
     """Whether each sample is right; the padding bits are wrong in both networks that are compared."""
     return np.unpackbits(np.frombuffer(base64.b64decode(packed), dtype=np.uint8)).astype(np.bool_)
 

@@ -22,6 +22,7 @@ from cswap.data.truth import (
     members_of,
     not_finite,
     part,
+    raw_bytes,
     sample_of,
     stacked,
     target_at,
@@ -103,6 +104,7 @@ class CalibrationSet:
         self._too_large = False
         self._truth: Truth | None = None
         self._fingerprint: str | None = None
+        self._digests: list[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -197,7 +199,9 @@ class CalibrationSet:
 
     def digests(self) -> list[bytes]:
         """Of every sample what another one's inputs do not have, M in all. Reads them once."""
-        return [digest_of(self.inputs(i, i + 1)[0]) for i in range(len(self))]
+        if self._digests is None:
+            self._digests = [digest_of(self.inputs(i, i + 1)[0]) for i in range(len(self))]
+        return self._digests
 
     def fingerprint(self) -> str:
         """Hash of what was drawn: indices, class names, every input and target. Reads them once."""
@@ -208,7 +212,7 @@ class CalibrationSet:
             digest.update(array.tobytes())
         digest.update("\0".join(self.classes).encode())
         for i in range(len(self)):
-            digest.update(_bytes_of(self.inputs(i, i + 1)))
+            digest.update(raw_bytes(self.inputs(i, i + 1)))
         if self.members is not None:
             for target in self.truth(slice(0, len(self))):
                 digest.update(bytes_of(target))
@@ -219,11 +223,7 @@ class CalibrationSet:
 def digest_of(inputs: torch.Tensor) -> bytes:
     """Hash of one sample's inputs."""
     own = trimmed(inputs.unsqueeze(0))  # a sentence is the same however wide the padding of its split is
-    return hashlib.sha256(_bytes_of(own)).digest()
-
-
-def _bytes_of(inputs: torch.Tensor) -> bytes:
-    return inputs.contiguous().view(torch.uint8).numpy().tobytes()  # NumPy has no bfloat16
+    return hashlib.sha256(raw_bytes(own)).digest()
 
 
 def calibration_set(

@@ -81,6 +81,11 @@ def bytes_of(target: Any) -> bytes:
     return repr(held.shape).encode() + held.tobytes()
 
 
+def raw_bytes(tensor: torch.Tensor) -> bytes:
+    """Its elements as they lie in memory, of any type: NumPy has no bfloat16."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
 def joined(parts: Sequence[Truth]) -> Truth:
     """One batch after the other."""
     if isinstance(parts[0], torch.Tensor):

@@ -15,6 +15,7 @@ from torch import nn
 from cswap.data.calibration import CalibrationSet, calibration_set
 from cswap.data.models import ModelSpec, load_weights, sha256_of
 from cswap.data.sources import DataPair, ImageFormat, image_format, names_code, open_data, output_names
+from cswap.data.truth import raw_bytes
 from cswap.errors import InputError
 from cswap.evaluate.bounds import check_claim
 from cswap.methods import registry
@@ -158,7 +159,7 @@ def state_hash(model: nn.Module) -> str:
     """Hash of all parameters and buffers by name, wherever they came from."""
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + raw_bytes(tensor))
     return digest.hexdigest()
 
 
