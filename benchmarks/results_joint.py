@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +41,41 @@ def areas(data: dict[str, Any], key: str, kind: str, how: str) -> tuple[float, d
     return end, {n: sauce([x for x, _ in c], [y for _, y in c], base, end) for n, c in curves.items()}
 
 
-def joint_areas(results: Path) -> list[str]:
-    """Of each network the area under the refitted and the plain curve, of `joint` and the best of the others."""
-    rows, below = [], []
-    told: dict[str, list[str]] = {
-        "has more than every other on": [],
-        "is level with the best other on": [],
-        "has less than another on": [],
-    }
-    more, level, less = told.values()
+def _beside(results: Path) -> Iterator[tuple[str, str, str, str, dict[str, Any]]]:
+    """Of each network that is measured: its name, quality, what the first `joint` there is called, the kind of ratio, and all of it."""
     for file, name, key in BESIDE:
         path = results / f"{file}.json"
         data = json.loads(path.read_text()) if path.exists() else {"methods": {}}
         first = next((n for n in data["methods"] if n.startswith("joint")), None)
-        if first is None:
-            continue
-        ours = data["methods"][first]
-        kind = max(("params", "macs"), key=lambda k: sum(k in p["asked"] for p in ours["points"]))
+        if first is not None:
+            points = data["methods"][first]["points"]
+            yield name, key, first, max(("params", "macs"), key=lambda k: sum(k in p["asked"] for p in points)), data
+
+
+def beside_every_other(results: Path) -> dict[str, list[tuple[str, str]]]:
+    """The networks where `joint`, refitted, is above, level with and below the best of the others by area, and by how much."""
+    told: dict[str, list[tuple[str, str]]] = {
+        "above every other on": [],
+        "level with the best other on": [],
+        "below another on": [],
+    }
+    above, level, below = told.values()
+    for name, key, first, kind, data in _beside(results):
+        _, found = areas(data, key, kind, "lstsq")
+        others = {n: v for n, v in found.items() if not n.startswith("joint")}
+        best = max(others, key=lambda n: others[n])
+        apart, half = (
+            data.get("paired", {}).get("lstsq", {}).get("over", {}).get(best, (found[first] - others[best], 0.0))
+        )
+        spread = f"{apart:+.4f} ± {half:.4f}" if half else f"{apart:+.4f}, no interval"
+        (above if apart > half else below if apart < -half else level).append((name, spread))
+    return told
+
+
+def joint_areas(results: Path) -> list[str]:
+    """Of each network the area under the refitted and the plain curve, of `joint` and the best of the others."""
+    rows, below = [], []
+    for name, key, first, kind, data in _beside(results):
         cells: list[str] = []
         for how in ("lstsq", "none"):
             end, found = areas(data, key, kind, how)
@@ -64,15 +83,12 @@ def joint_areas(results: Path) -> list[str]:
             others = {n: v for n, v in found.items() if not n.startswith("joint")}
             best = max(others, key=lambda n: others[n])
             cells += [f"{mine:.4f}", f"{others[best]:.4f} ({best})", f"{others['cswap']:.4f}"]
-            if how == "lstsq":
-                apart, half = data.get("paired", {}).get(how, {}).get("over", {}).get(best, (mine - others[best], 0.0))
-                spread = f" ± {half:.4f}" if half else ", no interval"
-                (more if apart > half else less if apart < -half else level).append(f"{name} ({apart:+.4f}{spread})")
             below += [f"{name} ({'refitted' if how == 'lstsq' else 'as cut'})"] if mine < others["cswap"] else []
         rows.append([name, f"{kind}, to {end:.2g}", *cells])
     if not rows:
         return []
-    said = ["Refitted, `joint` " + "; it ".join(f"{how} {', '.join(on)}" for how, on in told.items() if on)]
+    told = {how: ", ".join(f"{n} ({spread})" for n, spread in on) for how, on in beside_every_other(results).items()}
+    said = ["Refitted, `joint` is " + "; it is ".join(f"{how} {on}" for how, on in told.items() if on)]
     said += [" (± 95 %, of the test samples, paired; of one draw of calibration samples)"]
     said += [f". It is below C-SWAP on {', '.join(below)}." if below else ". It is below C-SWAP on none of them."]
     return [

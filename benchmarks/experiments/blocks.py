@@ -100,6 +100,17 @@ def run(given: Given) -> dict[str, Any]:
     return {"network": NETWORK, "per_class": PER_CLASS, "held_out": len(held), "unpruned": base, "found": found}
 
 
+def answer(data: dict[str, Any]) -> str:
+    """One line."""
+    f, w = data["found"][data["network"]], data["found"]["wide"]
+    b = f["block:16"]
+    return (
+        f"**{'Yes' if b['agree_with_units'] >= 0.95 else 'In part'}**: blocks of 16 are {f['unit']['seconds'] / b['seconds']:.0f}× as fast and agree for "
+        f"{100 * b['agree_with_units']:.0f} % ({data['network']}); of 4,096 units blocks of 64 remove {100 * w['block:64']['removed']['units']:.0f} %, single units "
+        f"{100 * w['unit']['removed']['units']:.0f} %."
+    )
+
+
 def finding(data: dict[str, Any]) -> str:
     """Two sentences."""
     f, w = data["found"][data["network"]], data["found"]["wide"]

@@ -85,6 +85,31 @@ def mantel(data: dict[str, Any], permutations: int = 9999) -> float:
     return float((1 + as_far) / (1 + permutations))
 
 
+def sacrificed(data: dict[str, Any]) -> tuple[tuple[str, str], float, float] | None:
+    """Which method and recovery leaves its worst class furthest below the mean, where that stays above 80 %; how far, and unpruned."""
+    gap = {
+        (n, how): q["mean"] - q["worst"]
+        for n, v in data["worst_class"].items()
+        if n != "unpruned"
+        for how, q in v.items()
+        if q["mean"] > 0.8
+    }
+    base = data["worst_class"].get("unpruned")
+    first = max(gap, key=lambda x: gap[x], default=None)
+    return (first, gap[first], base["mean"] - base["worst"]) if first else None
+
+
+def answer(data: dict[str, Any]) -> str:
+    """One line."""
+    rho, p = data["needs_against_confusion"], mantel(data)
+    said = "cannot be told" if p >= 0.05 else "**yes**" if rho > 0 else "**no**, rather the opposite"
+    text = f"Shared needs: {said} (rank correlation {rho:+.2f}, p {p:.2f})."
+    if worst := sacrificed(data):
+        (name, how), most, base = worst
+        text += f" With half gone the worst class is at most {100 * most:.0f} points below the mean, unpruned {100 * base:.0f} ({name}, {how})."
+    return text
+
+
 def finding(data: dict[str, Any]) -> str:
     """Two sentences."""
     rho, p = data["needs_against_confusion"], mantel(data)
@@ -94,18 +119,15 @@ def finding(data: dict[str, Any]) -> str:
         else "whether confused classes need the same units cannot be told"
     )
     s, first = data["sizes"], data["closest"][0]
-    kept = {n: v for n, v in data["worst_class"].items() if n != "unpruned"}
-    gap = {(n, how): q["mean"] - q["worst"] for n, v in kept.items() for how, q in v.items() if q["mean"] > 0.8}
     text = (
         f"Verdicts from 32 samples a class agree with those from 256 for {100 * s['32']['agrees']:.0f} % of the units and miss "
         f"{s['32']['missed']} that are critical there (128: {100 * s['128']['agrees']:.0f} %, {s['128']['missed']}); {shared} "
         f"(rank correlation {rho:.2f} over pairs of classes, permutation p {p:.2f}; most alike in what they need: {' and '.join(first['classes'])})."
     )
-    if gap:
-        (name, how), most = max(gap.items(), key=lambda x: x[1])
-        base = data["worst_class"]["unpruned"]
+    if worst := sacrificed(data):
+        (name, how), most, base = worst
         text += (
-            f" In ResNet-18 with half of the parameters gone the worst class is {100 * (base['mean'] - base['worst']):.1f} points below the mean "
+            f" In ResNet-18 with half of the parameters gone the worst class is {100 * base:.1f} points below the mean "
             f"unpruned and at most {100 * most:.1f} below it where the mean stays above 80 % ({name}, {how})."
         )
     return text

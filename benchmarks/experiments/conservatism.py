@@ -79,6 +79,18 @@ def judged(store: Any, loss: dict[tuple[str, int], float], without_all: Any, see
     return {"rules": rows, "harmless_together": together, "pseudo_classes": pseudo}
 
 
+def answer(data: dict[str, Any]) -> str:
+    """One line."""
+    rules = {m: d["rules"]["paper"] for m, d in data["sizes"].items()}
+    shares = [r["critical_that_cost_no_class_a_thousandth"] / r["critical"] for r in rules.values()]
+    said = "No" if max(shares) < 0.05 else "Yes" if min(shares) >= 0.05 else "By sample size"
+    listed = ", ".join(f"{r['critical_that_cost_no_class_a_thousandth']} of {r['critical']}" for r in rules.values())
+    return (
+        f"**{said}**, on {data['network']}: of the units that it calls critical {listed} ({' and '.join(rules)} a class) cost no class more than a thousandth "
+        "of mean score on held-out images."
+    )
+
+
 def finding(data: dict[str, Any]) -> str:
     """What the vote calls critical, what of it is harmless, and what more classes do, as far as the figures tell."""
     return " ".join(_told(m, data | found) for m, found in data["sizes"].items())

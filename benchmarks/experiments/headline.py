@@ -16,7 +16,7 @@ import numpy as np
 from _experiment import RESULTS, Given, main
 from _runs import at, compared
 from scipy import stats
-from voting import half_kept
+from voting import half_kept, kept_at_half
 
 METHODS, SEEDS = ("cswap", "magnitude:layer", "random:layer"), (0, 1, 2, 3, 4)
 PER_CLASS, TO_REFIT, IMAGES = (
@@ -103,6 +103,22 @@ def finding(data: dict[str, Any]) -> str:
         else ""
     )
     return " ".join(told(n, d) for n, d in data["networks"].items()) + beside
+
+
+def answer(data: dict[str, Any]) -> str:
+    """One line."""
+    other = RESULTS / "experiment_voting.json"
+    left, reached = [], []
+    for name, d in data["networks"].items():
+        points = d["curves"]["params"]["cswap"]
+        plain, back = (points[how]["0.5"]["accuracy"][0] for how in ("none", "lstsq"))
+        left.append(f"{titled(name)} {100 * plain:.0f} of {100 * d['unpruned']:.0f} %, refitted {100 * back:.0f}")
+        reached += [titled(name)] if plain >= 0.95 * d["unpruned"] else []
+    pooled = kept_at_half(json.loads(other.read_text()))["pooled"] if other.exists() else []
+    return (
+        f"**{'Yes' if len(reached) == len(left) else 'In part' if reached else 'No'}**, with the votes of the paper: {'; '.join(left)}."
+        + (f" **Yes** with pooled votes on {', '.join(pooled)}." if pooled else "")
+    )
 
 
 def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

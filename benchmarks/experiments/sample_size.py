@@ -97,6 +97,15 @@ def _one(given: Given, network: str) -> dict[str, Any]:
     return {"share": share, "pieces": pieces, "units": len(found[0][8]), "sizes": sizes, "paths": paths}
 
 
+def answer(data: dict[str, Any]) -> str:
+    """One line."""
+    sizes = sorted({int(m) for d in data["networks"].values() for m in d["sizes"]})
+    alike = {n: [d["sizes"][str(m)]["with_256"] for m in sizes] for n, d in data["networks"].items()}
+    enough = next(m for i, m in enumerate(sizes) if all(found[i] >= 0.98 for found in alike.values()))
+    at = ", ".join(f"{n} {' / '.join(f'{100 * share:.0f}' for share in found)} %" for n, found in alike.items())
+    return f"**{enough} are enough** for 98 % of the verdicts from 256; with {' / '.join(map(str, sizes))}: {at}."
+
+
 def finding(data: dict[str, Any]) -> str:
     """Two sentences a network."""
     return " ".join(_said(network, one) for network, one in data["networks"].items())

@@ -99,6 +99,14 @@ def run(given: Given) -> dict[str, Any]:
     return {"per_class": PER_CLASS, "found": {name: one(name, given) for name in CASES}}
 
 
+def answer(data: dict[str, Any]) -> str:
+    """One line."""
+    listed = "; ".join(
+        f"{n} {f['hard']['foretells']:.2f} and {f['soft']['foretells']:.2f}" for n, f in data["found"].items()
+    )
+    return f"**Matched boxes and per-class IoU**, hard or soft: rank correlation with the quality that is lost on held-out images {listed}."
+
+
 def finding(data: dict[str, Any]) -> str:
     """Two sentences."""
     parts = []

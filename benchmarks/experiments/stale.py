@@ -103,6 +103,12 @@ def run(given: Given) -> dict[str, Any]:
     return {"network": NETWORK, "per_class": PER_CLASS, "staleness": staleness(given), "digits": on_digits(given.seed)}
 
 
+def answer(data: dict[str, Any]) -> str:
+    """One line."""
+    first = data["staleness"]["at"]["0.1"]["all"]
+    return f"**{'Yes' if first < 0.5 else 'Hardly'}**: with 10 % of the units gone the ranks of ξ correlate {first:+.2f} with those on the whole network (resnet20)."
+
+
 def finding(data: dict[str, Any]) -> str:
     """Two sentences."""
     at, groups = data["staleness"]["at"], data["staleness"]["groups"]

@@ -122,6 +122,14 @@ def run(given: Given) -> dict[str, Any]:
     return {"networks": {n: one(n, folders[n], sentences, given) for n in given.networks if n in folders}}
 
 
+def answer(data: dict[str, Any]) -> str:
+    """One line."""
+    held = {n: [100 * f["orders"][o]["still_true"] for o in ORDERS] for n, f in data["networks"].items()}
+    best = sum(h[0] >= max(h[1:]) for h in held.values())
+    listed = "; ".join(f"{n} {' / '.join(f'{v:.0f}' for v in h)} %" for n, h in held.items())
+    return f"**{'Yes' if best == len(held) else 'In part' if best else 'No'}**: verdicts still true after a walk {' / '.join(ORDERS)}: {listed}."
+
+
 def finding(data: dict[str, Any]) -> str:
     """Two sentences."""
     parts = []

@@ -108,18 +108,42 @@ def _drawn(data: dict[str, Any]) -> dict[str, Any]:
     return {n: d["drawn"] for n, d in data["networks"].items() if "drawn" in d}
 
 
-def half_kept(data: dict[str, Any]) -> str:
-    """Which vote reaches the paper's headline, by parameters and with nothing given back."""
-    reached = [
-        f"{v} on {n}: {100 * at_half:.1f} %, {100 * at_half / p[v]['unpruned']:.0f} % of the unpruned"
-        for n, p in _paths(data).items()
+def kept_at_half(data: dict[str, Any]) -> dict[str, list[str]]:
+    """By vote: the networks on which it reaches the paper's headline by parameters with nothing given back."""
+    return {
+        v: [
+            f"{n}: {100 * at_half:.1f} %, {100 * at_half / p[v]['unpruned']:.0f} % of the unpruned"
+            for n, p in _paths(data).items()
+            if (at_half := p[v]["accuracy"]["0.5"]) is not None and at_half >= 0.95 * p[v]["unpruned"]
+        ]
         for v in ("class", "pooled")
-        if (at_half := p[v]["accuracy"]["0.5"]) is not None and at_half >= 0.95 * p[v]["unpruned"]
-    ]
+    }
+
+
+def half_kept(data: dict[str, Any]) -> str:
+    """Which vote reaches the paper's headline, in a sentence."""
+    reached = [f"{v} on {said}" for v, on in kept_at_half(data).items() for said in on]
     return (
         "With half of the parameters gone and nothing given back, more than 95 % of the unpruned accuracy is kept by "
         f"{'; '.join(reached) or 'neither vote on any of these networks'}."
     )
+
+
+def answer(data: dict[str, Any]) -> str:
+    """One line."""
+    paths = _paths(data)
+    kept = {n: [100 * p[v]["accuracy"]["0.2"] for v in ("class", "pooled")] for n, p in paths.items()}
+    better = [n for n, (mine, other) in kept.items() if mine > other]
+    said = "Yes" if len(better) == len(kept) else "In part" if better else "No"
+    drawn = "".join(
+        f" One by one on {name}: what it lets go costs {100 * (d['unpruned'] - d['class']['free_together_accuracy']):.1f} points, pooled "
+        f"{100 * (d['unpruned'] - d['pooled']['free_together_accuracy']):.1f}."
+        for name, d in _drawn(data).items()
+    )
+    listed = "; ".join(
+        f"{n.removesuffix(' samples a class')}: {mine:.0f} to {other:.0f} %" for n, (mine, other) in kept.items()
+    )
+    return f"**{said}**: with 20 % of the parameters gone it keeps, to pooled votes, {listed}.{drawn}"
 
 
 def finding(data: dict[str, Any]) -> str:
