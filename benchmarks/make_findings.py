@@ -1,13 +1,13 @@
-"""Makes docs/findings.md: one screen of answers to the paper's claims and open questions, what is not settled, and each experiment in detail.
+"""Makes docs/findings.md: one screen of answers to the paper's claims, open questions and next checks, and what is not settled.
 
     python benchmarks/make_findings.py
 
-Answers are made from JSON, by the experiments (benchmarks/experiments) and benchmarks/answers.py; nothing in the page is typed by hand but the questions.
+Each row is made from JSON, by an experiment (benchmarks/experiments) or by benchmarks/answers.py, by the same rule: yes or no where an interval over
+draws excludes the other, or where it is one run, which is said; "cannot tell" otherwise.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -18,69 +18,69 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "experiments"), str(HERE)]
 
 import answers  # noqa: E402
-from results_common import table  # noqa: E402
+from results_common import Said, table  # noqa: E402
 
-Answer = str | Callable[[], str | None]
-"""The name of an experiment, or what makes the line from the tables."""
+Answer = str | Callable[[], Said | None]
+"""An experiment (NAME, or NAME:PART), or what makes the row from the tables."""
 
 SCREEN: tuple[tuple[str, tuple[tuple[str, Answer], ...]], ...] = (
     (
-        "What the paper claims",
+        "Claims",
         (
-            ("More than 95 % of the accuracy at 50 % pruning?", "headline"),
-            ("Better than OMP, DeepLIFT and LRP?", answers.rivals),
-            ("Better than its ranking variant, C-BP?", answers.ranking_variant),
-            ("Do rankings go stale, as it says of C-BP?", "stale"),
-            ("Competitive on segmentation?", answers.masks),
-            ("Is voting by class better than pooled inference?", "voting"),
+            ("95 % of the accuracy kept with half removed?", "headline"),
+            ("… with α = 0.001?", "alpha:small"),
+            ("… with pooled votes?", "voting:pooled"),
+            ("Better than magnitude (OMP)?", answers.magnitude),
+            ("Better than random?", answers.at_random),
+            ("Better than DeepLIFT and LRP?", answers.relevance),
+            ("Better than C-BP, its ranking variant?", answers.ranking_variant),
+            ("Do rankings go stale?", "stale"),
+            ("First on segmentation, as cut?", answers.masks),
+            ("Does voting by class keep more than pooled votes?", "voting"),
         ),
     ),
     (
-        "Its open questions and limits",
+        "Open questions",
         (
-            ("Can blocks replace units in wide layers?", "blocks"),
-            ("How does cost grow with width?", answers.width),
-            ("What score captures boxes and masks?", "scores"),
-            ("Does detection work?", answers.boxes),
-            ("Is the vote too conservative?", "conservatism"),
-            ("Is a class sacrificed; do confused classes share units?", "classes"),
+            ("Can blocks replace units?", "blocks"),
+            ("How does the cost grow with width?", answers.width),
+            ("Do scores for boxes and masks foretell losses?", "scores"),
+            ("Can a detector lose half for 5 %?", answers.boxes),
+            ("Does the vote keep single units that cost nothing?", "conservatism"),
+            ("… and units that cost nothing together?", answers.together),
+            ("Is a class sacrificed?", answers.worst_class),
+            ("Do confused classes need the same units?", "classes"),
         ),
     ),
     (
-        "Its next checks",
+        "Next checks",
         (
-            ("α: does a larger one avoid an early cliff?", "alpha"),
-            ("Does the feed-forward order hold for text?", "text_order"),
-            ("How many samples a class are enough?", "sample_size"),
+            ("Does a larger α keep more?", "alpha"),
+            ("Does the order from output to input hold for text?", "text_order"),
+            ("From how many samples do verdicts settle?", "sample_size"),
+            ("Do more samples keep more?", answers.more_samples),
         ),
     ),
     (
-        "What goes beyond it",
+        "Beyond the paper",
         (
-            ("Which order of critical units is best?", answers.buffer_order),
-            ("What can be given back without fine-tuning?", answers.given_back),
+            ("Which order of critical units keeps most?", answers.buffer_order),
+            ("What does refitting give back?", answers.given_back),
             ("Is testing jointly better than any ranking?", answers.joint),
         ),
     ),
 )
-
 WRITTEN = {
     "resnet18": "ResNet-18", "resnet20": "ResNet-20", "resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2", "vit": "ViT", "lstm": "LSTM",
     "minilm": "MiniLM", "camvid": "CamVid", "bccd": "BCCD",
 }  # fmt: skip
 NAMES = re.compile(rf"\b({'|'.join(WRITTEN)})\b")
-
-IN_DETAIL = {
-    "headline": "C-SWAP against magnitude (OMP) and random",
-    "voting": "Voting by class against pooled inference",
-    "sample_size": "Samples a class",
-    "alpha": "Significance level",
-    "stale": "Rankings that go stale",
-    "conservatism": "A vote that is too conservative",
-    "classes": "Classes",
-    "text_order": "Feed-forward order on text",
-    "blocks": "Blocks of units",
-    "scores": "Hard and soft scores",
+TITLES = {
+    "headline": "C-SWAP, magnitude and random over five draws",
+    "voting": "Voting",
+    "alpha": "α",
+    "sample_size": "Sample sizes",
+    "text_order": "The order on text",
 }
 
 
@@ -89,63 +89,57 @@ def findings() -> str:
     from _experiment import modules
 
     known: dict[str, tuple[Any, dict[str, Any]]] = {name: (module, data) for name, module, data in modules()}
+
+    def said(by: Answer) -> Said | None:
+        if callable(by):
+            return by()
+        name, _, part = by.partition(":")
+        if name not in known:
+            return None
+        module, data = known[name]
+        row: Said = getattr(module, f"answer_{part}" if part else "answer")(data)
+        return row
+
+    rows, not_yet = [], []
+    for title, questions in SCREEN:
+        rows.append([f"**{title}**", "", "", ""])
+        for question, by in questions:
+            row = said(by)
+            not_yet += [] if row else [question]
+            rows.append([question, *(_written(cell) for cell in row or ("Not measured yet", "", ""))])
     lines = [
         "---", "hide: [toc]", "---", "", "# Findings", "",
-        "What the experiments say to the paper, a line each; what they looked at, with seeds, commands and plots, is in `benchmarks/RESULTS.md`. Accuracy is of "
-        "held-out images, on CIFAR-10 where no other data are named; *as cut* is with nothing given back, *refitted* with the least squares of `--recover lstsq`, "
-        "and an area is that under the curve to 80 % removed (SAUCE), 1 where nothing is lost.", "",
+        "What the experiments say to the paper. Accuracy is of held-out images, CIFAR-10 where no other data are named. *At 16*: 16 calibration samples a class. *As cut*: nothing is given back; "
+        "*refitted*: `--recover lstsq`. Area: under the curve as cut, to 80 % removed, 1 where nothing is lost (SAUCE). Commands, seeds, tables and plots: `benchmarks/RESULTS.md`.", "",
+        *table(["Question", "Answer", "Figures", "Where"], rows),
+        "## Not settled", "", *(f"* {q} Not measured yet." for q in not_yet), *(f"* {_written(gap)}" for gap in _gaps(known)), "",
     ]  # fmt: skip
-    open_ones: list[str] = []
-    rows = []
-    for title, questions in SCREEN:
-        rows.append([f"**{title}**", ""])
-        for question, by in questions:
-            said = by() if callable(by) else known[by][0].answer(known[by][1]) if by in known else None
-            open_ones += [] if said else [question]
-            shown = NAMES.sub(lambda m: WRITTEN[m[0]], said or "Not measured yet.").replace("|", "\\|")
-            rows.append([f"[{question}](#{by})" if isinstance(by, str) else question, shown])
-    lines += table(["Question", "Answer"], rows)
-    gaps = [*(f"{q} Not measured yet." for q in open_ones), *_gaps(known)]
-    lines += ["## Not settled", "", *(f"* {gap}" for gap in gaps), ""]
-    lines += ["## In detail", ""]
-    for name, title in IN_DETAIL.items():
-        if name in known:
-            module, data = known[name]
-            lines += [
-                f'<a id="{name}"></a>**{title}.** {module.finding(data)} (`benchmarks/experiments/{name}.py`)',
-                "",
-            ]
-    file = HERE / "results" / "buffer_orders.json"
-    if file.exists():
-        from results_orders import order_finding
-
-        lines += [
-            f"**Order of critical units.** {order_finding(json.loads(file.read_text()))} (`benchmarks/buffer_orders.py`)",
-            "",
-        ]
-    file = HERE / "results" / "recoveries_all_resnet18.json"
-    if file.exists():
-        from results_recoveries import finding
-
-        lines += [f"**Recovery.** {finding(json.loads(file.read_text()))} (`benchmarks/methods.py`)", ""]
     return "\n".join(lines)
+
+
+def _written(text: str) -> str:
+    return NAMES.sub(lambda m: WRITTEN[m[0]], text).replace("|", "\\|")
 
 
 def _gaps(known: dict[str, tuple[Any, dict[str, Any]]]) -> list[str]:
     """What was asked for and is not in the JSON, and what figures of this size cannot say."""
     missing = []
     for name, (module, data) in known.items():
-        asked = set(getattr(module, "PER_CLASS", ())) if isinstance(getattr(module, "PER_CLASS", None), dict) else set()
+        sizes = getattr(module, "PER_CLASS", None)
         found = {n.split(",")[0] for n in data.get("networks", {})}
-        missing += (
-            [f"{IN_DETAIL[name]}: not run on {', '.join(sorted(asked - found))}."] if asked and asked - found else []
-        )
-    short = answers.not_in_tables()
+        if isinstance(sizes, dict) and (lacking := sorted(set(sizes) - found)):
+            named = [n.replace("-pooled", " with pooled votes") for n in lacking]
+            missing.append(f"{TITLES[name]}: not run on {', '.join(named)}.")
+    small = [
+        f"{TITLES[name].lower()} on {n} ({part['units']} units)" for name in ("voting", "sample_size") if name in known
+        for n, d in known[name][1]["networks"].items() if "units" in (part := d.get("drawn", d)) and n in ("resnet50", "mobilenet_v2")
+    ]  # fmt: skip
     return [
         *missing,
-        *([short] if short else []),
-        "Every figure is of small networks on small images (digits 8×8, CIFAR-10 32×32, CamVid 240×180, BCCD 256×256) or short sentences, with fewer samples a class than "
-        "the paper's 128 where an experiment says so; most are of one draw of calibration samples.",
+        *answers.not_in_tables(),
+        *([f"Scaled down to a share of the units: {', '.join(small)}."] if small else []),
+        "Whether the vote is too conservative where classes are highly correlated, as those of fine-grained data are; instance segmentation.",
+        "Every figure is of small networks on small images (digits 8×8, CIFAR-10 32×32, CamVid 240×180, BCCD 256×256) or short sentences; what says \"one run\" is one draw of calibration samples.",
         "The paper's own numbers could not be compared with: its code, weights and SAUCE formula are not public.",
     ]  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 RULE = "taken on evidence"
 """What decides today whether a recovery is taken: kept by results, so that older ones can say that theirs was another."""
@@ -68,3 +68,30 @@ def label(name: str, data: dict[str, Any]) -> str:
 def bold_best(value: float, best: float) -> str:
     text = f"{100 * value:.2f}"
     return f"**{text}**" if value >= best else text
+
+
+class Said(NamedTuple):
+    """One row of docs/findings.md: the answer, the figures that it rests on, and where they are of."""
+
+    answer: str
+    figures: str
+    where: str
+
+
+def yes_no(found: dict[str, int], runs: str = "") -> str:
+    """Yes, no or cannot tell by what each network says: 1, −1, or 0 where it cannot. runs: "one run" where there is no spread over seeds."""
+    on = {
+        word: [n for n, sign in found.items() if sign == s] for word, s in (("yes", 1), ("no", -1), ("cannot tell", 0))
+    }
+    said = [word for word, names in on.items() if names]
+    text = (
+        f"**{said[0].capitalize()}**"
+        if len(said) == 1
+        else "; ".join(f"**{word}** on {', '.join(on[word])}" for word in said)
+    )
+    return f"{text[:2]}{text[2].upper()}{text[3:]}" + (f" ({runs})" if runs else "")
+
+
+def sign(value: float, half: float = 0.0) -> int:
+    """1 or −1 where the interval excludes 0."""
+    return int(value > half) - int(value < -half)

@@ -56,10 +56,11 @@ def beside_every_other(results: Path) -> dict[str, list[tuple[str, str]]]:
     """The networks where `joint`, refitted, is above, level with and below the best of the others by area, and by how much."""
     told: dict[str, list[tuple[str, str]]] = {
         "above every other on": [],
+        "ahead, with no interval, on": [],
         "level with the best other on": [],
         "below another on": [],
     }
-    above, level, below = told.values()
+    above, ahead, level, below = told.values()
     for name, key, first, kind, data in _beside(results):
         _, found = areas(data, key, kind, "lstsq")
         others = {n: v for n, v in found.items() if not n.startswith("joint")}
@@ -68,7 +69,7 @@ def beside_every_other(results: Path) -> dict[str, list[tuple[str, str]]]:
             data.get("paired", {}).get("lstsq", {}).get("over", {}).get(best, (found[first] - others[best], 0.0))
         )
         spread = f"{apart:+.4f} ± {half:.4f}" if half else f"{apart:+.4f}, no interval"
-        (above if apart > half else below if apart < -half else level).append((name, spread))
+        (below if apart < -half else level if apart <= half else above if half else ahead).append((name, spread))
     return told
 
 

@@ -86,7 +86,7 @@ def latencies(data: dict[str, Any]) -> list[str]:
 def _samples(data: dict[str, Any]) -> str:
     """Why there are fewer samples a class than the paper takes."""
     mine = data["methods"].get("cswap")
-    if mine is None or data["per_class"] >= 128:
+    if mine is None or data["per_class"] >= 128 or data.get("granularity", "unit") != "unit":
         return ""
     hours = mine["seconds"] * 128 / data["per_class"] / 3600
     return f" The paper takes 128 a class: by these seconds C-SWAP's path alone would take {hours:.1f} hours of a core."

@@ -2,11 +2,12 @@
 
     python benchmarks/experiments/alpha.py [--networks resnet20,resnet18] [--per-class M,…] [--jobs N] [--cifar DIR] [--work DIR] [--seed 0]
 
-ResNet-20 with 128 samples a class and with 16, ResNet-18 with 16 (scaled down from 128; --per-class says otherwise); each path is complete and measured on 10,000 test images.
+ResNet-20 with 128 samples a class and with 16, ResNet-18 with 8 (scaled down from 128; --per-class says otherwise); each path is complete and measured on 10,000 test images.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from _experiment import Given, main
@@ -14,9 +15,10 @@ from _runs import at, compared
 from _stores import counts, measured, verdicts
 
 from cswap.causal.verdicts import VoteRule
+from results_common import Said, sign, yes_no
 
 ALPHAS, PATHS = (0.001, 0.01, 0.05, 0.1, 0.2), (0.001, 0.05, 0.2)
-PER_CLASS = {"resnet20": (16, 128), "resnet18": (16,)}
+PER_CLASS = {"resnet20": (16, 128), "resnet18": (8,)}
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -49,14 +51,30 @@ def named(run: dict[str, Any]) -> str:
     return f"{run['network']}, {run['per_class']} samples a class"
 
 
-def answer(data: dict[str, Any]) -> str:
-    """One line."""
-    kept = {named(d): [d["paths"][str(a)]["accuracy"]["0.2"] for a in PATHS] for d in data["networks"].values()}
-    cures = sum(k[2] > k[1] for k in kept.values())
-    listed = "; ".join(
-        f"{n.removesuffix(' samples a class')}: {', '.join(f'{100 * v:.0f}' for v in k)} %" for n, k in kept.items()
-    )
-    return f"Smaller prunes more. **Raising it helps in {cures} of {len(kept)}**: with 20 % of the parameters gone α {', '.join(map(str, PATHS))} keep {listed}."
+def answer(data: dict[str, Any]) -> Said:
+    """Whether a larger α keeps more, of the pairs whose verdicts differ, with 20 % of the parameters gone."""
+    found, left = {}, []
+    for d in data["networks"].values():
+        p = d["paths"]
+        kept = [p[str(a)]["accuracy"]["0.2"] or 0.0 for a in PATHS]
+        steps = {sign(b - a, 0.01) for a, b in itertools.pairwise(kept)} - {0}
+        found[_short(d)] = steps.pop() if len(steps) == 1 else 0
+        left.append(f"{', '.join(f'{100 * k:.0f}' for k in kept)} %")
+    where = f"{', '.join(found)}; 20 % of the parameters gone at α {', '.join(map(str, PATHS))}"
+    return Said(yes_no(found, "one run each"), "; ".join(left), where)
+
+
+def answer_small(data: dict[str, Any]) -> Said:
+    """Whether the smallest α reaches the headline."""
+    runs = {_short(d): d for d in data["networks"].values()}
+    at_half = {n: d["paths"][str(PATHS[0])]["accuracy"]["0.5"] or 0.0 for n, d in runs.items()}
+    found = {n: sign(v - 0.95 * runs[n]["unpruned"]) for n, v in at_half.items()}
+    left = [f"{100 * v:.1f} of {100 * runs[n]['unpruned']:.1f} %" for n, v in at_half.items()]
+    return Said(yes_no(found, "one run each"), "; ".join(left), ", ".join(runs))
+
+
+def _short(run: dict[str, Any]) -> str:
+    return f"{run['network']} at {run['per_class']}"
 
 
 def finding(data: dict[str, Any]) -> str:
@@ -64,13 +82,13 @@ def finding(data: dict[str, Any]) -> str:
     parts, cures = [], []
     for d in data["networks"].values():
         s, p = d["store"], d["paths"]
-        kept = [p[str(a)]["accuracy"]["0.2"] for a in PATHS]
+        kept, half = ([p[str(a)]["accuracy"][r] or 0.0 for a in PATHS] for r in ("0.2", "0.5"))
         parts.append(
             f"{named(d)}: of {d['units']:,} units {', '.join(format(s[str(a)]['critical'], ',') for a in PATHS)} are critical on the original network at α "
             f"{', '.join(map(str, PATHS))}, {', '.join(format(p[str(a)]['verdicts']['critical'], ',') for a in PATHS)} in the walk, and with 20 % of the "
-            f"parameters gone {', '.join(f'{100 * k:.1f}' for k in kept)} % are right (unpruned {100 * d['unpruned']:.1f})"
+            f"parameters gone {', '.join(f'{100 * k:.1f}' for k in kept)} %, with half of them {', '.join(f'{100 * k:.1f}' for k in half)} % are right (unpruned {100 * d['unpruned']:.1f})"
         )
-        if kept[2] > kept[1]:
+        if any(later > earlier + 0.01 for earlier, later in itertools.pairwise(kept)):
             cures.append(named(d))
     return (
         f"A smaller α makes pruning more aggressive, as a critical unit is one with a significant loss. {'; '.join(parts)}. The advice to raise α after an "

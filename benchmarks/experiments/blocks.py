@@ -21,6 +21,7 @@ import cswap
 from cswap.data.calibration import calibration_set
 from cswap.demo import digits
 from cswap.methods.path import PruningPath
+from results_common import Said, sign, yes_no
 
 NETWORK, PER_CLASS = "resnet18", 8
 PIECES = ("unit", "block:4", "block:16", "block:64")
@@ -100,14 +101,21 @@ def run(given: Given) -> dict[str, Any]:
     return {"network": NETWORK, "per_class": PER_CLASS, "held_out": len(held), "unpruned": base, "found": found}
 
 
-def answer(data: dict[str, Any]) -> str:
-    """One line."""
+def answer(data: dict[str, Any]) -> Said:
+    """What blocks of 16 gain and change."""
     f, w = data["found"][data["network"]], data["found"]["wide"]
-    b = f["block:16"]
-    return (
-        f"**{'Yes' if b['agree_with_units'] >= 0.95 else 'In part'}**: blocks of 16 are {f['unit']['seconds'] / b['seconds']:.0f}× as fast and agree for "
-        f"{100 * b['agree_with_units']:.0f} % ({data['network']}); of 4,096 units blocks of 64 remove {100 * w['block:64']['removed']['units']:.0f} %, single units "
-        f"{100 * w['unit']['removed']['units']:.0f} %."
+    u, b = f["unit"], f["block:16"]
+    return Said(
+        yes_no(
+            {
+                data["network"]: sign(b["accuracy"] - u["accuracy"] + 0.02),
+                "4,096 wide": sign(w["block:16"]["removed"]["units"] - 0.5 * w["unit"]["removed"]["units"]),
+            },
+            "one run each",
+        ),
+        f"blocks of 16 {u['seconds'] / b['seconds']:.0f}× as fast, {100 * b['agree_with_units']:.0f} % of the verdicts alike, {100 * b['removed']['params']:.0f} % of the parameters gone at "
+        f"{100 * b['accuracy']:.0f} % to {100 * u['removed']['params']:.0f} at {100 * u['accuracy']:.0f}; wide: {100 * w['block:16']['removed']['units']:.0f} to {100 * w['unit']['removed']['units']:.0f} % of the units gone",
+        f"{data['network']} at {data['per_class']}; a perceptron of 4,096 on digits",
     )
 
 
@@ -117,9 +125,9 @@ def finding(data: dict[str, Any]) -> str:
     u, b = f["unit"], f["block:16"]
     return (
         f"On {data['network']} blocks of 16 take {b['seconds']:.0f} s where units take {u['seconds']:.0f} s and agree with {100 * b['agree_with_units']:.0f} % "
-        f"of the verdicts: a block is critical as soon as one of its units is, so walks remove {100 * u['removed']['params']:.1f} % of the parameters by "
+        f"of the verdicts; walks remove {100 * u['removed']['params']:.1f} % of the parameters by "
         f"units, {100 * f['block:4']['removed']['params']:.1f} % by blocks of 4 and {100 * b['removed']['params']:.1f} % by blocks of 16. In the layer of 4,096 "
-        f"units, where most are redundant, blocks of 64 remove {100 * w['block:64']['removed']['units']:.1f} % of the units in {w['block:64']['seconds']:.1f} s and single "
+        f"units blocks of 64 remove {100 * w['block:64']['removed']['units']:.1f} % of the units in {w['block:64']['seconds']:.1f} s and single "
         f"units {100 * w['unit']['removed']['units']:.1f} % in {w['unit']['seconds']:.1f} s, at {100 * w['block:64']['accuracy']:.1f} and "
         f"{100 * w['unit']['accuracy']:.1f} % accuracy (unpruned {100 * data['unpruned']['wide']:.1f} %)."
     )

@@ -18,6 +18,7 @@ from _stores import measured, verdicts
 from scipy.stats import rankdata
 
 from cswap.causal.verdicts import VoteRule
+from results_common import Said, sign, yes_no
 
 NETWORK, PER_CLASS, SIZES = "resnet20", 256, (8, 16, 32, 64, 128, 256)
 
@@ -99,15 +100,14 @@ def sacrificed(data: dict[str, Any]) -> tuple[tuple[str, str], float, float] | N
     return (first, gap[first], base["mean"] - base["worst"]) if first else None
 
 
-def answer(data: dict[str, Any]) -> str:
-    """One line."""
+def answer(data: dict[str, Any]) -> Said:
+    """Whether classes that the network confuses lose by the same cuts."""
     rho, p = data["needs_against_confusion"], mantel(data)
-    said = "cannot be told" if p >= 0.05 else "**yes**" if rho > 0 else "**no**, rather the opposite"
-    text = f"Shared needs: {said} (rank correlation {rho:+.2f}, p {p:.2f})."
-    if worst := sacrificed(data):
-        (name, how), most, base = worst
-        text += f" With half gone the worst class is at most {100 * most:.0f} points below the mean, unpruned {100 * base:.0f} ({name}, {how})."
-    return text
+    return Said(
+        yes_no({data["network"]: sign(rho) if p < 0.05 else 0}, "one run"),
+        f"rank correlation {rho:+.2f} over pairs of classes, permutation p {p:.2f}; a softmax gives one class what it takes from another, which alone makes it negative",
+        f"{data['network']} at {data['per_class']}",
+    )
 
 
 def finding(data: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from _stores import accuracy, counts, held_out_set, measured, split_classes, ver
 from cswap.causal.store import measure_differences
 from cswap.causal.verdicts import VoteRule
 from cswap.tasks import Classification
+from results_common import Said, sign, yes_no
 
 NETWORK, SIZES, HELD_OUT = "resnet20", (16, 128), 100
 TEST_IMAGES = 10_000
@@ -79,15 +80,15 @@ def judged(store: Any, loss: dict[tuple[str, int], float], without_all: Any, see
     return {"rules": rows, "harmless_together": together, "pseudo_classes": pseudo}
 
 
-def answer(data: dict[str, Any]) -> str:
-    """One line."""
+def answer(data: dict[str, Any]) -> Said:
+    """Whether units that it calls critical cost no class anything."""
     rules = {m: d["rules"]["paper"] for m, d in data["sizes"].items()}
-    shares = [r["critical_that_cost_no_class_a_thousandth"] / r["critical"] for r in rules.values()]
-    said = "No" if max(shares) < 0.05 else "Yes" if min(shares) >= 0.05 else "By sample size"
-    listed = ", ".join(f"{r['critical_that_cost_no_class_a_thousandth']} of {r['critical']}" for r in rules.values())
-    return (
-        f"**{said}**, on {data['network']}: of the units that it calls critical {listed} ({' and '.join(rules)} a class) cost no class more than a thousandth "
-        "of mean score on held-out images."
+    free = {m: r["critical_that_cost_no_class_a_thousandth"] for m, r in rules.items()}
+    found = {f"{data['network']} at {m}": sign(free[m] / r["critical"] - 0.05) for m, r in rules.items()}
+    return Said(
+        yes_no(found, "one run each"),
+        "; ".join(f"{free[m]} of {r['critical']} critical units cost no class a thousandth" for m, r in rules.items()),
+        f"{', '.join(found)}; {data['held_out_per_class']} held-out images a class",
     )
 
 

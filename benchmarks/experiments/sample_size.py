@@ -2,7 +2,7 @@
 
     python benchmarks/experiments/sample_size.py [--networks mobilenet_v2,resnet20] [--cifar DIR] [--work DIR] [--seed 0]
 
-Differences on two disjoint draws of 256 samples a class, and complete paths at three sizes. ResNet-20: every unit, paths at 8, 32 and 128.
+Differences on two draws of 256 samples a class, and complete paths at three sizes. ResNet-20: every unit, paths at 8, 32 and 128.
 MobileNetV2 on a GPU: 25 % of every group's units, drawn by the seed, and the same paths; on two cores, where that takes a day, 5 %, and paths
 of blocks of 8 units at 8, 16 and 32.
 """
@@ -21,6 +21,7 @@ from cswap.causal.replay import engine_for
 from cswap.causal.store import DifferenceStore, source_of
 from cswap.causal.verdicts import VoteRule
 from cswap.tasks import Classification
+from results_common import Said
 
 SIZES = (8, 16, 32, 64, 128, 256)
 SCALE: dict[str, tuple[float, tuple[int, ...], str, int | None]] = {
@@ -97,13 +98,18 @@ def _one(given: Given, network: str) -> dict[str, Any]:
     return {"share": share, "pieces": pieces, "units": len(found[0][8]), "sizes": sizes, "paths": paths}
 
 
-def answer(data: dict[str, Any]) -> str:
-    """One line."""
+def answer(data: dict[str, Any]) -> Said:
+    """From how many samples a class on verdicts are those from 256."""
     sizes = sorted({int(m) for d in data["networks"].values() for m in d["sizes"]})
     alike = {n: [d["sizes"][str(m)]["with_256"] for m in sizes] for n, d in data["networks"].items()}
     enough = next(m for i, m in enumerate(sizes) if all(found[i] >= 0.98 for found in alike.values()))
-    at = ", ".join(f"{n} {' / '.join(f'{100 * share:.0f}' for share in found)} %" for n, found in alike.items())
-    return f"**{enough} are enough** for 98 % of the verdicts from 256; with {' / '.join(map(str, sizes))}: {at}."
+    critical = [100 * d["sizes"]["256"]["critical"] / d["units"] for d in data["networks"].values()]
+    return Said(
+        f"From **{enough}** a class on 98 % are those from 256",
+        f"{'; '.join(' / '.join(f'{100 * share:.0f}' for share in found) + ' %' for found in alike.values())} at {' / '.join(map(str, sizes))}, where "
+        f"{' and '.join(f'{c:.0f}' for c in critical)} % end up critical",
+        ", ".join(f"{n}, {d['units']} units" for n, d in data["networks"].items()),
+    )
 
 
 def finding(data: dict[str, Any]) -> str:

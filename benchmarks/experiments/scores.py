@@ -26,6 +26,7 @@ from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Source, task_named
 from methods_dense import CASES, NETWORKS
+from results_common import Said, sign, yes_no
 
 PER_CLASS, UNITS, HELD = 8, 4, 12
 KINDS = ("", "-soft")
@@ -99,12 +100,15 @@ def run(given: Given) -> dict[str, Any]:
     return {"per_class": PER_CLASS, "found": {name: one(name, given) for name in CASES}}
 
 
-def answer(data: dict[str, Any]) -> str:
-    """One line."""
-    listed = "; ".join(
-        f"{n} {f['hard']['foretells']:.2f} and {f['soft']['foretells']:.2f}" for n, f in data["found"].items()
+def answer(data: dict[str, Any]) -> Said:
+    """Whether cuts that the scores call bad are those that cost quality on held-out images."""
+    found = {n: sign(max(f["hard"]["foretells"], f["soft"]["foretells"]) - 0.8) or -1 for n, f in data["found"].items()}
+    listed = "; ".join(f"{f['hard']['foretells']:.2f} and {f['soft']['foretells']:.2f}" for f in data["found"].values())
+    return Said(
+        yes_no(found, "one run each"),
+        f"rank correlation with what is lost on held-out images, hard and soft: {listed}",
+        f"{', '.join(data['found'])} at {data['per_class']}; pixels' IoU, matched boxes",
     )
-    return f"**Matched boxes and per-class IoU**, hard or soft: rank correlation with the quality that is lost on held-out images {listed}."
 
 
 def finding(data: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from cswap.evaluate.quality import measure_quality
 from cswap.methods.options import Options
 from cswap.pipeline import task_named
 from methods_text import UNITS, case
+from results_common import Said, sign, yes_no
 
 PER_CLASS = {"lstm": 32, "minilm": 16}
 ORDERS = ("output to input", "input to output", "random")
@@ -122,12 +123,20 @@ def run(given: Given) -> dict[str, Any]:
     return {"networks": {n: one(n, folders[n], sentences, given) for n in given.networks if n in folders}}
 
 
-def answer(data: dict[str, Any]) -> str:
-    """One line."""
-    held = {n: [100 * f["orders"][o]["still_true"] for o in ORDERS] for n, f in data["networks"].items()}
-    best = sum(h[0] >= max(h[1:]) for h in held.values())
-    listed = "; ".join(f"{n} {' / '.join(f'{v:.0f}' for v in h)} %" for n, h in held.items())
-    return f"**{'Yes' if best == len(held) else 'In part' if best else 'No'}**: verdicts still true after a walk {' / '.join(ORDERS)}: {listed}."
+def answer(data: dict[str, Any]) -> Said:
+    """Whether verdicts hold longest in the order from output to input."""
+    held = {n: [f["orders"][o]["still_true"] for o in ORDERS] for n, f in data["networks"].items()}
+    found = {}
+    for n, h in held.items():
+        left = [f["verdicts"]["critical"] for f in data["networks"][n]["orders"].values()]
+        best = max(range(1, len(ORDERS)), key=lambda i: h[i])
+        error = 1.96 * float(np.sqrt(sum(h[i] * (1 - h[i]) / left[i] for i in (0, best))))
+        found[n] = sign(h[0] - h[best], error)
+    return Said(
+        yes_no(found, "one run each"),
+        f"{'; '.join(' / '.join(f'{100 * v:.1f}' for v in h) + ' %' for h in held.values())} of the verdicts still true after {' / '.join(ORDERS)}",
+        ", ".join(f"{n} at {f['per_class']}" for n, f in data["networks"].items()) + "; SST-2",
+    )
 
 
 def finding(data: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from cswap.causal.judge import Judge
 from cswap.causal.replay import engine_for
 from cswap.causal.verdicts import VoteRule
 from cswap.tasks import Classification
+from results_common import Said, sign, yes_no
 
 PER_CLASS, SHARE, RATIOS = (
     {"resnet20": (16, 128), "resnet18": (16,), "resnet50": (16,)},
@@ -129,21 +130,34 @@ def half_kept(data: dict[str, Any]) -> str:
     )
 
 
-def answer(data: dict[str, Any]) -> str:
-    """One line."""
-    paths = _paths(data)
-    kept = {n: [100 * p[v]["accuracy"]["0.2"] for v in ("class", "pooled")] for n, p in paths.items()}
-    better = [n for n, (mine, other) in kept.items() if mine > other]
-    said = "Yes" if len(better) == len(kept) else "In part" if better else "No"
-    drawn = "".join(
-        f" One by one on {name}: what it lets go costs {100 * (d['unpruned'] - d['class']['free_together_accuracy']):.1f} points, pooled "
-        f"{100 * (d['unpruned'] - d['pooled']['free_together_accuracy']):.1f}."
+def answer(data: dict[str, Any]) -> Said:
+    """Whether voting by class keeps more than pooled votes with 20 and 50 % of the parameters gone."""
+    found, left = {}, []
+    for name, p in _paths(data).items():
+        kept = [[100 * (p[v]["accuracy"][r] or 0.0) for v in ("class", "pooled")] for r in ("0.2", "0.5")]
+        signs = {sign(mine - other, 1.0) for mine, other in kept}
+        found[_short(name)] = signs.pop() if len(signs) == 1 else 0
+        left.append(" and ".join(f"{mine:.0f} to {other:.0f}" for mine, other in kept) + " %")
+    left += [
+        f"cutting what it lets go costs {100 * (d['unpruned'] - d['class']['free_together_accuracy']):.1f} points, pooled "
+        f"{100 * (d['unpruned'] - d['pooled']['free_together_accuracy']):.1f} ({name}, {d['units']} units)"
         for name, d in _drawn(data).items()
+    ]
+    return Said(
+        yes_no(found, "one run each"), "; ".join(left), f"{', '.join(found)}; 20 and 50 % of the parameters gone"
     )
-    listed = "; ".join(
-        f"{n.removesuffix(' samples a class')}: {mine:.0f} to {other:.0f} %" for n, (mine, other) in kept.items()
-    )
-    return f"**{said}**: with 20 % of the parameters gone it keeps, to pooled votes, {listed}.{drawn}"
+
+
+def answer_pooled(data: dict[str, Any]) -> Said:
+    """Whether pooled votes reach the headline."""
+    paths = {_short(n): p["pooled"] for n, p in _paths(data).items()}
+    found = {n: sign((p["accuracy"]["0.5"] or 0.0) - 0.95 * p["unpruned"]) for n, p in paths.items()}
+    left = [f"{100 * (p['accuracy']['0.5'] or 0.0):.1f} of {100 * p['unpruned']:.1f} %" for p in paths.values()]
+    return Said(yes_no(found, "one run each"), "; ".join(left), ", ".join(paths))
+
+
+def _short(name: str) -> str:
+    return name.replace(", ", " at ").removesuffix(" samples a class")
 
 
 def finding(data: dict[str, Any]) -> str:
