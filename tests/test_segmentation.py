@@ -15,7 +15,7 @@ from cswap.cli.app import app
 from cswap.data.calibration import calibration_set
 from cswap.data.masks import open_masks
 from cswap.data.sources import ImageFormat, open_data
-from cswap.errors import DataError
+from cswap.errors import DataError, RunError
 from cswap.evaluate.quality import measure_quality
 from cswap.pipeline import check_fits
 from cswap.tasks import Classification, Segmentation, SoftSegmentation
@@ -89,6 +89,30 @@ def test_one_score_a_sample_accuses_every_class_that_shares_the_images():
     )
     needed = {d.unit: [e.name for e in d.effects.values() if e.pi < 0] for d in path}
     assert needed[1] == ["none", "a"]
+
+
+class Normalised(torch.nn.Module):
+    """Logits over their largest: 0 / 0 where the one unit that gives any is cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = torch.nn.Conv2d(4, 2, 1), torch.nn.Conv2d(2, 4, 1, bias=False)
+        with torch.no_grad():
+            self.first.bias.fill_(1.0)
+            self.head.weight[:, 1] = 0.0
+
+    def forward(self, x):
+        logits = self.head(self.first(x).relu())
+        return logits / logits.abs().amax((1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("task", [Segmentation(), SoftSegmentation()])
+def test_logits_of_nan_are_no_class_that_is_absent(task):
+    """By class NaN says that a class is not there: a cut that makes logits NaN must not pass as one that costs nothing."""
+    torch.manual_seed(0)
+    calibration = calibration_set(planted_masks(48), 12, classes=["none", "a", "b", "rest"])
+    with pytest.raises(RunError, match="not finite on calibration samples"):
+        cswap.prune_path(Normalised(), calibration, task=task, target="noncritical")
 
 
 def test_a_smaller_draw_of_shared_images_lies_in_a_larger_one_and_samples_count_for_all_their_classes():

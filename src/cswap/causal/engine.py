@@ -13,7 +13,7 @@ from torch import nn
 
 from cswap import distributed
 from cswap.data.calibration import CalibrationSet
-from cswap.data.truth import Truth, joined, moved
+from cswap.data.truth import Truth, any_nan, joined, moved
 from cswap.errors import DataError, InputError, RunError
 from cswap.structure.groups import Group, Structure
 from cswap.structure.images import laid
@@ -263,7 +263,8 @@ class Engine:
             raise DataError(
                 f"task {self.task.name}: expected score to return one number a sample, ({len(labels)},), got {sigma.shape}"
             )
-        if not np.isfinite(sigma).all():
+        # a NaN by class means absent there, so what the network gave is asked itself
+        if not np.isfinite(sigma).all() or (self.by_class and any_nan(outputs)):
             first, last = jobs[0].start, jobs[-1].stop - 1
             raise RunError(f"the score is not finite on calibration samples {first} to {last}: NaN or Inf inside")
         quality = self.task.sample_quality(outputs, labels).double().cpu().numpy()

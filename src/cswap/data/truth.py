@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,15 @@ def not_finite(inputs: torch.Tensor) -> int:
     if not inputs.is_floating_point():
         return 0
     return int((~torch.isfinite(inputs)).reshape(len(inputs), -1).any(1).sum())
+
+
+def any_nan(outputs: Any) -> bool:
+    """Whether some tensor in the outputs of a network, in whatever dicts and lists they come, holds a NaN."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs.is_floating_point() and bool(outputs.isnan().any())
+    if isinstance(outputs, Mapping):
+        return any(map(any_nan, outputs.values()))
+    return isinstance(outputs, list | tuple) and any(map(any_nan, outputs))
 
 
 def first_target(dataset: Dataset[Any]) -> Any:

@@ -102,7 +102,9 @@ def joint(
         "groups": {g.group.name: g.as_dict() for g in found},
     }  # fmt: skip
     order = by_margin(found) if options.per == "unit" else by_price(found, units, options.per, options.price)
-    remove_in_order(plain, path, order, target, options, start, sink, unpruned=base)
+    # in another precision than `plain`'s they would be no baseline for `max_drop`
+    unpruned = None if options.amp else base
+    remove_in_order(plain, path, order, target, options, start, sink, unpruned=unpruned)
     path.notes = list(dict.fromkeys([*engine.notes, *path.notes]))
     return path
 
