@@ -3,6 +3,7 @@
     python benchmarks/experiments/alpha.py [--networks resnet20,resnet18] [--per-class M,…] [--jobs N] [--cifar DIR] [--work DIR] [--seed 0]
 
 ResNet-20 with 128 samples a class and with 16, ResNet-18 with 8 (scaled down from 128; --per-class says otherwise); each path is complete and measured on 10,000 test images.
+Another --seed is kept beside the first.
 """
 
 from __future__ import annotations
@@ -28,15 +29,14 @@ def one(given: Given, network: str, per_class: int) -> dict[str, Any]:
     found = {str(a): counts(verdicts(store, VoteRule(alpha=a))) for a in ALPHAS}
     paths, base = {}, 0.0
     for a in PATHS:
-        result = compared(
-            given, network, ("cswap",), name=f"{network}-{per_class}-alpha-{a}", per_class=per_class, ratios=RATIOS, alpha=a
-        )  # fmt: skip
+        name = f"{network}-{per_class}-alpha-{a}" + (f"-seed-{given.seed}" if given.seed else "")
+        result = compared(given, network, ("cswap",), name=name, per_class=per_class, ratios=RATIOS, alpha=a)
         mine, base = result["methods"]["cswap"]["by_seed"][str(given.seed)], result["unpruned"]["quality"]["accuracy"]
         paths[str(a)] = {
             "verdicts": mine["verdicts"], "seconds": mine["seconds"], "accuracy": {str(r): at(result, "cswap", "params", r) for r in RATIOS},
         }  # fmt: skip
     return {
-        "network": network, "per_class": per_class, "units": structure.units, "unpruned": base, "store": found, "paths": paths,
+        "network": network, "per_class": per_class, "seed": given.seed, "units": structure.units, "unpruned": base, "store": found, "paths": paths,
     }  # fmt: skip
 
 
@@ -48,7 +48,9 @@ def run(given: Given) -> dict[str, Any]:
 
 def named(run: dict[str, Any]) -> str:
     """Which network, with how many samples."""
-    return f"{run['network']}, {run['per_class']} samples a class"
+    return f"{run['network']}, {run['per_class']} samples a class" + (
+        f", seed {run['seed']}" if run.get("seed") else ""
+    )
 
 
 def answer(data: dict[str, Any]) -> Said:
@@ -74,7 +76,7 @@ def answer_small(data: dict[str, Any]) -> Said:
 
 
 def _short(run: dict[str, Any]) -> str:
-    return f"{run['network']} at {run['per_class']}"
+    return f"{run['network']} at {run['per_class']}" + (f", seed {run['seed']}" if run.get("seed") else "")
 
 
 def finding(data: dict[str, Any]) -> str:

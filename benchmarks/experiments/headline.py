@@ -85,14 +85,22 @@ def told(network: str, data: dict[str, Any]) -> str:
         parts.append(
             f"{kind}: {100 * plain:.1f} % ({100 * plain / base:.0f} % of the unpruned), refitted {100 * back:.1f} % ({100 * back / base:.0f} %)"
         )
-    low = data["curves"]["params"]["cswap"]["none"]
-    over = {r: p["over_magnitude"] for r, p in low.items() if float(r) > 0}
-    ahead, behind = ([r for r, (mean, half) in over.items() if sign * mean > half] for sign in (1, -1))
+    told_of = []
+    for baseline in METHODS[1:]:
+        over = paired(data["curves"]["params"], baseline, "none")
+        ahead, behind = ([r for r, (mean, half) in over.items() if sign(mean, half) == s] for s in (1, -1))
+        told_of.append(f"of {baseline} at {', '.join(ahead) or 'none'}, and behind it at {', '.join(behind) or 'none'}")
+    back_by = [
+        f"{kind} {baseline} {100 * mean:+.1f} ± {100 * half:.1f}"
+        for kind in ("params", "macs", "units") for baseline in METHODS[1:]
+        for mean, half in [paired(data["curves"][kind], baseline, "lstsq")["0.5"]] if sign(mean, half)
+    ]  # fmt: skip
     reached = any(data["curves"][k]["cswap"]["none"]["0.5"]["accuracy"][0] >= 0.95 * base for k in data["curves"])
+    absolute = ", so that 95 % absolute is out of reach for any method" if base < 0.95 else ""
     return (
         f"{titled(network)}, {data['per_class']} samples a class: the headline is {'' if reached else 'not '}reproduced without recovery; with half removed "
-        f"C-SWAP keeps {'; '.join(parts)} (unpruned {100 * base:.1f} %, so 95 % absolute is out of reach for any method here). Beyond the spread of five "
-        f"calibration seeds it is ahead of magnitude at params {', '.join(ahead) or 'none of the ratios'} and behind it at {', '.join(behind) or 'none'}."
+        f"C-SWAP keeps {'; '.join(parts)} (unpruned {100 * base:.1f} %{absolute}). Beyond the spread of five "
+        f"calibration seeds, paired, it is by params ahead {'; ahead '.join(told_of)}; refitted with half removed it differs from {', '.join(back_by) or 'neither'}."
     )
 
 
@@ -119,17 +127,33 @@ def answer(data: dict[str, Any]) -> Said:
     return Said(yes_no(found), "; ".join(left), "; ".join(where))
 
 
+def paired(methods: dict[str, Any], baseline: str, how: str) -> dict[str, list[float]]:
+    """By ratio: C-SWAP's accuracy less a baseline's, paired by the draw of calibration samples, and the half width of its 95 % interval."""
+    mine, other = methods["cswap"].get(how, {}), methods[baseline].get(how, {})
+    return {
+        r: interval([x - y for x, y in zip(p["by_seed"], other[r]["by_seed"], strict=True)])
+        for r, p in mine.items()
+        if r in other and float(r) > 0
+    }
+
+
 def section(data: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table."""
     rows = []
+
+    def row(network: str, kind: str, method: str, how: str, points: dict[str, list[float]], sign: str = "") -> None:
+        cells = {r: f"{100 * mean:{sign}.1f} ± {100 * half:.1f}" for r, (mean, half) in points.items()}
+        way = "plain" if how == "none" else how
+        rows.append([titled(network), kind, method, way, *(cells.get(str(r), "–") for r in RATIOS[1:])])
+
     for network, found in data["networks"].items():
         for kind, methods in found["curves"].items():
             for method, ways in methods.items():
                 for how, points in ways.items():
-                    cells = {r: "{:.1f} ± {:.1f}".format(*(100 * v for v in p["accuracy"])) for r, p in points.items()}
-                    rows.append(
-                        [titled(network), kind, method, "plain" if how == "none" else how, *(cells.get(str(r), "–") for r in RATIOS[1:])]
-                    )  # fmt: skip
+                    row(network, kind, method, how, {r: p["accuracy"] for r, p in points.items()})
+            for baseline in METHODS[1:]:
+                for how in methods["cswap"]:
+                    row(network, kind, f"cswap − {baseline}", how, paired(methods, baseline, how), "+")
     return ["network", "removed", "method", "recovery", *(f"{r:g}" for r in RATIOS[1:])], rows
 
 

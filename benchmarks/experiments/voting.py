@@ -165,7 +165,9 @@ def finding(data: dict[str, Any]) -> str:
     parts = []
     for name, p in _paths(data).items():
         critical = [f"{p[v]['verdicts']['critical']:,}" for v in ("class", "pooled")]
-        kept, worst = ([100 * p[v][what]["0.2"] for v in ("class", "pooled")] for what in ("accuracy", "worst_class"))
+        kept, worst = (
+            [100 * (p[v][what]["0.2"] or 0.0) for v in ("class", "pooled")] for what in ("accuracy", "worst_class")
+        )
         parts.append(
             f"{name}: by class {critical[0]} units are critical and pooled {critical[1]}; with 20 % of the parameters gone accuracy is {kept[0]:.1f} against "
             f"{kept[1]:.1f} % (unpruned {100 * p['class']['unpruned']:.1f}) and the worst class has {worst[0]:.1f} against {worst[1]:.1f} %"
