@@ -169,7 +169,8 @@ def figure(data: dict[str, Any], plt: Any) -> Any:
         )
     axes[0].set_xticks(range(len(groups)), groups, rotation=90, fontsize=6)
     axes[0].set_ylabel("rank correlation with the first ξ")
-    axes[0].legend(frameon=False)
+    axes[0].set_ylim(-1.0, 1.6)
+    axes[0].legend(frameon=False, ncols=3, fontsize=7, loc="upper center")
     for method, found in data["digits"].items():
         c = found["curves"]["params"]
         axes[1].plot([p["removed"] for p in c], [100 * p["accuracy"] for p in c], "o-", label=method)
