@@ -106,13 +106,14 @@ class Normalised(torch.nn.Module):
         return logits / logits.abs().amax((1, 2, 3), keepdim=True)
 
 
+@pytest.mark.parametrize("vote_score", ["class", "sample"])
 @pytest.mark.parametrize("task", [Segmentation(), SoftSegmentation()])
-def test_logits_of_nan_are_no_class_that_is_absent(task):
+def test_logits_of_nan_are_no_class_that_is_absent(task, vote_score):
     """By class NaN says that a class is not there: a cut that makes logits NaN must not pass as one that costs nothing."""
     torch.manual_seed(0)
     calibration = calibration_set(planted_masks(48), 12, classes=["none", "a", "b", "rest"])
     with pytest.raises(RunError, match="not finite on calibration samples"):
-        cswap.prune_path(Normalised(), calibration, task=task, target="noncritical")
+        cswap.prune_path(Normalised(), calibration, task=task, target="noncritical", vote_score=vote_score)
 
 
 def test_a_smaller_draw_of_shared_images_lies_in_a_larger_one_and_samples_count_for_all_their_classes():

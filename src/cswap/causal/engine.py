@@ -264,7 +264,7 @@ class Engine:
                 f"task {self.task.name}: expected score to return one number a sample, ({len(labels)},), got {sigma.shape}"
             )
         # a NaN by class means absent there, so what the network gave is asked itself
-        if not np.isfinite(sigma).all() or (self.by_class and any_nan(outputs)):
+        if not np.isfinite(sigma).all() or (hasattr(self.task, "class_scores") and any_nan(outputs)):
             first, last = jobs[0].start, jobs[-1].stop - 1
             raise RunError(f"the score is not finite on calibration samples {first} to {last}: NaN or Inf inside")
         quality = self.task.sample_quality(outputs, labels).double().cpu().numpy()
