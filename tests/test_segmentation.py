@@ -16,9 +16,11 @@ from cswap.data.calibration import calibration_set
 from cswap.data.masks import open_masks
 from cswap.data.sources import ImageFormat, open_data
 from cswap.errors import DataError, RunError
+from cswap.evaluate.certificate import class_losses
 from cswap.evaluate.quality import measure_quality
 from cswap.pipeline import check_fits
 from cswap.tasks import Classification, Segmentation, SoftSegmentation
+from cswap.tasks.base import completed
 from cswap.types import Verdict
 
 from . import dense_factory
@@ -114,6 +116,28 @@ def test_logits_of_nan_are_no_class_that_is_absent(task, vote_score):
     calibration = calibration_set(planted_masks(48), 12, classes=["none", "a", "b", "rest"])
     with pytest.raises(RunError, match="not finite on calibration samples"):
         cswap.prune_path(Normalised(), calibration, task=task, target="noncritical", vote_score=vote_score)
+
+
+def test_a_certificate_of_one_score_an_image_counts_it_for_every_class_it_holds():
+    class Mean:
+        """Mean probability of the right class, one number an image."""
+
+        def score(self, outputs, targets):
+            return outputs.softmax(1).gather(1, targets.clamp(0, 3).unsqueeze(1)).mean((1, 2, 3))
+
+    data, classes = planted_masks(20), ["none", "a", "b", "rest"]
+    original, small = PlantedSegmenter(), PlantedSegmenter()
+    with torch.no_grad():
+        next(small.parameters()).mul_(0.5)
+    found = class_losses(original, small, data, completed(Mean()), classes, batch=7)
+    with torch.no_grad():
+        lost = [
+            (Mean().score(original(x[None]), y[None]) - Mean().score(small(x[None]), y[None])).item() for x, y in data
+        ]
+    for k, name in enumerate(classes):
+        by_hand = [v for v, (_, y) in zip(lost, data, strict=True) if (y == k).any()]
+        np.testing.assert_allclose(found[name], by_hand, atol=1e-6)
+    assert {len(v) for v in found.values()} != {20}
 
 
 def test_a_smaller_draw_of_shared_images_lies_in_a_larger_one_and_samples_count_for_all_their_classes():

@@ -137,17 +137,19 @@ def class_losses(
     original: nn.Module, small: nn.Module, dataset: Dataset[Any], task: Task, classes: Sequence[str], *, device: str = "cpu",
     batch: int = 128,
 ) -> dict[str, FloatArray]:  # fmt: skip
-    """σ − σ_pruned by class, (n_k,) float64: of the samples labelled k, or where the task scores by class its own column.
+    """σ − σ_pruned by class, (n_k,) float64: of the samples that are of class k or hold it, or where the task scores by class its own column.
 
     Raises DataError for scores outside [0, 1]: bounds rest on that range, whatever losses a sample happens to show.
     """
     found: dict[str, list[FloatArray]] = {c: [] for c in classes}
+    by_class, done = hasattr(task, "class_scores"), 0
+    members = None if by_class else members_of(dataset, len(classes))
     nets = [copy.deepcopy(m).eval().to(device) for m in (original, small)]
     for inputs, targets in batches(dataset, batch):
         with torch.inference_mode(), exact(torch.device(device), False):
             outputs = [net(inputs.to(device)) for net in nets]
             truth = moved(targets, device)
-            if hasattr(task, "class_scores"):
+            if by_class:
                 columns = [_in_range(task.class_scores(o, truth).double().cpu().numpy()) for o in outputs]
                 for k, name in enumerate(classes[: columns[0].shape[1]]):
                     before, after = columns[0][:, k], columns[1][:, k]
@@ -155,9 +157,12 @@ def class_losses(
                     found[name].append((before - after)[there])
                 continue
             scores = [_in_range(task.score(o, truth).double().cpu().numpy()) for o in outputs]
-        labels = np.asarray(targets)
+        lost = scores[0] - scores[1]
         for k, name in enumerate(classes):
-            found[name].append((scores[0] - scores[1])[labels == k])
+            # a sample that holds several classes counts for each of them
+            own = np.asarray(targets) == k if members is None else members[done : done + len(lost), k]
+            found[name].append(lost[own])
+        done += len(lost)
     return {c: np.concatenate(v) if v else np.empty(0) for c, v in found.items()}
 
 

@@ -178,6 +178,8 @@ def _measured(
 ) -> Measured:
     """Joint cuts of the group alone, on the original network, whose scores are `base`."""
     engine.enter(group)
+    if engine.amp:
+        base = engine.scores(group)  # by the same replay as the cuts: in bfloat16 a whole pass rounds otherwise
     judge = Judge(engine.calibration, options.rule, options.xi_floor)
     beyond = margins_of(options.margins)[-1]
     looks = _looks(engine)
