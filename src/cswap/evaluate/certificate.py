@@ -150,7 +150,7 @@ def class_losses(
             outputs = [net(inputs.to(device)) for net in nets]
             truth = moved(targets, device)
             if by_class:
-                columns = [_in_range(task.class_scores(o, truth).double().cpu().numpy()) for o in outputs]
+                columns = [_in_range(task.class_scores(o, truth).double().cpu().numpy()) for o in outputs]  # type: ignore[attr-defined]
                 for k, name in enumerate(classes[: columns[0].shape[1]]):
                     before, after = columns[0][:, k], columns[1][:, k]
                     there = ~(np.isnan(before) & np.isnan(after))  # else the class is not, and neither has a score
