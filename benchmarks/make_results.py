@@ -13,7 +13,7 @@ from results_dense import dense
 from results_digits import digits
 from results_effects import growth, path, peak, prune, speed
 from results_goals import goals, more_samples
-from results_joint import joint, joint_areas, joint_cost, surrogates
+from results_joint import joint_areas, joint_cost, surrogates
 from results_methods import methods
 from results_orders import buffer_orders, same_again
 from results_overview import overview
@@ -54,7 +54,6 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
         *goals(data, data["unpruned"]["quality"]["accuracy"]),
     ],
     "recovery_seconds": recovery_seconds,
-    "joint_resnet18": joint,
     "methods_resnet18_joint": lambda data: methods(data, "`joint`, C-SWAP and rankings"),
     "joint_cost": joint_cost,
     "surrogates": surrogates,

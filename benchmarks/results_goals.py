@@ -72,8 +72,8 @@ def more_samples(data: dict[str, Any]) -> list[str]:
 
 _MAIN, _REFIT = "methods_resnet18", "refit512_resnet18"
 _TRIED = {
-    "recoveries_resnet18": "every recovery", "joint_resnet18": "joint cuts in the place of a ranking",
-    "recoveries_all_resnet18": "every recovery on every method", "goals_resnet18": "the refit of today", "obs128_resnet18": "four times the images to choose by", _REFIT: "four times the images to refit on",
+    "recoveries_resnet18": "every recovery",
+    "recoveries_all_resnet18": "every recovery on every method", "goals_resnet18": "today's refit, and joint cuts in the place of a ranking", "obs128_resnet18": "four times the images to choose by", _REFIT: "four times the images to refit on",
 }  # fmt: skip
 
 

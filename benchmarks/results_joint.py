@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cswap.evaluate.curve import sauce
-from results_common import hours, label, origin, point_at, table
+from results_common import hours, label, origin, table
 
 HERE = Path(__file__).resolve().parent
 BESIDE = (
@@ -98,37 +98,6 @@ def joint_areas(results: Path) -> list[str]:
         "for all methods; each network's section below has the command, the other methods and the curves. A recovered network that cswap would decline counts as recovered here.", "",
         *table(["network", "removed", "joint, refitted", "best other, refitted", "C-SWAP, refitted", "joint, plain", "best other, plain", "C-SWAP, plain"], rows),
         "".join(said), "",
-    ]  # fmt: skip
-
-
-def joint(data: dict[str, Any]) -> list[str]:
-    """`joint` beside the best ranking, which has the same samples, recovery and test images (methods_resnet18.json)."""
-    beside = json.loads((HERE / "results" / "methods_resnet18.json").read_text())["methods"]
-    rows = []
-    for name, x in [
-        *data["methods"].items(),
-        *((n, beside[n]) for n in ("obs:global:macs", "obs:global:params") if n in beside),
-    ]:
-        cells = []
-        for kind, asked in (("params", 0.5), ("params", 0.7), ("macs", 0.5), ("macs", 0.7)):
-            p = point_at(x["points"], kind, asked)
-            cells.append(
-                "–" if p is None else f"{100 * p['accuracy']['none']:.2f} → {100 * p['raw_accuracy']['lstsq']:.2f}"
-            )
-        rows.append([name, *cells, f"{x['seconds']:.0f}"])
-    base = data["unpruned"]["quality"]["accuracy"]
-    lost = {
-        r: 100 * (base - p["raw_accuracy"]["lstsq"])
-        for r in (0.5, 0.7)
-        for x in data["methods"].values()
-        if (p := point_at(x["points"], "macs", r))
-    }
-    return [
-        "## Joint, verified pruning beside the best ranking: ResNet-18 on CIFAR-10 (JPEG)", "", origin(data),
-        f"{data['held_out_samples']:,} test images in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %); {data['per_class']} images a class to choose, "
-        f"{data['recover_per_class']} to refit. Accuracy in %, plain → refitted; the other rows are those of the table of methods.", "",
-        *table(["method", "params = 0.5", "params = 0.7", "macs = 0.5", "macs = 0.7", "analysis, s"], rows),
-        "Points lost at " + " and ".join(f"macs = {r:g}: {v:.2f}" for r, v in lost.items()) + ".", "",
     ]  # fmt: skip
 
 
