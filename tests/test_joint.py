@@ -22,6 +22,7 @@ from cswap.methods.obs import obs_scores
 from cswap.methods.options import Options
 from cswap.methods.surrogate import GRADED, by_fisher, by_square, first_of_each
 from cswap.structure.discover import discover
+from cswap.types import Target
 from tests.reference.joint import joint_cut, margin_by_hand, squares_by_hand
 
 
@@ -177,6 +178,25 @@ def test_by_price_every_step_is_the_cheapest(digits_case, kind):
         losses = [d.score for d in path if d.group == name]
         assert losses == sorted(losses)
         assert losses[-1] <= 1.0
+
+
+def test_a_target_beyond_the_last_margin_is_told(digits_case):
+    """And one that every group's set reaches is not; nor a complete path, which is no target."""
+    model, calibration, structure = digits_case
+    notes, paths = {}, {}
+    for target, margin in (("params=0.02", "0.3"), ("params=0.9", "0.01"), (Target("complete"), "0.01")):
+        path = cswap.prune_path(
+            model, calibration, structure=structure, method="joint", per="params", margins=margin, target=target
+        )
+        notes[str(target)], paths[str(target)] = [n for n in path.notes if "last margin" in n], path
+    assert notes["params=0.02"] == notes["complete"] == []
+    (note,) = notes["params=0.9"]
+    path = paths["params=0.9"]
+    gone = {g.name: sum(d.removed for d in path if d.group == g.name) for g in structure}
+    sets = {n: g["sets"][-1][1] for n, g in path.sensitivity["groups"].items()}
+    assert note.startswith(f"{sum(gone[n] > sets[n] for n in gone)} of {len(gone)} groups give more units")
+    name = max(gone, key=lambda n: gone[n] - sets[n])
+    assert f"(most {name}: {gone[name]}, the set {sets[name]})" in note
 
 
 def test_what_joint_cannot_do():

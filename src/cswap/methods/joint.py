@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -56,7 +57,7 @@ def joint(
     larger).
 
     Between groups: equal margin (`per` unit), or the measured `price` a parameter, MAC or millisecond (`per`): see `by_price`. A cut that a quarter of the samples shows to be far beyond the last margin is not looked at on the others.
-    Units beyond the last margin follow by the same rule. Effects are of a group at a time; what groups do to each
+    Units beyond the last margin follow by the same rule, and a note says of how many groups. Effects are of a group at a time; what groups do to each
     other, and what new samples lose, is for `--certify` to bound. `max_drop` and cliffs are of the network as it is cut. Source: ours.
     Raises TargetError for `noncritical`, DataError, InputError.
     """
@@ -105,8 +106,24 @@ def joint(
     # in another precision than `plain`'s they would be no baseline for `max_drop`
     unpruned = None if options.amp else base
     remove_in_order(plain, path, order, target, options, start, sink, unpruned=unpruned)
-    path.notes = list(dict.fromkeys([*engine.notes, *path.notes]))
+    path.notes = list(
+        dict.fromkeys([*engine.notes, *path.notes, *([] if target.kind == "complete" else _beyond(path, found))])
+    )
     return path
+
+
+def _beyond(path: PruningPath, groups: Iterable[Measured]) -> list[str]:
+    """What to say where groups gave more units than any set that was within a margin."""
+    gone = Counter(d.group for d in path if d.removed)
+    last = [(g.group, *g.sets[-1]) for g in groups]
+    more = [(group.name, gone[group.name], most) for group, _, most in last if gone[group.name] > most]
+    if not more:
+        return []
+    name, units, most = max(more, key=lambda m: m[1] - m[2])
+    return [
+        f"{len(more)} of {len(last)} groups give more units than their largest set within the last margin, {last[0][1]:g} (most {name}: {units}, the set {most}): "
+        "no joint test says that their classes keep their score"
+    ]
 
 
 @dataclass(frozen=True, eq=False)
