@@ -92,6 +92,11 @@ def yes_no(found: dict[str, int], runs: str = "") -> str:
     return f"{text[:2]}{text[2].upper()}{text[3:]}" + (f" ({runs})" if runs else "")
 
 
+def short(name: str) -> str:
+    """A network and its samples a class as findings name them: "resnet18 at 8"."""
+    return name.replace(", ", " at ", 1).replace(" samples a class", "")
+
+
 def sign(value: float, half: float = 0.0) -> int:
     """1 or −1 where the interval excludes 0."""
     return int(value > half) - int(value < -half)

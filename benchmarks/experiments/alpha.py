@@ -16,7 +16,7 @@ from _runs import at, compared
 from _stores import counts, measured, verdicts
 
 from cswap.causal.verdicts import VoteRule
-from results_common import Said, sign, yes_no
+from results_common import Said, short, sign, yes_no
 
 ALPHAS, PATHS = (0.001, 0.01, 0.05, 0.1, 0.2), (0.001, 0.05, 0.2)
 PER_CLASS = {"resnet20": (16, 128), "resnet18": (8,)}
@@ -60,7 +60,7 @@ def answer(data: dict[str, Any]) -> Said:
         p = d["paths"]
         kept = [p[str(a)]["accuracy"]["0.2"] or 0.0 for a in PATHS]
         steps = {sign(b - a, 0.01) for a, b in itertools.pairwise(kept)} - {0}
-        found[_short(d)] = steps.pop() if len(steps) == 1 else 0
+        found[short(named(d))] = steps.pop() if len(steps) == 1 else 0
         left.append(f"{', '.join(f'{100 * k:.0f}' for k in kept)} %")
     where = f"{', '.join(found)}; 20 % of the parameters gone at α {', '.join(map(str, PATHS))}"
     return Said(yes_no(found, "one run each"), "; ".join(left), where)
@@ -68,15 +68,11 @@ def answer(data: dict[str, Any]) -> Said:
 
 def answer_small(data: dict[str, Any]) -> Said:
     """Whether the smallest α reaches the headline."""
-    runs = {_short(d): d for d in data["networks"].values()}
+    runs = {short(named(d)): d for d in data["networks"].values()}
     at_half = {n: d["paths"][str(PATHS[0])]["accuracy"]["0.5"] or 0.0 for n, d in runs.items()}
     found = {n: sign(v - 0.95 * runs[n]["unpruned"]) for n, v in at_half.items()}
     left = [f"{100 * v:.1f} of {100 * runs[n]['unpruned']:.1f} %" for n, v in at_half.items()]
     return Said(yes_no(found, "one run each"), "; ".join(left), ", ".join(runs))
-
-
-def _short(run: dict[str, Any]) -> str:
-    return f"{run['network']} at {run['per_class']}" + (f", seed {run['seed']}" if run.get("seed") else "")
 
 
 def finding(data: dict[str, Any]) -> str:

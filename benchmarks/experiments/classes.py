@@ -86,20 +86,6 @@ def mantel(data: dict[str, Any], permutations: int = 9999) -> float:
     return float((1 + as_far) / (1 + permutations))
 
 
-def sacrificed(data: dict[str, Any]) -> tuple[tuple[str, str], float, float] | None:
-    """Which method and recovery leaves its worst class furthest below the mean, where that stays above 80 %; how far, and unpruned."""
-    gap = {
-        (n, how): q["mean"] - q["worst"]
-        for n, v in data["worst_class"].items()
-        if n != "unpruned"
-        for how, q in v.items()
-        if q["mean"] > 0.8
-    }
-    base = data["worst_class"].get("unpruned")
-    first = max(gap, key=lambda x: gap[x], default=None)
-    return (first, gap[first], base["mean"] - base["worst"]) if first else None
-
-
 def answer(data: dict[str, Any]) -> Said:
     """Whether classes that the network confuses lose by the same cuts."""
     rho, p = data["needs_against_confusion"], mantel(data)
@@ -119,15 +105,18 @@ def finding(data: dict[str, Any]) -> str:
         else "whether confused classes need the same units cannot be told"
     )
     s, first = data["sizes"], data["closest"][0]
+    kept = {n: v for n, v in data["worst_class"].items() if n != "unpruned"}
+    gap = {(n, how): q["mean"] - q["worst"] for n, v in kept.items() for how, q in v.items() if q["mean"] > 0.8}
     text = (
         f"Verdicts from 32 samples a class agree with those from 256 for {100 * s['32']['agrees']:.0f} % of the units and miss "
         f"{s['32']['missed']} that are critical there (128: {100 * s['128']['agrees']:.0f} %, {s['128']['missed']}); {shared} "
         f"(rank correlation {rho:.2f} over pairs of classes, permutation p {p:.2f}; most alike in what they need: {' and '.join(first['classes'])})."
     )
-    if worst := sacrificed(data):
-        (name, how), most, base = worst
+    if gap:
+        (name, how), most = max(gap.items(), key=lambda x: x[1])
+        base = data["worst_class"]["unpruned"]
         text += (
-            f" In ResNet-18 with half of the parameters gone the worst class is {100 * base:.1f} points below the mean "
+            f" In ResNet-18 with half of the parameters gone the worst class is {100 * (base['mean'] - base['worst']):.1f} points below the mean "
             f"unpruned and at most {100 * most:.1f} below it where the mean stays above 80 % ({name}, {how})."
         )
     return text

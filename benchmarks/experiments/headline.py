@@ -55,7 +55,6 @@ def one(given: Given, name: str) -> dict[str, Any]:
                     if all(v is not None for v in values):
                         curves.setdefault(kind, {}).setdefault(method, {}).setdefault(how, {})[str(r)] = {
                             "by_seed": values, "accuracy": interval(values),
-                            "over_magnitude": interval([v - at(result, "magnitude:layer", kind, r, s, how) for v, s in zip(values, SEEDS, strict=True)]),
                         }  # fmt: skip
     return {
         "per_class": per_class, "held_out": result["held_out_samples"], "unpruned": result["unpruned"]["quality"]["accuracy"],

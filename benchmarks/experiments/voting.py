@@ -20,7 +20,7 @@ from cswap.causal.judge import Judge
 from cswap.causal.replay import engine_for
 from cswap.causal.verdicts import VoteRule
 from cswap.tasks import Classification
-from results_common import Said, sign, yes_no
+from results_common import Said, short, sign, yes_no
 
 PER_CLASS, SHARE, RATIOS = (
     {"resnet20": (16, 128), "resnet18": (16,), "resnet50": (16,)},
@@ -109,21 +109,14 @@ def _drawn(data: dict[str, Any]) -> dict[str, Any]:
     return {n: d["drawn"] for n, d in data["networks"].items() if "drawn" in d}
 
 
-def kept_at_half(data: dict[str, Any]) -> dict[str, list[str]]:
-    """By vote: the networks on which it reaches the paper's headline by parameters with nothing given back."""
-    return {
-        v: [
-            f"{n}: {100 * at_half:.1f} %, {100 * at_half / p[v]['unpruned']:.0f} % of the unpruned"
-            for n, p in _paths(data).items()
-            if (at_half := p[v]["accuracy"]["0.5"]) is not None and at_half >= 0.95 * p[v]["unpruned"]
-        ]
-        for v in ("class", "pooled")
-    }
-
-
 def half_kept(data: dict[str, Any]) -> str:
-    """Which vote reaches the paper's headline, in a sentence."""
-    reached = [f"{v} on {said}" for v, on in kept_at_half(data).items() for said in on]
+    """Which vote reaches the paper's headline, by parameters and with nothing given back."""
+    reached = [
+        f"{v} on {n}: {100 * at_half:.1f} %, {100 * at_half / p[v]['unpruned']:.0f} % of the unpruned"
+        for n, p in _paths(data).items()
+        for v in ("class", "pooled")
+        if (at_half := p[v]["accuracy"]["0.5"]) is not None and at_half >= 0.95 * p[v]["unpruned"]
+    ]
     return (
         "With half of the parameters gone and nothing given back, more than 95 % of the unpruned accuracy is kept by "
         f"{'; '.join(reached) or 'neither vote on any of these networks'}."
@@ -136,7 +129,7 @@ def answer(data: dict[str, Any]) -> Said:
     for name, p in _paths(data).items():
         kept = [[100 * (p[v]["accuracy"][r] or 0.0) for v in ("class", "pooled")] for r in ("0.2", "0.5")]
         signs = {sign(mine - other, 1.0) for mine, other in kept}
-        found[_short(name)] = signs.pop() if len(signs) == 1 else 0
+        found[short(name)] = signs.pop() if len(signs) == 1 else 0
         left.append(" and ".join(f"{mine:.0f} to {other:.0f}" for mine, other in kept) + " %")
     left += [
         f"cutting what it lets go costs {100 * (d['unpruned'] - d['class']['free_together_accuracy']):.1f} points, pooled "
@@ -150,14 +143,10 @@ def answer(data: dict[str, Any]) -> Said:
 
 def answer_pooled(data: dict[str, Any]) -> Said:
     """Whether pooled votes reach the headline."""
-    paths = {_short(n): p["pooled"] for n, p in _paths(data).items()}
+    paths = {short(n): p["pooled"] for n, p in _paths(data).items()}
     found = {n: sign((p["accuracy"]["0.5"] or 0.0) - 0.95 * p["unpruned"]) for n, p in paths.items()}
     left = [f"{100 * (p['accuracy']['0.5'] or 0.0):.1f} of {100 * p['unpruned']:.1f} %" for p in paths.values()]
     return Said(yes_no(found, "one run each"), "; ".join(left), ", ".join(paths))
-
-
-def _short(name: str) -> str:
-    return name.replace(", ", " at ").removesuffix(" samples a class")
 
 
 def finding(data: dict[str, Any]) -> str:

@@ -106,9 +106,9 @@ def joint(
     # in another precision than `plain`'s they would be no baseline for `max_drop`
     unpruned = None if options.amp else base
     remove_in_order(plain, path, order, target, options, start, sink, unpruned=unpruned)
-    path.notes = list(
-        dict.fromkeys([*engine.notes, *path.notes, *([] if target.kind == "complete" else _beyond(path, found))])
-    )
+    path.notes = list(dict.fromkeys([*engine.notes, *path.notes]))
+    if target.kind != "complete":
+        path.notes += _beyond(path, found)
     return path
 
 
