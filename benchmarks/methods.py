@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import tp_importances  # noqa: F401 — its methods
 from _machine import ROOT, begun, machine, write_result
 from _real import AMP, FORMAT, NETWORKS, Log, unpacked
 from cswap.compare import CompareJob, compare
