@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from torch.utils.data import Dataset
 
 from cswap.causal.engine import exact
 from cswap.data.calibration import CalibrationSet, digest_of, labels_of
-from cswap.data.truth import inputs_of, members_of, moved, not_finite
+from cswap.data.truth import Truth, inputs_of, members_of, moved, not_finite
 from cswap.errors import CswapWarning, DataError, InputError
 from cswap.evaluate.bounds import APPROXIMATE, BOUNDS, at_best, check_claim
-from cswap.evaluate.quality import batches
+from cswap.evaluate.quality import MOST, batches, fitting
+from cswap.structure.images import Fed
 from cswap.tasks.base import Task
-from cswap.types import FloatArray
+from cswap.types import BoolArray, FloatArray
 
 _SAME = 1e-9  # by which a bound may lie above the margin it was printed as
 _ROUNDING = 1e-6  # that a loss may lie beyond [−1, 1] by: scores are computed in float32
@@ -134,18 +136,26 @@ def in_fixed_order(certificates: Sequence[Callable[[], Certificate]]) -> list[Ce
 
 
 def class_losses(
-    original: nn.Module, small: nn.Module, dataset: Dataset[Any], task: Task, classes: Sequence[str], *, device: str = "cpu",
-    batch: int = 128,
+    original: nn.Module, small: nn.Module, dataset: Dataset[Any] | CalibrationSet, task: Task, classes: Sequence[str], *,
+    device: str = "cpu", batch: int | None = None,
 ) -> dict[str, FloatArray]:  # fmt: skip
     """σ − σ_pruned by class, (n_k,) float64: of the samples that are of class k or hold it, or where the task scores by class its own column.
 
-    Raises DataError for scores outside [0, 1]: bounds rest on that range, whatever losses a sample happens to show.
+    batch: by default what quality is measured in. Raises DataError for scores outside [0, 1]: bounds rest on that range, whatever losses a sample happens to show.
     """
     found: dict[str, list[FloatArray]] = {c: [] for c in classes}
     by_class, done = hasattr(task, "class_scores"), 0
-    members = None if by_class else members_of(dataset, len(classes))
-    nets = [copy.deepcopy(m).eval().to(device) for m in (original, small)]
-    for inputs, targets in batches(dataset, batch):
+    nets = [Fed(copy.deepcopy(m).eval().to(device)) for m in (original, small)]
+    members: BoolArray | None = None
+    first: torch.Tensor | None
+    read: Callable[[int], Iterator[tuple[torch.Tensor, Truth]]]
+    if isinstance(dataset, CalibrationSet):
+        members, read, first = dataset.members, dataset.batches, dataset.inputs(0, 1)[0]
+    else:
+        read = partial(batches, dataset)
+        first = torch.as_tensor(dataset[0][0]) if len(dataset) else None  # type: ignore[arg-type]
+        members = None if by_class else members_of(dataset, len(classes))
+    for inputs, targets in read(batch or (MOST if first is None else fitting(first, device, nets))):
         with torch.inference_mode(), exact(torch.device(device), False):
             outputs = [net(inputs.to(device)) for net in nets]
             truth = moved(targets, device)
@@ -164,6 +174,37 @@ def class_losses(
             found[name].append(lost[own])
         done += len(lost)
     return {c: np.concatenate(v) if v else np.empty(0) for c, v in found.items()}
+
+
+@dataclass(frozen=True)
+class Together:
+    """What a whole network loses on the samples that it was made from: no claim, since they chose it.
+
+    upper: by class, the one-sided paired t bound of its mean loss at 1 − alpha (None: no sample holds it), as `joint` bounds its sets'.
+    """
+
+    alpha: float
+    samples: int
+    upper: dict[str, float | None]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The class of the largest bound, and the bound: the least τ that all classes are within."""
+        return max(((c, b) for c, b in self.upper.items() if b is not None), key=lambda found: found[1])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        name, bound = self.worst
+        return {**asdict(self), "worst": name, "margin": bound}
+
+
+def whole_losses(
+    original: nn.Module, small: nn.Module, calibration: CalibrationSet, task: Task, *, alpha: float, device: str = "cpu"
+) -> Together:
+    """All that is removed, with all that was refitted, against the original network on the calibration samples. Source: ours."""
+    losses = class_losses(original, small, calibration, task, calibration.classes, device=device)
+    upper = {c: BOUNDS["t"](v, alpha) if len(v) else None for c, v in losses.items()}
+    return Together(alpha, len(calibration), upper)
 
 
 def _in_range(scores: FloatArray) -> FloatArray:

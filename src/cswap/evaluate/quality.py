@@ -32,12 +32,9 @@ def batches(dataset: Dataset[Any], size: int) -> Iterator[tuple[torch.Tensor, Tr
         yield trimmed(stacked([x[0] for x in items])), collated([x[1] for x in items])
 
 
-def _fitting(dataset: Dataset[Any], device: str, nets: list[Fed]) -> int:
-    """At most 128 samples; on a CPU no more than keep the largest output of a layer in `CACHED` bytes (measured: MobileNetV2 twice as fast);
+def fitting(first: torch.Tensor, device: str, nets: list[Fed]) -> int:
+    """How many samples like `first` (…) a batch takes: at most 128; on a CPU no more than keep the largest output of a layer in `CACHED` bytes (measured: MobileNetV2 twice as fast);
     on a GPU, where small batches launch more than they compute, up to 1,024 of them in 16 MiB."""
-    if not len(dataset):  # type: ignore[arg-type]
-        return MOST
-    first = torch.as_tensor(dataset[0][0])
     if torch.device(device).type == "cpu":
         largest = max(_largest_output(net, trimmed(stacked([first]))) for net in nets)
         return max(FEWEST, min(MOST, CACHED // max(1, largest)))
@@ -78,7 +75,10 @@ def measure_quality(
             model.eval().to(device)
         fed = {name: Fed(model) for name, model in models.items()}
         wrong = 0
-        for inputs, targets in batches(dataset, batch or _fitting(dataset, device, list(fed.values()))):
+        if batch is None:
+            some = len(dataset)  # type: ignore[arg-type]
+            batch = fitting(torch.as_tensor(dataset[0][0]), device, list(fed.values())) if some else MOST
+        for inputs, targets in batches(dataset, batch):
             wrong += not_finite(inputs)
             for name, given in fed.items():
                 with torch.no_grad(), exact(place, amp), torch.autocast(place.type, torch.bfloat16, enabled=amp):

@@ -13,7 +13,15 @@ from torch import nn
 from cswap.artifacts.folder import save
 from cswap.data.calibration import CalibrationSet
 from cswap.errors import TargetError
-from cswap.evaluate.certificate import Certificate, certificate_of, class_losses, in_fixed_order
+from cswap.evaluate.certificate import (
+    Certificate,
+    Together,
+    certificate_of,
+    class_losses,
+    in_fixed_order,
+    shown,
+    whole_losses,
+)
 from cswap.evaluate.cost import measure_cost
 from cswap.evaluate.quality import measure_quality
 from cswap.methods.path import PruningPath
@@ -173,6 +181,18 @@ def as_far_as_certified(
     return kept[0], told
 
 
+def _said_together(found: Together, path: PruningPath) -> str:
+    """The whole network's test beside the margins of its sets."""
+    name, bound = found.worst
+    margins = (path.sensitivity or {}).get("margins") or [0.0]
+    inside = next((m for m in margins if bound <= m), None)
+    place = f"beyond the last margin, {margins[-1]:g}" if inside is None else f"within the margin {inside:g}"
+    return (
+        f"all sets together, as the network is written: no class loses more than {shown(bound)} of mean score ({name}; t bound at "
+        f"{1 - found.alpha:g}, {found.samples} calibration samples), {place}; they chose it, so --certify is for the claim"
+    )
+
+
 def _unlike_joint(path: PruningPath, wish: Wish, recovery: Recovery | None) -> list[str]:
     """Where the network that is written, or what its path was watched by, is not what `joint` tested."""
     notes = []
@@ -193,9 +213,12 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         kept, told = as_far_as_certified(done, target, device, clock, watcher)
     else:
         kept, told = made(done, target, device, clock, watcher), []
-    small, surgery, recovery = kept.small, kept.surgery, kept.recovery
+    small, surgery, recovery, together = kept.small, kept.surgery, kept.recovery, None
     if path.method == "joint" and surgery.steps:
-        for note in _unlike_joint(path, wish, recovery):
+        with clock.phase("together"):
+            alpha = float(path.options.get("alpha", 0.05))
+            together = whole_losses(done.model, small, done.calibration, done.task, alpha=alpha, device=device)
+        for note in [*_unlike_joint(path, wish, recovery), _said_together(together, path)]:
             path.notes.append(note)
             watcher.note(note)
     if done.data.unlabelled and PREDICTED not in path.notes:
@@ -230,6 +253,7 @@ def finish(done: Finished, target: Target, out: Path, device: str, clock: Clock,
         "round_to": wish.round_to,
         "aim": {"batch": wish.latency_batch, "measured": kept.aim.measured} if kept.aim.measured else None,
         "certificate": certificate,
+        "together": None if together is None else together.as_dict(),
         "cliffs": [{"step": c.step, "group": c.group, "before": c.before, "after": c.after, "classes": list(c.classes)}
                    for c in path.cliffs],
         "seconds": clock.seconds,
