@@ -353,3 +353,13 @@ def test_a_task_whose_scores_have_another_range_is_not_certified():
     data = torch.utils.data.TensorDataset(torch.randn(30, 4), torch.arange(30) % 3)
     with pytest.raises(DataError, match="expected a task whose scores lie between 0 and 1, got "):
         class_losses(net, net, data, Percent(), ["a", "b", "c"])
+
+
+def test_a_t_bound_names_no_least_margin():
+    """Samples that lost nothing have no spread: it would say 0 of any number of them."""
+    rng = np.random.default_rng(0)
+    found = certificate_of({"a": rng.normal(0, 0.01, 40).clip(-1, 1)}, margin=0.1, bound="t")
+    assert found.holds
+    assert found.possible is None
+    assert "neither lost nor gained" not in str(found)
+    assert "neither lost nor gained" in str(certificate_of({"a": np.zeros(400)}, margin=0.1))

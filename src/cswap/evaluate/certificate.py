@@ -34,7 +34,7 @@ class Certificate:
     """What was claimed of one network, and whether it holds.
 
     margin: τ, in mean score. upper: by class, the bound of its mean loss. smallest: the least τ these samples certify, the
-    largest of `upper`. possible: the least τ that as many samples could certify if no sample had lost or gained anything.
+    largest of `upper`. possible: the least τ that as many samples could certify if no sample had lost or gained anything (None: a t bound, which such samples have no spread for).
     """
 
     margin: float
@@ -46,7 +46,7 @@ class Certificate:
     mean_loss: tuple[float, ...]
     upper: tuple[float, ...]
     smallest: float
-    possible: float
+    possible: float | None
 
     @property
     def holds(self) -> bool:
@@ -64,16 +64,20 @@ class Certificate:
 
     def __str__(self) -> str:
         how = f"{'approximately ' if self.approximate else ''}with confidence {1 - self.alpha:g} ({self.bound} bound)"
-        best = f"{min(self.samples)} samples of a class that neither lost nor gained say {shown(self.possible)}"
+        best = ""
+        if self.possible is not None:
+            best = (
+                f", and {min(self.samples)} samples of a class that neither lost nor gained say {shown(self.possible)}"
+            )
         if self.holds:
             return (
-                f"no class lost more than {self.margin} of mean score, {how}; the smallest that can be said is {shown(self.smallest)}, and "
-                f"{best}"
+                f"no class lost more than {self.margin} of mean score, {how}; the smallest that can be said is {shown(self.smallest)}"
+                + best
             )
         worst = self.classes[int(np.argmax(self.upper))]
         return (
-            f"not certified: class {worst} may have lost up to {shown(self.smallest)} of mean score, {how}; {self.margin} was asked, "
-            f"and {best}"
+            f"not certified: class {worst} may have lost up to {shown(self.smallest)} of mean score, {how}; {self.margin} was asked"
+            + best
         )
 
 
@@ -120,7 +124,7 @@ def certificate_of(
     return Certificate(
         margin, alpha, bound, bound in APPROXIMATE, tuple(mixed), tuple(len(v) for v in mixed.values()),
         tuple(float(v.mean()) for v in mixed.values()), upper, max(upper),
-        at_best(min(len(v) for v in mixed.values()), alpha, bound),
+        None if bound in APPROXIMATE else at_best(min(len(v) for v in mixed.values()), alpha, bound),
     )  # fmt: skip
 
 
