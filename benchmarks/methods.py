@@ -2,7 +2,7 @@
 
     python benchmarks/methods.py [--network resnet18] [--methods cswap,taylor:global:params,…] [--recover none,bn,lstsq]
                                  [--ratios 0,0.2,…] [--ratio-in params,macs] [--per-class 32] [--recover-per-class 128]
-                                 [--granularity block:N] [--test-images N] [--latency] [--seed 0] [--cifar DIR] [--work DIR] [--jobs N]
+                                 [--granularity block:N] [--folds N] [--test-images N] [--latency] [--seed 0] [--cifar DIR] [--work DIR] [--jobs N]
                                  [--memory GIB]
 
 On a GPU where there is one. Effects and scores come from 32 samples a class (C-SWAP at 128 takes a day's patience on two cores), recoveries from 128 for
@@ -79,6 +79,7 @@ def run() -> None:
     parser.add_argument(
         "--granularity", default="unit", help="block:N: C-SWAP tests N units together, where units take a day"
     )
+    parser.add_argument("--folds", type=int, default=1, help="joint tests sets compensated from other samples")
     parser.add_argument("--test-images", type=int, help="measure quality on this many (all 10,000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", help="name of the JSON (methods_NETWORK)")
@@ -97,7 +98,7 @@ def run() -> None:
         data=DataChoice(str(images), per_class=given.per_class, eval_samples=given.test_images, **FORMAT),
         out=given.work / given.network, methods=tuple(given.methods.split(",")), recover=tuple(given.recover.split(",")),
         ratios=tuple(float(r) for r in given.ratios.split(",")), kinds=tuple(given.ratio_in.split(",")), seeds=(given.seed,),
-        options=Options(seed=given.seed, granularity=given.granularity), recover_per_class=given.recover_per_class, eval_amp=AMP, latency=given.latency,
+        options=Options(seed=given.seed, granularity=given.granularity, folds=given.folds), recover_per_class=given.recover_per_class, eval_amp=AMP, latency=given.latency,
         jobs=given.jobs, machine=Machine(memory=given.memory << 30), resume=(given.work / given.network / "run.json").exists(),
     )  # fmt: skip
     runs = begun(job.out)
@@ -107,6 +108,7 @@ def run() -> None:
         f"{given.recover_per_class} --methods {given.methods} --recover {given.recover} --ratios {given.ratios} --ratio-in "
         f"{given.ratio_in} --seed {given.seed}"
         + (f" --granularity {given.granularity}" if given.granularity != "unit" else "")
+        + (f" --folds {given.folds}" if given.folds > 1 else "")
         + (f" --test-images {given.test_images}" if given.test_images else "")
         + (" --latency" if given.latency else "")
         + (f" --result {given.result}" if given.result else "")
@@ -116,6 +118,7 @@ def run() -> None:
         {
             "command": command, **machine(), "seed": given.seed, "network": given.network, "jobs": given.jobs, "scopes": ["layer", "global", "raw"], "recover_rule": RULE, **({"measured_by": runs} if len(runs) > 1 else {}),
             **({"note": given.note} if given.note else {}),
+            **({"folds": given.folds} if given.folds > 1 else {}),
             **({"granularity": given.granularity} if given.granularity != "unit" else {}),
             **{k: result[k] for k in ("unpruned", "measured_in", "per_class", "recover_per_class", "held_out_samples", "recover",
                                       "ratios", "kinds", "classes", "units")},

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import cswap
-from cswap.causal.compensation import CompensatedReplayEngine
+from cswap.causal.compensation import CompensatedReplayEngine, compensation_of
 from cswap.causal.cut import PlainEngine
 from cswap.causal.first_order import first_order_all
 from cswap.causal.judge import Judge
 from cswap.causal.margins import Probe, Profile, lower_hull, margins_of, worst_loss
 from cswap.causal.stats import Moments
-from cswap.errors import InputError, TargetError
+from cswap.errors import DataError, InputError, TargetError
 from cswap.methods import joint as joint_method
 from cswap.methods.joint import Measured, by_margin, by_price
 from cswap.methods.obs import obs_scores
@@ -23,7 +24,7 @@ from cswap.methods.options import Options
 from cswap.methods.surrogate import GRADED, by_fisher, by_square, first_of_each
 from cswap.structure.discover import discover
 from cswap.types import Target
-from tests.reference.joint import joint_cut, margin_by_hand, squares_by_hand
+from tests.reference.joint import differences_by_hand, joint_cut, margin_by_hand, squares_by_hand
 
 
 def _by_size(k: int, margin: float) -> Probe:
@@ -103,6 +104,47 @@ def test_a_joint_cut_is_the_dense_refit(digits_case):
         assert probe.change == pytest.approx(np.mean(changes), abs=2e-4)
     assert probe.margin > 0.05
     assert probe.change > 0.01
+
+
+def test_with_folds_every_sample_is_cut_by_what_the_others_compensate(digits_case):
+    """The margin and the change of a set, against refits by hand from the samples of the other folds."""
+    model, calibration, structure = digits_case
+    group, inputs = structure["layer2.conv1"], calibration.inputs(0, len(calibration))
+    engine = CompensatedReplayEngine(model, structure, calibration, cswap.Classification())
+    folds = joint_method._folds(engine, 3)
+    assert sorted(np.concatenate(folds).tolist()) == list(range(len(calibration)))
+    for own in folds:  # alike of every class
+        assert np.ptp(np.bincount(calibration.targets[own])) <= 1
+    compensation_of(engine).split(folds)
+    probe = joint_method._measured(
+        engine, engine.scores(), group, np.arange(group.size), np.ones(group.size), Options(folds=3, margins="0.3")
+    ).probes[-1]
+    losses, squares = {}, []
+    for own in folds:
+        rest = np.setdiff1d(np.arange(len(calibration)), own)
+        by_hand = joint_cut(model, group, list(range(probe.units)), inputs[rest])
+        targets = calibration.targets[own]
+        for k, lost in differences_by_hand(model, by_hand, inputs[own], targets).items():
+            losses.setdefault(k, []).extend(lost)
+        squares += squares_by_hand(model, by_hand, inputs[own], targets)
+    bounds = [
+        np.mean(d) + scipy.stats.t.ppf(0.95, len(d) - 1) * np.std(d, ddof=1) / len(d) ** 0.5 for d in losses.values()
+    ]
+    assert probe.margin == pytest.approx(max(bounds), abs=5e-4)
+    assert probe.change == pytest.approx(np.mean(squares), abs=5e-4)
+    within = joint_cut(model, group, list(range(probe.units)), inputs)
+    assert (
+        probe.change > np.mean(squares_by_hand(model, within, inputs, calibration.targets)) + 5e-4
+    )  # what fits, flatters
+
+
+def test_folds_are_refused_where_a_class_has_fewer_samples(digits_case):
+    model, calibration, structure = digits_case
+    few = calibration.part(np.flatnonzero(calibration.ranks < 3))
+    with pytest.raises(DataError, match="folds: expected at least 4 samples of class '0', got 3"):
+        cswap.prune_path(model, few, structure=structure, method="joint", folds=4)
+    with pytest.raises(InputError, match="folds: expected a number from 1 to 10, got 0"):
+        Options(folds=0)
 
 
 def test_groups_whose_losses_and_changes_disagree_are_priced_by_what_was_asked():

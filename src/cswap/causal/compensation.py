@@ -42,13 +42,34 @@ class Compensation:
 
     def __init__(self, structure: Structure, memory: int) -> None:
         self.structure, self.memory = structure, memory
-        self.inverses: dict[tuple[str, str], Inverse] = {}
+        self.folds: list[
+            IntArray
+        ] = []  # samples whose cuts are compensated from the others' moments; none: from all, by all
+        self._by_fold: list[dict[tuple[str, str], Inverse]] = [{}]
+        self.inverses = self._by_fold[0]
         self.known: dict[str, Inverse] = {}  # of the original network's layers, with their means: measured elsewhere
         self.held: dict[str, str | None] = {}
         self.refused: dict[str, str] = {}
         self.gone: dict[str, list[int]] = {}  # columns of each layer that no weight reads any more
         self._solved: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}  # of the latest cut: every batch asks again
         self._reduced: dict[Any, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def split(self, folds: list[IntArray]) -> None:
+        """Cuts on samples of one fold are compensated by what the others gave; `use` says which fold's cuts come next."""
+        self.folds, self._by_fold = folds, [{} for _ in folds]
+        self.use(0)
+
+    def use(self, fold: int) -> None:
+        """The cuts that come next are of this fold's samples."""
+        if self.inverses is not self._by_fold[fold]:
+            self.inverses = self._by_fold[fold]
+            self.changed()
+
+    def forget(self) -> None:
+        """Let go of the moments of all groups."""
+        for held in self._by_fold:
+            held.clear()
+        self.changed()
 
     def measure(self, net: nn.Module, group: Group, batches: Iterator[torch.Tensor], example: torch.Tensor) -> None:
         """Moments of what the group's consumers read in `net`, once."""
@@ -68,7 +89,7 @@ class Compensation:
             if why is not None:
                 self.refused[name] = why
                 continue
-            if name in self.known and self.held.get(name) is not None and not self.gone:
+            if name in self.known and self.held.get(name) is not None and not (self.gone or self.folds):
                 self.inverses[group.name, name] = copy.deepcopy(self.known[name])
                 continue
             sums[name] = Moments.empty(1, columns_of(module), 0)
@@ -101,7 +122,8 @@ class Compensation:
         if groups_of(module) > 1:
             return "a grouped convolution"
         columns = columns_of(module)
-        held = sum(i.inverse.numel() * 8 for i in (*self.inverses.values(), *self.known.values()))
+        kept = [*self.known.values(), *(i for own in self._by_fold for i in own.values())]
+        held = sum(i.inverse.numel() * 8 for i in kept)
         if 8 * columns**2 * 3 + held > self.memory:
             return f"{columns:,} columns of moments do not fit the memory"
         return None
@@ -258,9 +280,17 @@ class CompensatedPlainEngine(PlainEngine):
 
     def enter(self, group: Group) -> None:
         size = max(1, min(64, self.rows(group)))
-        m = len(self.calibration)
-        parts = (self._ready(self.calibration.inputs(s, min(s + size, m))) for s in range(0, m, size))
-        self.compensation.measure(self.net, group, parts, self._ready(self.calibration.inputs(0, 2)))
+        m, example = len(self.calibration), self._ready(self.calibration.inputs(0, 2))
+        for fold, own in enumerate(self.compensation.folds):
+            self.compensation.use(fold)
+            rest = np.setdiff1d(np.arange(m), own)
+            others = (self._ready(self.calibration.of(rest[s : s + size])) for s in range(0, len(rest), size))
+            self.compensation.measure(self.net, group, others, example)
+        if self.compensation.folds:
+            self.compensation.use(0)
+        else:
+            parts = (self._ready(self.calibration.inputs(s, min(s + size, m))) for s in range(0, m, size))
+            self.compensation.measure(self.net, group, parts, example)
         for name, why in self.compensation.refused.items():
             note = f"{name} is cut without compensation: {why}"
             if note not in self.notes:
@@ -328,8 +358,7 @@ def forget(engine: Engine) -> None:
     """Let go of the moments of all groups: they are measured again when a group is entered."""
     compensation = compensation_of(engine)
     if compensation is not None:
-        compensation.inverses.clear()
-        compensation.changed()
+        compensation.forget()
 
 
 class CompensatedReplayEngine(ReplayEngine):

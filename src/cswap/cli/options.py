@@ -222,6 +222,13 @@ class AnalysisFlags:
             "--surrogate",
         ),
     ] = "obs"
+    folds: Annotated[
+        int,
+        _flag(
+            "joint: parts of every class's samples that sets are tested on, compensated from the others (1: from themselves)",
+            "--folds",
+        ),
+    ] = 1
     swaps: Annotated[bool, _flag("obs and joint: local swaps after each eighth of a group", "--swaps")] = False
     max_drop: Annotated[float | None, _flag("stop when calibration quality fell by more", "--max-drop")] = None
     only: Only = None

@@ -19,7 +19,7 @@ from cswap.causal.judge import Judge
 from cswap.causal.margins import Probe, Profile, lower_hull, margins_of, surely_lost
 from cswap.causal.replay import engine_for
 from cswap.data.calibration import CalibrationSet
-from cswap.errors import InputError, TargetError
+from cswap.errors import DataError, InputError, TargetError
 from cswap.linear.elimination import Inverse
 from cswap.methods.options import Options
 from cswap.methods.path import PruningPath, Silence, Sink, Start
@@ -77,6 +77,8 @@ def joint(
     compensation = compensation_of(engine)
     if compensation is not None:
         compensation.known = kept  # the same moments, of the same network
+        if options.folds > 1:
+            compensation.split(_folds(engine, options.folds))
     base = engine.scores()
     refuse_near_chance(base, calibration, task)
     sink.note(engine.name)
@@ -172,14 +174,21 @@ def _read(group: Group, found: Mapping[str, Any]) -> Measured:
         ) from None
 
 
+def _spans(engine: Engine) -> list[tuple[int, int]]:
+    """Each class's samples, or all of them where they hold several classes."""
+    try:
+        return class_spans(engine, "joint")
+    except InputError:
+        return [(0, len(engine.calibration))]
+
+
 def _looks(engine: Engine) -> list[list[tuple[int, int]]]:
     """Which samples a joint cut is looked at on, one look after the other: a quarter of each class first, where that is enough
     of them to tell a cut that is far beyond every margin.
     """
     m = len(engine.calibration)
-    try:
-        spans = class_spans(engine, "joint")
-    except InputError:  # samples hold several classes
+    spans = _spans(engine)
+    if len(spans) == 1:  # samples hold several classes
         return [[(0, m)]]
     if min((b - a for a, b in spans), default=0) < 4 * FEWEST:
         return [[(0, m)]]
@@ -188,6 +197,28 @@ def _looks(engine: Engine) -> list[list[tuple[int, int]]]:
         [(a, c) for (a, _), c in zip(spans, middles, strict=True)],
         [(c, b) for (_, b), c in zip(spans, middles, strict=True)],
     ]
+
+
+def _folds(engine: Engine, folds: int) -> list[IntArray]:
+    """Sample numbers of each part, alike of every class. Raises DataError where a class has fewer samples."""
+    spans = _spans(engine)
+    for k, (a, b) in enumerate(spans):
+        if 0 < b - a < folds:
+            name = engine.calibration.classes[k] if len(spans) > 1 else "all"
+            raise DataError(f"folds: expected at least {folds} samples of class {name!r}, got {b - a}")
+    ends = [np.linspace(a, b, folds + 1).round().astype(np.int64) for a, b in spans]
+    return [np.concatenate([np.arange(e[f], e[f + 1]) for e in ends]) for f in range(folds)]
+
+
+def _within(spans: list[tuple[int, int]], numbers: IntArray) -> list[tuple[int, int]]:
+    """What of the spans lies among the ascending sample numbers, as spans."""
+    found = []
+    for a, b in spans:
+        own = numbers[(numbers >= a) & (numbers < b)]
+        for run in np.split(own, np.flatnonzero(np.diff(own) > 1) + 1):
+            if len(run):
+                found.append((int(run[0]), int(run[-1]) + 1))
+    return found
 
 
 def _measured(
@@ -199,15 +230,25 @@ def _measured(
         base = engine.scores(group)  # by the same replay as the cuts: in bfloat16 a whole pass rounds otherwise
     judge = Judge(engine.calibration, options.rule, options.xi_floor)
     beyond = margins_of(options.margins)[-1]
-    looks = _looks(engine)
+    looks, compensation = _looks(engine), compensation_of(engine)
+    folds = list(enumerate(compensation.folds)) if compensation is not None else []
+
+    def run(cut: tuple[int, ...], spans: list[tuple[int, int]], scores: Scores) -> None:
+        found = engine.run(group, [Job(cut, a, b) for a, b in spans])
+        for (a, b), part in zip(spans, found, strict=True):
+            scores.put(part, slice(a, b))
 
     def measure(k: int) -> Probe:
         cut = tuple(int(n) for n in order[:k])
         scores = Scores.unknown(len(base.sigma), None if base.by_class is None else base.by_class.shape[1])
         for i, spans in enumerate(looks, 1):
-            found = engine.run(group, [Job(cut, a, b) for a, b in spans])
-            for (a, b), part in zip(spans, found, strict=True):
-                scores.put(part, slice(a, b))
+            for fold, own in folds:
+                assert compensation is not None  # who has folds
+                compensation.use(fold)
+                if inside := _within(spans, own):
+                    run(cut, inside, scores)
+            if not folds:
+                run(cut, spans, scores)
             stats = judge.stats(scores, base)
             if i < len(looks) and surely_lost(stats.by_class, SURE).max() > beyond:
                 break

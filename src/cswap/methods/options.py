@@ -13,6 +13,7 @@ from cswap.causal.verdicts import VoteRule
 from cswap.errors import InputError
 
 _BLOCK = re.compile(r"block:([1-9][0-9]{0,5})")
+MOST_FOLDS = 10
 _CHOICES = {
     "vote_score": ("class", "sample"),
     "reference": ("current", "original"),
@@ -37,7 +38,8 @@ class Options:
     judges a removal after the layers that read the unit make up for it (ours). scope: for rankings; "raw" compares scores of all groups as they are. per: for
     global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter, MAC or measured millisecond (ours). norm: for
     `magnitude`. swaps: `obs` exchanges units that went for units that stay where that costs less (ours). margins: of `joint`, ascending, in mean score (ours). price: of `joint` with `per`, the mean square of a set's change of score, or the mean score it loses (ours).
-    surrogate: of `joint`, what orders a group's units (ours).
+    surrogate: of `joint`, what orders a group's units (ours). folds: of `joint`, a set is tested on each of so many parts of every class's samples,
+    compensated from the others; 1: on the samples that compensate it (ours).
     """
 
     alpha: float = 0.05
@@ -61,6 +63,7 @@ class Options:
     swaps: bool = False
     margins: str = "0.01,0.02,0.05,0.1,0.2,0.4"
     surrogate: str = "obs"
+    folds: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,6 +77,8 @@ class Options:
             raise InputError(f"xi-floor: expected a finite number above 0, got {self.xi_floor}")
         if self.max_drop is not None and not 0 <= self.max_drop < 1:
             raise InputError(f"max-drop: expected a fraction in [0, 1), got {self.max_drop}")
+        if not 1 <= self.folds <= MOST_FOLDS:
+            raise InputError(f"folds: expected a number from 1 to {MOST_FOLDS}, got {self.folds}")
         _ = self.rule, self.block, margins_of(self.margins)  # validate the rest
         if self.effects != "full" and (self.vote, self.correction) != ("class", "none"):
             raise InputError(
