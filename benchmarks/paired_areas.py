@@ -10,6 +10,7 @@ sum of accuracies, and so a mean over samples; intervals are 95 %, of these test
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,37 @@ def by_sample(folder: Path, tag: str, points: list[dict[str, Any]], kind: str, h
     return found
 
 
+CURVE = 3
+"""Points that a curve has at least, the unpruned one aside."""
+
+
+def kinds_of(points: list[dict[str, Any]]) -> list[str]:
+    """The kinds of ratio that a curve was asked for by, the one of most points first."""
+    asked = {k: sum(bool(p["asked"].get(k)) for p in points) for k in ("params", "macs")}
+    return sorted((k for k in asked if asked[k] >= CURVE), key=lambda k: -asked[k])
+
+
+def for_kind(names: list[str], kind: str) -> str:
+    """Of several allocations of a method the one that is made for this kind of ratio, else the first."""
+    return next((n for n in names if n.endswith(f":{kind}")), names[0])
+
+
+def told_as(how: str, kind: str, kinds: list[str]) -> str:
+    """The name of a recovery's areas by one kind of ratio, in the field `paired`."""
+    return how if kind == kinds[0] else f"{how} by {kind}"
+
+
 def paired(folder: Path, seed: int = 0) -> dict[str, Any]:
-    """`joint` against each of the others, by recovery: where the areas end, and the difference with half its 95 % interval."""
+    """`joint` against each of the others, by recovery and kind of ratio (see `told_as`): where the areas end, and the difference with half its 95 %
+    interval."""
     compared = json.loads((folder / "compare.json").read_text())
     points = {n: m["by_seed"][str(seed)]["points"] for n, m in compared["methods"].items()}
     ours = [n for n in points if n.startswith("joint")]
     base, samples, told = compared["unpruned"]["quality"]["accuracy"], compared["held_out_samples"], dict[str, Any]()
     if not ours:
         return {}
-    kind = max(("params", "macs"), key=lambda k: sum(k in p["asked"] for p in points[ours[0]]))
-    for how in (h for h in ("none", "lstsq") if h in compared["recover"]):
+    kinds = kinds_of(points[ours[0]])
+    for how, kind in itertools.product((h for h in ("none", "lstsq") if h in compared["recover"]), kinds):
         whole = {
             n: p for n, p in points.items() if all(how in ("none", *q["recovered"]) for q in p if q["asked"].get(kind))
         }
@@ -66,9 +88,9 @@ def paired(folder: Path, seed: int = 0) -> dict[str, Any]:
         areas = {
             n: by_sample(folder, f"{n.replace(':', '-')}.{seed}", p, kind, how, end, samples) for n, p in whole.items()
         }
-        mine = next(n for n in ours if n in areas)
+        mine = for_kind([n for n in ours if n in areas], kind)
         apart = {n: (areas[mine] - a) / base for n, a in areas.items() if n not in ours}
-        told[how] = {
+        told[told_as(how, kind, kinds)] = {
             "kind": kind, "end": end, "of": mine,
             "over": {n: [float(d.mean()), float(1.96 * d.std(ddof=1) / len(d) ** 0.5)] for n, d in apart.items()},
         }  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cswap.evaluate.curve import sauce
+from paired_areas import for_kind, kinds_of, told_as
 from results_common import hours, label, origin, table
 
 HERE = Path(__file__).resolve().parent
@@ -41,15 +42,16 @@ def areas(data: dict[str, Any], key: str, kind: str, how: str) -> tuple[float, d
     return end, {n: sauce([x for x, _ in c], [y for _, y in c], base, end) for n, c in curves.items()}
 
 
-def _beside(results: Path) -> Iterator[tuple[str, str, str, str, dict[str, Any]]]:
-    """Of each network that is measured: its name, quality, what the first `joint` there is called, the kind of ratio, and all of it."""
+def _beside(results: Path) -> Iterator[tuple[str, str, str, str, list[str], dict[str, Any]]]:
+    """Of each network that is measured, and each kind of ratio: its name, quality, what `joint` is called there, the kind, all kinds, and all of it."""
     for file, name, key in BESIDE:
         path = results / f"{file}.json"
         data = json.loads(path.read_text()) if path.exists() else {"methods": {}}
-        first = next((n for n in data["methods"] if n.startswith("joint")), None)
-        if first is not None:
-            points = data["methods"][first]["points"]
-            yield name, key, first, max(("params", "macs"), key=lambda k: sum(k in p["asked"] for p in points)), data
+        ours = [n for n in data["methods"] if n.startswith("joint")]
+        kinds = kinds_of(data["methods"][ours[0]]["points"]) if ours else []
+        for kind in kinds:
+            said = f"{name}, by MACs" if kind != kinds[0] else name
+            yield said, key, for_kind(ours, kind), kind, kinds, data
 
 
 def beside_every_other(results: Path) -> dict[str, list[tuple[str, str]]]:
@@ -61,12 +63,15 @@ def beside_every_other(results: Path) -> dict[str, list[tuple[str, str]]]:
         "below another on": [],
     }
     above, ahead, level, below = told.values()
-    for name, key, first, kind, data in _beside(results):
+    for name, key, first, kind, kinds, data in _beside(results):
         _, found = areas(data, key, kind, "lstsq")
         others = {n: v for n, v in found.items() if not n.startswith("joint")}
         best = max(others, key=lambda n: others[n])
         apart, half = (
-            data.get("paired", {}).get("lstsq", {}).get("over", {}).get(best, (found[first] - others[best], 0.0))
+            data.get("paired", {})
+            .get(told_as("lstsq", kind, kinds), {})
+            .get("over", {})
+            .get(best, (found[first] - others[best], 0.0))
         )
         spread = f"{apart:+.4f} ± {half:.4f}" if half else f"{apart:+.4f}, no interval"
         (below if apart < -half else level if apart <= half else above if half else ahead).append((name, spread))
@@ -76,7 +81,7 @@ def beside_every_other(results: Path) -> dict[str, list[tuple[str, str]]]:
 def joint_areas(results: Path) -> list[str]:
     """Of each network the area under the refitted and the plain curve, of `joint` and the best of the others."""
     rows, below = [], []
-    for name, key, first, kind, data in _beside(results):
+    for name, key, first, kind, _, data in _beside(results):
         cells: list[str] = []
         for how in ("lstsq", "none"):
             end, found = areas(data, key, kind, how)
