@@ -238,8 +238,9 @@ def joint() -> Said | None:
         "below another on": -1,
         "ahead, with no interval, on": 0,
     }
-    found = {n.split(",")[0]: short[word] for word, on in told.items() for n, _ in on}
-    said = [f"{n.split(',')[0]} {spread}" for on in told.values() for n, spread in on]
+    named = {n: n.split(",")[0] + " by MACs" * n.endswith("by MACs") for on in told.values() for n, _ in on}
+    found = {named[n]: short[word] for word, on in told.items() for n, _ in on}
+    said = [f"{named[n]} {spread}" for on in told.values() for n, spread in on]
     return (
         Said(
             yes_no(found, "one run each"),
