@@ -100,6 +100,9 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "norm-of-another-method": (["--norm", "l2"], ("norm", "magnitude", "cswap")),
     "swaps-of-another-method": (["--swaps"], ("swaps", "obs", "cswap")),
     "margins-of-another-method": (["--method", "obs", "--margins", "0.1"], ("margins", "joint", "obs")),
+    "folds": (["--method", "joint", "--folds", "11"], ("folds", "from 1 to 10", "11")),
+    "folds-of-too-few": (["--method", "joint", "--folds", "7"], ("folds", "at least 7 samples of class", "got 6")),
+    "folds-of-another-method": (["--method", "obs", "--folds", "2"], ("folds", "joint", "obs")),
     "price": (["--method", "joint", "--per", "macs", "--price", "cheap"], ("price", "change, loss", "cheap")),
     "price-of-another-method": (["--method", "obs", "--price", "loss"], ("price", "joint", "obs")),
     "price-of-no-cost": (
