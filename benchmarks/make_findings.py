@@ -67,6 +67,7 @@ SCREEN: tuple[tuple[str, tuple[tuple[str, Answer], ...]], ...] = (
             ("Which order of critical units keeps most?", answers.buffer_order),
             ("What does refitting give back?", answers.given_back),
             ("Is testing jointly better than any ranking?", answers.joint),
+            ("Do sets tested jointly keep their margin on new samples?", "joint_margins"),
         ),
     ),
 )

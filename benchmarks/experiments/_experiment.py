@@ -31,6 +31,7 @@ NAMES = (
     "text_order",
     "blocks",
     "scores",
+    "joint_margins",
 )
 """In the order of the seed's questions."""
 
