@@ -65,6 +65,13 @@ def label(name: str, data: dict[str, Any]) -> str:
     return f"{name} (by group means)" if name == "lamp:global" and "scopes" not in data else name
 
 
+def theirs(data: dict[str, Any]) -> str:
+    """What the `tp_` methods are, where there are any."""
+    if not any(n.startswith("tp_") for n in data["methods"]):
+        return ""
+    return " `tp_…`: Torch-Pruning's own importances, with its defaults, on the same groups and samples (`tp_importances.py`)."
+
+
 def bold_best(value: float, best: float) -> str:
     text = f"{100 * value:.2f}"
     return f"**{text}**" if value >= best else text

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from results_common import RULE, WAYS, bold_best, label, origin, point_at, table
+from results_common import RULE, WAYS, bold_best, label, origin, point_at, table, theirs
 from results_goals import goals
 from results_peers import published
 
@@ -22,7 +22,7 @@ def methods(data: dict[str, Any], what: str = "") -> list[str]:
         origin(data),
         f"{data['held_out_samples']:,} test images in {m['precision']} (unpruned {100 * base:.2f} %{both}). Effects and scores from {data['per_class']} images a class, recoveries from {data['recover_per_class']}, the same for all. "
         "`:global`: each group's scores by their mean (LAMP's as they are); `:params`, `:macs` (ours): scores as they are, a parameter or MAC. Accuracy in %, the best of a column bold; ° declined, so that the network stays as it was; analysis seconds of the complete "
-        f"path {'' if 'note' in data else 'on one core, '}while other work ran on the machine.{_samples(data)}", "",
+        f"path {'' if 'note' in data else 'on one core, '}while other work ran on the machine.{_samples(data)}{theirs(data)}", "",
         *([f"{data['note']}.", ""] if "note" in data else []),
     ]  # fmt: skip
     for kind in data["kinds"]:

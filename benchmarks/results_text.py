@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from results_common import label
+from results_common import label, theirs
 from results_methods import losses
 
 _NAMES = {"minilm": "MiniLM", "lstm": "An LSTM reader"}
@@ -47,7 +47,7 @@ def text(data: dict[str, Any]) -> list[str]:
         f"{data['held_out_samples']:,} test sentences in {data['measured_in']['precision']} (unpruned {100 * base:.2f} %); effects and scores "
         f"from {data['per_class']} sentences a class{', in bfloat16' if data['amp'] else ''}, recoveries from {data['recover_per_class']}. "
         f"{table:,} of {whole:,} parameters are embeddings. Accuracy in %; ° the recovered network where cswap declines it, "
-        "because it is worse on the calibration samples that did not fit.", "",
+        "because it is worse on the calibration samples that did not fit." + theirs(data), "",
     ]  # fmt: skip
     lines += [f"| {' | '.join(['method', 'MACs removed', 'params removed', *ways, 'analysis, s'])} |"]
     lines += ["|" + " --- |" * (4 + len(ways))]
