@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -23,10 +24,12 @@ from cswap.evaluate.certificate import (
     in_fixed_order,
     refuse_seen,
     shown,
+    whole_losses,
 )
 from cswap.pipeline import DataChoice, Wish
 from cswap.pipeline.checks import unseen_data
 from cswap.tasks import Segmentation, SoftSegmentation
+from cswap.tasks.base import completed
 
 
 def betting_by_hand(losses, alpha: float, tau: float) -> bool:
@@ -363,3 +366,27 @@ def test_a_t_bound_names_no_least_margin():
     assert found.possible is None
     assert "neither lost nor gained" not in str(found)
     assert "neither lost nor gained" in str(certificate_of({"a": np.zeros(400)}, margin=0.1))
+
+
+class _Distance:
+    """A score without limits, as a user's own task may have."""
+
+    name = "distance"
+
+    def score(self, outputs, targets):
+        return 3.0 * outputs.double()[:, 0]
+
+
+def test_the_whole_of_joint_is_told_of_scores_without_limits_and_a_certificate_is_not():
+    inputs = torch.randn(40, 2, generator=torch.Generator().manual_seed(1)) * 5
+    calibration = cswap.calibration_set(TensorDataset(inputs, torch.arange(40) % 2), 20)
+    task = completed(_Distance())
+    half = nn.Linear(2, 2, bias=False)
+    nn.init.eye_(half.weight)
+    half.weight.data *= 0.5
+    found = whole_losses(nn.Identity(), half, calibration, task, alpha=0.05)
+    for k, upper in enumerate(found.upper.values()):
+        lost = 1.5 * inputs[torch.arange(40) % 2 == k][:, 0].double().numpy()
+        assert upper == pytest.approx(lost.mean() + stats.t.ppf(0.95, 19) * lost.std(ddof=1) / 20**0.5, abs=1e-5)
+    with pytest.raises(DataError, match="scores lie between 0 and 1"):
+        class_losses(nn.Identity(), half, calibration, task, calibration.classes)

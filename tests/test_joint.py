@@ -138,6 +138,24 @@ def test_with_folds_every_sample_is_cut_by_what_the_others_compensate(digits_cas
     )  # what fits, flatters
 
 
+def test_a_reader_that_fits_the_memory_for_some_folds_alone_is_cut_plainly_in_all(digits_case):
+    model, calibration, structure = digits_case
+    group = structure["layer2.conv1"]
+    (reader,) = (s.module for s in group.consumers)
+    columns = model.get_submodule(reader).weight[0].numel()
+    for room, compensated in (
+        (4.5, False),
+        (6.0, True),
+    ):  # in squares of its columns: one fold takes three, the other waits
+        engine = CompensatedReplayEngine(
+            model, structure, calibration, cswap.Classification(), memory=int(8 * columns**2 * room)
+        )
+        compensation_of(engine).split(joint_method._folds(engine, 3))
+        engine.enter(group)
+        assert [(group.name, reader) in held for held in compensation_of(engine)._by_fold] == [compensated] * 3
+        assert any("cut without compensation" in n for n in engine.notes) != compensated
+
+
 def test_folds_are_refused_where_a_class_has_fewer_samples(digits_case):
     model, calibration, structure = digits_case
     few = calibration.part(np.flatnonzero(calibration.ranks < 3))

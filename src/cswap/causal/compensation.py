@@ -42,9 +42,8 @@ class Compensation:
 
     def __init__(self, structure: Structure, memory: int) -> None:
         self.structure, self.memory = structure, memory
-        self.folds: list[
-            IntArray
-        ] = []  # samples whose cuts are compensated from the others' moments; none: from all, by all
+        # samples whose cuts are compensated from the others' moments; none: all from all
+        self.folds: list[IntArray] = []
         self._by_fold: list[dict[tuple[str, str], Inverse]] = [{}]
         self.inverses = self._by_fold[0]
         self.known: dict[str, Inverse] = {}  # of the original network's layers, with their means: measured elsewhere
@@ -64,6 +63,14 @@ class Compensation:
         if self.inverses is not self._by_fold[fold]:
             self.inverses = self._by_fold[fold]
             self.changed()
+
+    def agree(self) -> None:
+        """Fold 0 comes next; a reader that the memory took for some folds alone is cut plainly in all."""
+        everywhere = set.intersection(*(set(held) for held in self._by_fold))
+        for held in self._by_fold:
+            for key in [k for k in held if k not in everywhere]:
+                del held[key]
+        self.use(0)
 
     def forget(self) -> None:
         """Let go of the moments of all groups."""
@@ -287,7 +294,7 @@ class CompensatedPlainEngine(PlainEngine):
             others = (self._ready(self.calibration.of(rest[s : s + size])) for s in range(0, len(rest), size))
             self.compensation.measure(self.net, group, others, example)
         if self.compensation.folds:
-            self.compensation.use(0)
+            self.compensation.agree()
         else:
             parts = (self._ready(self.calibration.inputs(s, min(s + size, m))) for s in range(0, m, size))
             self.compensation.measure(self.net, group, parts, example)

@@ -141,14 +141,15 @@ def in_fixed_order(certificates: Sequence[Callable[[], Certificate]]) -> list[Ce
 
 def class_losses(
     original: nn.Module, small: nn.Module, dataset: Dataset[Any] | CalibrationSet, task: Task, classes: Sequence[str], *,
-    device: str = "cpu", batch: int | None = None,
+    device: str = "cpu", batch: int | None = None, bounded: bool = True,
 ) -> dict[str, FloatArray]:  # fmt: skip
     """σ − σ_pruned by class, (n_k,) float64: of the samples that are of class k or hold it, or where the task scores by class its own column.
 
-    batch: by default what quality is measured in. Raises DataError for scores outside [0, 1]: bounds rest on that range, whatever losses a sample happens to show.
+    batch: by default what quality is measured in. bounded: raises DataError for scores outside [0, 1]; a certificate's bounds rest on that range, whatever losses a sample happens to show.
     """
     found: dict[str, list[FloatArray]] = {c: [] for c in classes}
     by_class, done = hasattr(task, "class_scores"), 0
+    checked = _in_range if bounded else np.asarray
     nets = [Fed(copy.deepcopy(m).eval().to(device)) for m in (original, small)]
     members: BoolArray | None = None
     first: torch.Tensor | None
@@ -164,13 +165,13 @@ def class_losses(
             outputs = [net(inputs.to(device)) for net in nets]
             truth = moved(targets, device)
             if by_class:
-                columns = [_in_range(task.class_scores(o, truth).double().cpu().numpy()) for o in outputs]  # type: ignore[attr-defined]
+                columns = [checked(task.class_scores(o, truth).double().cpu().numpy()) for o in outputs]  # type: ignore[attr-defined]
                 for k, name in enumerate(classes[: columns[0].shape[1]]):
                     before, after = columns[0][:, k], columns[1][:, k]
                     there = ~(np.isnan(before) & np.isnan(after))  # else the class is not, and neither has a score
                     found[name].append((before - after)[there])
                 continue
-            scores = [_in_range(task.score(o, truth).double().cpu().numpy()) for o in outputs]
+            scores = [checked(task.score(o, truth).double().cpu().numpy()) for o in outputs]
         lost = scores[0] - scores[1]
         for k, name in enumerate(classes):
             # a sample that holds several classes counts for each of them
@@ -206,7 +207,7 @@ def whole_losses(
     original: nn.Module, small: nn.Module, calibration: CalibrationSet, task: Task, *, alpha: float, device: str = "cpu"
 ) -> Together:
     """All that is removed, with all that was refitted, against the original network on the calibration samples. Source: ours."""
-    losses = class_losses(original, small, calibration, task, calibration.classes, device=device)
+    losses = class_losses(original, small, calibration, task, calibration.classes, device=device, bounded=False)
     upper = {c: BOUNDS["t"](v, alpha) if len(v) else None for c, v in losses.items()}
     return Together(alpha, len(calibration), upper)
 
