@@ -54,6 +54,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
         *goals(data, data["unpruned"]["quality"]["accuracy"]),
     ],
     "recovery_seconds": recovery_seconds,
+    "methods_mobilenet_v2_joint": lambda data: methods(data, "`joint`, C-SWAP and rankings"),
     "methods_resnet18_joint": lambda data: methods(data, "`joint`, C-SWAP and rankings"),
     "joint_cost": joint_cost,
     "surrogates": surrogates,

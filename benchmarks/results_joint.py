@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 BESIDE = (
     ("methods_resnet18_joint", "ResNet-18, CIFAR-10", "accuracy"),
     ("methods_mobilenet_v2", "MobileNetV2, CIFAR-10", "accuracy"),
+    ("methods_mobilenet_v2_joint", "MobileNetV2, CIFAR-10", "accuracy"),
     ("methods_vit", "ViT, CIFAR-10", "accuracy"),
     ("text_minilm", "MiniLM, SST-2", "accuracy"),
     ("dense_camvid", "U-Net, CamVid", "miou"),
@@ -44,12 +45,14 @@ def areas(data: dict[str, Any], key: str, kind: str, how: str) -> tuple[float, d
 
 def _beside(results: Path) -> Iterator[tuple[str, str, str, str, list[str], dict[str, Any]]]:
     """Of each network that is measured, and each kind of ratio: its name, quality, what `joint` is called there, the kind, all kinds, and all of it."""
+    seen = set()
     for file, name, key in BESIDE:
         path = results / f"{file}.json"
         data = json.loads(path.read_text()) if path.exists() else {"methods": {}}
         ours = [n for n in data["methods"] if n.startswith("joint")]
         kinds = kinds_of(data["methods"][ours[0]]["points"]) if ours else []
-        for kind in kinds:
+        for kind in (k for k in kinds if (name, k) not in seen):
+            seen.add((name, kind))
             said = f"{name}, by MACs" if kind != kinds[0] else name
             yield said, key, for_kind(ours, kind), kind, kinds, data
 
