@@ -53,7 +53,7 @@ def joint(
 ) -> PruningPath:
     """A surrogate (`options.surrogate`) puts each group's units in order; bisection finds the largest prefix whose JOINT compensated cut costs
     no class more than τ of mean score for each of `margins`, from what the one before it gave: the one-sided paired t bound at 1 − alpha, on the
-    samples that the order and the compensation came from too, so a rule that chooses and no claim (with few samples a class the true loss is often
+    samples that the order and the compensation came from too, so a rule that chooses and no claim (with few samples a class the true loss may be
     larger).
 
     Between groups: equal margin (`per` unit), or the measured `price` a parameter, MAC or millisecond (`per`): see `by_price`. A cut that a quarter of the samples shows to be far beyond the last margin is not looked at on the others.
