@@ -148,12 +148,18 @@ def figure(data: dict[str, Any], plt: Any) -> Any:
         x = np.arange(len(ways)) + 0.4 * i - 0.2
         label = "tested on what compensates" if folds == "1" else f"{folds} folds"
         axes[0].bar(x, [d[folds]["over"] for d in ways.values()], 0.38, label=label)
-        axes[1].bar(x, [100 * d[folds]["broken"] / d[folds]["sets"] for d in ways.values()], 0.38, label=label)
+        share = np.asarray([d[folds]["broken"] / d[folds]["sets"] for d in ways.values()])
+        low, high = (np.asarray([d[folds]["interval"][i] for d in ways.values()]) for i in (0, 1))
+        axes[1].errorbar(
+            x, 100 * share, 100 * np.maximum(0, [share - low, high - share]), fmt="o", capsize=4, label=label
+        )
     for ax, said in zip(axes, ("change on new samples over that said", "sets beyond their margin, %"), strict=True):
         ax.set_xticks(range(len(ways)), list(ways), fontsize=8)
         ax.set_ylabel(said, fontsize=8)
     axes[0].axhline(1.0, color="0.4", lw=0.8)
-    axes[0].legend(fontsize=8)
+    axes[0].set_ylim(0, 1.35 * max(w["over"] for d in ways.values() for w in d.values()))
+    axes[0].legend(fontsize=8, loc="upper left")
+    axes[1].set_ylim(-0.5, 20)
     fig.tight_layout()
     return fig
 
