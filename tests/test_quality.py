@@ -61,4 +61,4 @@ def test_out_of_memory_is_no_reason_to_try_more(monkeypatch):
 
     monkeypatch.setattr(Told, "forward", out)
     with pytest.raises(MemoryError):
-        quality._fitting(_data(), "cpu", [quality.Fed(Told(8))])
+        quality.fitting(_data()[0][0], "cpu", [quality.Fed(Told(8))])
