@@ -26,7 +26,7 @@ from cswap.causal.stats import Moments
 from cswap.data.calibration import CalibrationSet
 from cswap.tasks import Classification
 from cswap.types import FloatArray
-from results_common import Said, sign, yes_no
+from results_common import Said, short, sign, yes_no
 
 FOLDS = (1, 4)
 MARGINS = "0.02,0.05,0.1,0.2"
@@ -94,7 +94,7 @@ def run(given: Given) -> dict[str, Any]:
 
 def _ways(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """By network, what each number of folds gave."""
-    return {n.replace(", ", " at ", 1).replace(" samples a class", ""): d for n, d in data["networks"].items()}
+    return {short(n): d for n, d in data["networks"].items()}
 
 
 def answer(data: dict[str, Any]) -> Said:
