@@ -23,6 +23,7 @@ from cswap.methods.obs import obs_scores
 from cswap.methods.options import Options
 from cswap.methods.surrogate import GRADED, by_fisher, by_square, first_of_each
 from cswap.structure.discover import discover
+from cswap.structure.ledger import Ledger
 from cswap.types import Target
 from tests.reference.joint import differences_by_hand, joint_cut, margin_by_hand, squares_by_hand
 
@@ -174,8 +175,8 @@ def test_groups_whose_losses_and_changes_disagree_are_priced_by_what_was_asked()
         Measured(g, np.arange(4), np.ones(4), [Probe(3, 0.1, loss, np.asarray([loss]), change=change)], [(0.1, 3)])
         for g, loss, change in ((late, 0.0, 0.3), (early, 0.06, 0.01))
     ]
-    assert by_price(found, structure, "params", "loss")[0].group == late.name
-    assert by_price(found, structure, "params", "change")[0].group == early.name
+    assert by_price(found, Ledger(structure), "params", "loss")[0].group == late.name
+    assert by_price(found, Ledger(structure), "params", "change")[0].group == early.name
 
 
 def test_moments_that_the_surrogate_measured_give_the_same_joint_cut(digits_case):
@@ -381,7 +382,7 @@ def test_groups_share_a_margin_and_prices_are_by_cost():
     assert "margin of 0.1" in ranked[0].reason
     costs = {late.name: 4 + 1 + 2, early.name: 3 + 1 + 6}  # parameters a unit
     for price, first in (("loss", 0.05), ("change", 0.01)):
-        by_params = by_price([a, b], structure, "params", price)
+        by_params = by_price([a, b], Ledger(structure), "params", price)
         assert [r.unit for r in by_params if r.group == late.name] == [0, 1, 2, 3, 4]
         asked = {late.name: first / 3 / costs[late.name], early.name: first / costs[early.name]}
         assert by_params[0].group == min(asked, key=asked.get)

@@ -228,3 +228,15 @@ def test_an_option_that_an_earlier_version_did_not_know_is_told(place, capsys):
     capsys.readouterr()
     assert main(compare_of(place, *few, "--resume")) == 2
     assert 'resume: price was unknown to that version and is "change" now' in capsys.readouterr().err
+
+
+def test_a_run_of_before_an_option_whose_default_is_as_before_goes_on(place):
+    few = ["--methods", "random", "--ratios", "0,0.5", "--ratio-in", "params"]
+    assert main(compare_of(place, *few)) == 0
+    for file in (place.root / "c" / "run.json", place.root / "c" / "paths" / "random.0" / "run.json"):
+        run = json.loads(file.read_text())
+        del run["options"]["folds"]
+        write_json(file, run)
+    (place.root / "c" / "random.0.json").unlink()  # so that the path's own folder is asked too
+    assert main(compare_of(place, *few, "--resume")) == 0
+    assert main(compare_of(place, *few, "--resume", "--folds", "2")) == 2

@@ -40,9 +40,9 @@ def struck(monkeypatch):
             if done == groups:
                 raise KeyboardInterrupt
 
-        def counted(engine, base, group, *more):
+        def counted(engine, base, group, *more, **how):
             tested.append(group.name)
-            return measure(engine, base, group, *more)
+            return measure(engine, base, group, *more, **how)
 
         monkeypatch.setattr(joint_method, "_measured", counted)
         monkeypatch.setattr(Journal, "tested", keep if groups else kept)

@@ -25,6 +25,7 @@ from cswap.artifacts.files import (
     write_json,
 )
 from cswap.errors import ArtifactError, InputError
+from cswap.methods.options import AS_BEFORE, Options
 
 PINNED = "pinned"
 PACE = "pace"  # a pin, where time is counted: what a MAC of each group took when the run began
@@ -71,7 +72,7 @@ def look_into(folder: Path, run: dict[str, Any], *, resume: bool, force: bool) -
                 raise ArtifactError(
                     f"resume: expected what is pinned in {folder}, got {recorded(old, PINNED)}; nothing was changed"
                 )
-            _same_run({**old, PINNED: None}, {**run, PINNED: None})
+            _same_run({**up_to_date(old, run), PINNED: None}, {**run, PINNED: None})
             fixed = [{k: v for k, v in pins.items() if k not in (*TAKEN_OVER, PACE)} for pins in (was or now, now)]
             _same_run(fixed[0], fixed[1], f"{PINNED}.")
             run[PINNED] = was or now
@@ -136,6 +137,15 @@ def _recorded_run(folder: Path) -> dict[str, Any] | None:
         run = read_json(folder / MANIFEST).get("run")
         return run if isinstance(run, dict) else None
     return None
+
+
+def up_to_date(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The recorded run `old`, where options that its version did not have (`AS_BEFORE`) are at their defaults, as far as `new` names them."""
+    had, has = old.get("options"), new.get("options")
+    if not isinstance(had, dict) or not isinstance(has, dict):
+        return old
+    added = {k: v for k, v in Options().as_dict().items() if k in AS_BEFORE and k in has and k not in had}
+    return {**old, "options": {**had, **added}}
 
 
 def _same_run(old: dict[str, Any], new: dict[str, Any], where: str = "") -> None:

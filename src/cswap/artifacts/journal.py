@@ -202,21 +202,41 @@ def read_tested(folder: Path, structure: Structure) -> dict[str, dict[str, Any]]
     return found
 
 
-def _check_order(tested: Mapping[str, Any], structure: Structure, name: str) -> None:
-    if sorted(tested["order"]) != list(range(structure[name].size)):
-        raise ValueError(f"expected an order of all units of {name}")
+def of_the_original(key: str) -> bool:
+    """Whether these tests are of a group of the whole network, and not of what a stage left of it or of a stage's trial."""
+    return " #" not in key and not key.startswith("#")
+
+
+def _check_order(tested: Mapping[str, Any], structure: Structure, key: str) -> None:
+    """`key`: a group's name, behind it ` #N` where a later stage tested what was left of it; `#N` alone is no test of a group."""
+    name, later, _ = key.rpartition(" #")
+    if key.startswith("#"):
+        return
+    units, size = sorted(tested["order"]), structure[name if later else key].size
+    if units != list(range(size)) and not (later and units == sorted(set(units) & set(range(size)))):
+        raise ValueError(f"expected an order of all units of {key}")
 
 
 def _tested_of_manifest(folder: Path, structure: Structure) -> dict[str, dict[str, Any]]:
     """The tests of a whole artifact; none where there is no manifest, or one of before these were whole in it."""
     held = read_json(folder / MANIFEST).get("sensitivity") if (folder / MANIFEST).exists() else None
     try:
-        groups = {str(name): dict(tested) for name, tested in held["groups"].items()} if held else {}
+        groups = _by_key(held) if held else {}
         for name, tested in groups.items():
             _check_order(tested, structure, name)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ArtifactError(f"{folder / MANIFEST}: the sensitivity of its groups cannot be read") from None
-    return {name: tested for name, tested in groups.items() if "surrogate" in tested}
+    return {name: tested for name, tested in groups.items() if "surrogate" in tested or "away" in tested}
+
+
+def _by_key(sensitivity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The tests of every stage as a sink was told of them."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, stage in enumerate([sensitivity, *sensitivity.get("stages", ())]):
+        found |= {f"{name} #{number}" if number else str(name): dict(t) for name, t in stage["groups"].items()}
+        if "tried" in stage:
+            found[f"#{number}"] = dict(stage["tried"])
+    return found
 
 
 def read_start(folder: Path, structure: Structure, classes: tuple[str, ...], rule: VoteRule, block: int = 1) -> Start:

@@ -71,36 +71,47 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What one network says of n samples: σ (n,), quality (n,), and σ by class (n, K) where the task has it."""
+    """What one network says of n samples: σ (n,), quality (n,), σ by class (n, K) where the task has it, and how far its outputs are from
+    those that the engine compares with, squared (n,), where it does (`Engine.compare_with`)."""
 
     sigma: FloatArray
     quality: FloatArray
     by_class: FloatArray | None = None
+    moved: FloatArray | None = None
 
     @classmethod
-    def unknown(cls, samples: int, classes: int | None) -> Scores:
+    def unknown(cls, samples: int, classes: int | None, moved: bool = False) -> Scores:
         """NaN everywhere."""
-        nan = float("nan")
-        return cls(
-            np.full(samples, nan), np.full(samples, nan), None if classes is None else np.full((samples, classes), nan)
-        )
+        shapes = (samples, samples, None if classes is None else (samples, classes), samples if moved else None)
+        return cls(*(None if s is None else np.full(s, float("nan")) for s in shapes))  # type: ignore[arg-type]
+
+    def like(self, samples: int) -> Scores:
+        """NaN everywhere, of so many samples, with the same columns."""
+        classes = None if self.by_class is None else self.by_class.shape[1]
+        return Scores.unknown(samples, classes, self.moved is not None)
 
     def put(self, part: Scores, at: Any) -> None:
         """Fill in the samples `at` (a slice or numbers)."""
         self.sigma[at], self.quality[at] = part.sigma, part.quality
         if self.by_class is not None and part.by_class is not None:
             self.by_class[at] = part.by_class
+        if self.moved is not None and part.moved is not None:
+            self.moved[at] = part.moved
 
     def at(self, start: int, stop: int) -> Scores:
         """Samples start … stop − 1."""
         by_class = None if self.by_class is None else self.by_class[start:stop]
-        return Scores(self.sigma[start:stop], self.quality[start:stop], by_class)
+        moved = None if self.moved is None else self.moved[start:stop]
+        return Scores(self.sigma[start:stop], self.quality[start:stop], by_class, moved)
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
         """One after the other."""
-        by_class = None if parts[0].by_class is None else np.concatenate([p.by_class for p in parts])
-        return cls(np.concatenate([p.sigma for p in parts]), np.concatenate([p.quality for p in parts]), by_class)
+        whole = parts[0].like(sum(len(p.sigma) for p in parts))
+        ends = np.cumsum([len(p.sigma) for p in parts])
+        for part, end in zip(parts, ends.tolist(), strict=True):
+            whole.put(part, slice(end - len(part.sigma), end))
+        return whole
 
 
 class Engine:
@@ -131,6 +142,8 @@ class Engine:
         self.channels_last = True  # until the network does not take its images so
         self._squeeze = 1  # rows are divided by it after a device ran out of memory
         self.evaluated = 0  # samples × cut sets so far, in this process
+        self.reference: FloatArray | None = None  # outputs of own samples that others are compared with, (n, D) float32
+        self._recorded: FloatArray | None = None
         world = distributed.world()
         self._owners = [distributed.owned(calibration.targets, world, who) for who in range(world)]
         self.mine = self._owners[distributed.rank()]
@@ -157,6 +170,31 @@ class Engine:
     def scores(self, group: Group | None = None) -> Scores:
         """The network as it stands."""
         return self.cut(group, [()])[0]
+
+    def outputs_seen(self) -> FloatArray | None:
+        """What the network as it stands gives own samples, (n, D) float32 (`Task.outputs_vector`); None where the task has no vectors, or they
+        do not fit an eighth of the memory.
+        """
+        if not hasattr(self.task, "outputs_vector"):
+            return None
+        held, self.reference, self._recorded = self.reference, None, np.empty((len(self.mine), 0), dtype=np.float32)
+        try:
+            self.scores()
+            found = self._recorded
+        finally:
+            self.reference, self._recorded = held, None
+        return found if found is not None and found.shape[1] else None
+
+    def mean_square(self, outputs: FloatArray) -> float:
+        """Of all processes' samples: the mean over samples of the squared length of their outputs (n, D)."""
+        own = np.array([float((outputs.astype(np.float64) ** 2).sum()), float(len(outputs))])
+        parts = distributed.gathered(own, [2] * len(self._owners)) if len(self._owners) > 1 else [own]
+        total, count = np.sum(parts, axis=0)
+        return float(total / max(1.0, count))
+
+    def compare_with(self, reference: FloatArray | None) -> None:
+        """From now on scores say how far the outputs are from these, squared (`Scores.moved`)."""
+        self.reference = reference
 
     def cut(self, group: Group | None, cuts: Sequence[Cut]) -> list[Scores]:
         """One Scores (M,) for each set of units of `group`, cut together."""
@@ -199,7 +237,7 @@ class Engine:
             step = -(-(b - a) // -(-(b - a) // size)) if b > a else 1  # equal parts, none over `size`
             parts += [(i, Job(job.cut, s, min(s + step, b))) for s in range(a, b, step)]
         k = len(self.calibration.classes) if self.by_class else None
-        found = [Scores.unknown(b - a, k) for a, b in spans]
+        found = [Scores.unknown(b - a, k, self.reference is not None) for a, b in spans]
         for batch in _packed(parts, size):
             with exact(self.device, self.amp):
                 evaluated = self._fitting(group, [p for _, p in batch])
@@ -229,16 +267,20 @@ class Engine:
         """Put every process's samples together, in sample order."""
         k = len(self.calibration.classes) if self.by_class else 0
         places = [[o[np.searchsorted(o, j.start) : np.searchsorted(o, j.stop)] for j in jobs] for o in self._owners]
-        flat = [np.column_stack([s.sigma, s.quality, *([s.by_class] if k else [])]).ravel() for s in found]  # type: ignore[list-item]
-        sizes = [sum(len(p) for p in places_of) * (2 + k) for places_of in places]
-        whole = [Scores.unknown(j.rows, k or None) for j in jobs]
+        far = int(self.reference is not None)
+        columns = [[s.sigma, s.quality, *([s.moved] if far else []), *([s.by_class] if k else [])] for s in found]
+        flat = [np.column_stack(c).ravel() for c in columns]  # type: ignore[arg-type]
+        wide = 2 + far + k
+        sizes = [sum(len(p) for p in places_of) * wide for places_of in places]
+        whole = [Scores.unknown(j.rows, k or None, bool(far)) for j in jobs]
         everyone = distributed.gathered(np.concatenate(flat) if flat else np.empty(0), sizes)
         for places_of, values in zip(places, everyone, strict=True):
-            table, row = values.reshape(-1, 2 + k), 0
+            table, row = values.reshape(-1, wide), 0
             for job, place, scores in zip(jobs, places_of, whole, strict=True):
                 part = table[row : row + len(place)]
                 row += len(place)
-                scores.put(Scores(part[:, 0], part[:, 1], part[:, 2:] if k else None), place - job.start)
+                by_class, moved = part[:, 2 + far :] if k else None, part[:, 2] if far else None
+                scores.put(Scores(part[:, 0], part[:, 1], by_class, moved), place - job.start)
         return whole
 
     def _precision(self) -> torch.autocast:
@@ -271,8 +313,23 @@ class Engine:
         columns = self._columns(outputs, labels) if self.by_class else None
         self.evaluated += len(labels)
         ends = np.cumsum([j.rows for j in jobs])
-        whole = Scores(sigma, quality, columns)
+        whole = Scores(sigma, quality, columns, self._moved(outputs, jobs))
         return [whole.at(int(e) - j.rows, int(e)) for j, e in zip(jobs, ends, strict=True)]
+
+    def _moved(self, outputs: Any, jobs: list[Job]) -> FloatArray | None:
+        """How far the outputs of a batch are from the reference, squared (n,); while outputs are recorded they are kept, as far as they fit."""
+        if self.reference is None and self._recorded is None:
+            return None
+        vectors = self.task.outputs_vector(outputs).double().cpu().numpy()  # type: ignore[attr-defined]
+        rows = np.concatenate([np.arange(j.start, j.stop) for j in jobs])
+        if self.reference is not None:
+            return np.asarray(((vectors - self.reference[rows]) ** 2).sum(1))
+        assert self._recorded is not None
+        if not self._recorded.shape[1] and 4 * len(self.mine) * vectors.shape[1] <= self.memory // 8:
+            self._recorded = np.zeros((len(self.mine), vectors.shape[1]), dtype=np.float32)
+        if self._recorded.shape[1]:
+            self._recorded[rows] = vectors
+        return None
 
     def _columns(self, outputs: Any, labels: Truth) -> FloatArray:
         """σ by class, (n, K); classes beyond those that the task gives columns for are absent."""

@@ -39,8 +39,8 @@ class Probe:
     """What cutting a group's first `units` units together did, after compensation.
 
     margin: the largest of the classes' bounds, the smallest τ within which the cut is non-inferior; loss: mean loss of score
-    over all samples that were looked at; by_class (K,): mean losses; change: their mean squared change of score;
-    samples: how many were looked at (0: not said).
+    over all samples that were looked at; by_class (K,): mean losses; change: their mean squared change of score, or of their outputs as a share
+    of the outputs' mean square; samples: how many were looked at (0: not said).
     """
 
     units: int
@@ -51,13 +51,13 @@ class Probe:
     samples: int = 0
 
     @classmethod
-    def of(cls, units: int, stats: EffectStats, alpha: float) -> Probe:
-        """From the statistics of the joint cut."""
+    def of(cls, units: int, stats: EffectStats, alpha: float, moved: float | None = None) -> Probe:
+        """From the statistics of the joint cut; moved: the change of the outputs, where that is what sets are priced by."""
         margin = float(worst_loss(stats.by_class, alpha).max())
         by_class = np.where(stats.by_class.count > 0, -stats.by_class.mean, np.nan)
         mean, count = float(stats.pooled.mean), int(stats.pooled.count)
         change = mean**2 + float(stats.pooled.m2) / max(1, count)
-        return cls(units, margin, -mean, by_class, change, count)
+        return cls(units, margin, -mean, by_class, change if moved is None else moved, count)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Probe:

@@ -30,7 +30,7 @@ from cswap.errors import InputError, pass_on_out_of_memory
 from cswap.structure.check import tensors_of
 from cswap.structure.groups import Group, Slot
 from cswap.structure.surgery import kept_indices, masked_copy, prepared_copy, shrink_in_place
-from cswap.types import IntArray
+from cswap.types import FloatArray, IntArray
 
 _CHECKED_ROWS = 4
 
@@ -107,6 +107,10 @@ class ReplayEngine(Engine):
         except RuntimeError as error:
             pass_on_out_of_memory(error)  # by full passes the same run would decide with other rounding
             raise NotTraceable(f"the smaller network does not run: {str(error).splitlines()[0][:160]}") from error
+
+    def compare_with(self, reference: FloatArray | None) -> None:
+        super().compare_with(reference)
+        self.plain.compare_with(reference)
 
     def enter(self, group: Group) -> None:
         before, self._planned = self._planned, None

@@ -208,7 +208,7 @@ class AnalysisFlags:
     price: Annotated[
         str,
         _flag(
-            "joint with --per: what a group's sets cost, change (the mean square of what they do to the score) or loss (the mean score lost)",
+            "joint with --per: what a group's sets cost, change (the mean square of what they do to the score), outputs (the same of the outputs) or loss (the mean score lost)",
             "--price",
         ),
     ] = "change"
@@ -229,6 +229,13 @@ class AnalysisFlags:
             "--folds",
         ),
     ] = 1
+    stages: Annotated[
+        str,
+        _flag(
+            "joint: fractions removed, as 0.3,0.5,0.65,0.8, at which the network is refitted and all that is left tested anew",
+            "--stages",
+        ),
+    ] = ""
     swaps: Annotated[bool, _flag("obs and joint: local swaps after each eighth of a group", "--swaps")] = False
     max_drop: Annotated[float | None, _flag("stop when calibration quality fell by more", "--max-drop")] = None
     only: Only = None

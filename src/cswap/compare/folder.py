@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cswap.artifacts.aside import Kind
-from cswap.artifacts.claims import recorded
+from cswap.artifacts.claims import recorded, up_to_date
 from cswap.artifacts.files import RUN, has_work, hidden, read_json, write_json
 from cswap.compare.job import CompareJob
 from cswap.errors import ArtifactError, InputError, RunError
@@ -35,7 +35,7 @@ def claim(job: CompareJob, fingerprint: dict[str, Any]) -> None:
     except OSError as error:
         raise InputError(f"out: {out} cannot be written ({error.strerror})") from None
     if mine:
-        old = read_json(out / RUN)
+        old = up_to_date(read_json(out / RUN), fingerprint)
         for key, value in fingerprint.items():
             if old.get(key) != value:
                 what, was, now = _first_difference(key, old, fingerprint)

@@ -14,6 +14,8 @@ from cswap.pipeline.jobs import check_options, check_widths_and_samples, forgott
 from cswap.recovery.base import steps_of
 from cswap.types import RATIO_KINDS
 
+STAGED, STAGES = "staged", "0.3,0.5,0.65,0.8"
+"""What follows the name of a joint that tests in stages, and where they end unless --stages says so."""
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
@@ -87,7 +89,10 @@ class CompareJob:
         """The method and the options a name stands for. Raises InputError."""
         method, *more = name.split(":")
         registry.find(method)
-        scope, per = (*more, "", "")[:2]
+        staged = bool(more) and more[-1] == STAGED and reads(method, "stages")
+        scope, per = (*(more[:-1] if staged else more), "", "")[:2]
+        if staged:
+            more = more[:-1]
         if (
             len(more) > 2
             or (more and not all(more))
@@ -95,7 +100,7 @@ class CompareJob:
             or per not in ("", "params", "macs")
         ):
             raise InputError(
-                f"methods: expected NAME, NAME:layer, NAME:global, NAME:raw or NAME:global:params (or :macs), got {name!r}"
+                f"methods: expected NAME, NAME:layer, NAME:global, NAME:raw or NAME:global:params (or :macs), of joint with :{STAGED} behind it, got {name!r}"
             )
         if scope and not per and not reads(method, "scope"):
             raise InputError(
@@ -105,6 +110,11 @@ class CompareJob:
             raise InputError("per: latency is of a machine, and prune measures it; expected unit, params or macs")
         chosen: dict[str, Any] = {"scope": scope or self.options.scope, "per": per or self.options.per}
         options = replace(self.options, seed=seed, **chosen)
+        if staged:
+            by_outputs = options.per != "unit" and options.price == "change"
+            options = replace(
+                options, stages=options.stages or STAGES, price="outputs" if by_outputs else options.price
+            )
         options = replace(options, **forgotten(method, options))  # what is for others is not this method's
         check_options(method, options)
         return method, options

@@ -15,7 +15,7 @@ from torch import nn
 
 from cswap.artifacts.claims import open_folder
 from cswap.artifacts.files import read_json
-from cswap.artifacts.journal import Journal, read_journal, read_start, read_tested, rewrite_journal
+from cswap.artifacts.journal import Journal, of_the_original, read_journal, read_start, read_tested, rewrite_journal
 from cswap.causal.engine import emulated_bfloat16, refuse_near_chance
 from cswap.causal.replay import engine_for
 from cswap.causal.store import DifferenceStore, measure_differences
@@ -178,6 +178,9 @@ def _path(run: Run, name: str, seed: int, calibration: CalibrationSet) -> tuple[
     folder = run.job.out / "paths" / f"{name.replace(':', '-')}.{seed}"
     fingerprint = {"method": method, "options": options.as_dict(), "data": calibration.fingerprint()}
     more: dict[str, Any] = {}
+    if options.stages:
+        more["refit"] = run.calibration(seed, run.job.recover_per_class)
+        fingerprint["refit"] = more["refit"].fingerprint()
     stored = (options.vote_score, options.amp, options.cut) == ("class", False, "plain") and calibration.members is None
     if method == "cbp" and stored:
         more["store"] = run.store(seed, calibration)
@@ -188,25 +191,27 @@ def _path(run: Run, name: str, seed: int, calibration: CalibrationSet) -> tuple[
     if not start.tested and (beside := _tested_beside(run, name, seed)):
         run.watcher.note(f"{name} is allocated by the cuts that {beside.name} made")
         theirs = read_tested(beside, run.structure)
-        start = replace(start, tested={g: {**found, "shared": True} for g, found in theirs.items()})
+        start = replace(start, tested={g: {**f, "shared": True} for g, f in theirs.items() if of_the_original(g)})
     rewrite_journal(folder, start)
     shared = sum(found["seconds"] for found in start.tested.values() if "shared" in found)
     with timed(spent, going_on=going_on) as clock, _journal(folder, calibration.classes) as journal:
         path = registry.call(
             method, run.model, run.structure, calibration, run.task, target=Target("complete"), options=options, start=start,
-            sink=Both(journal, Both(clock, run.watcher)), device=run.device, memory=run.job.machine.memory, **more,
+            sink=Both(journal, Both(clock, run.watcher)), device=run.device, memory=run.job.machine.memory,
+            **more,
         )  # fmt: skip
     return path, round(clock.seconds + shared + (run.seconds[seed] if "store" in more else 0.0), 3)
 
 
 def _tested_beside(run: Run, name: str, seed: int) -> Path | None:
-    """The folder of another `joint` of this seed that is done and made the same cuts: all but `per` and `price` are alike, and both by price."""
+    """The folder of another `joint` of this seed that is done and made the same cuts of the original: all but `per`, `price` and `stages` are alike, and both by price."""
     if run.job.settings(name, seed)[0] != "joint":
         return None
 
     def cuts(other: str) -> tuple[str, dict[str, Any], bool]:
         method, options = run.job.settings(other, seed)
-        return method, options.as_dict() | {"per": "", "price": ""}, options.per == "unit"
+        alike = {"per": "", "price": options.price if options.price == "outputs" else "", "stages": ""}
+        return method, options.as_dict() | alike, options.per == "unit"
 
     for other in run.job.methods:
         tag = f"{other.replace(':', '-')}.{seed}"

@@ -43,6 +43,7 @@ from cswap.types import FloatArray, IntArray
 
 _SWAPS = 8  # times that a group's elimination looks for local swaps
 _ENOUGH = 32  # rows a column of second moments: more places of the same images tell little
+_DRAWS = 4  # sums of the outputs with random signs that stand for all of them
 _ROUNDS = 96  # of a group's elimination: a round takes the cheapest units out together
 
 
@@ -79,7 +80,7 @@ def _left_alone(model: nn.Module, units: Structure, unknown: Sequence[str], memo
 
 def obs_scores(
     model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, *, swaps: bool = False, device: str = "cpu",
-    memory: int = 4 << 30, inverses: dict[str, Inverse] | None = None, graded: IntArray | None = None,
+    memory: int = 4 << 30, inverses: dict[str, Inverse] | None = None, graded: IntArray | None = None, outputs: bool = False,
 ) -> dict[str, FloatArray]:  # fmt: skip
     """By group (size,): what a unit's removal adds to E[(Δσ)²], at the moment when it is the cheapest that is left.
 
@@ -87,11 +88,13 @@ def obs_scores(
     v_o · [W_pᵀ (H⁻¹_pp)⁻¹ W_p]_oo, H the damped second moments of the consumer's inputs on the original network, p the
     columns that read the unit, and v_o = Σ over places of E[(∂σ/∂y_o)²]; W and H⁻¹ are updated after each round. A score is
     never below one before it, so that the ranking keeps the order. `swaps`: after each eighth of the group, see `_swapped`.
-    `graded`: the samples that v is taken from (all). `inverses` takes them as they were before anything went, as far as a quarter of the memory holds them. Source: ours, from
+    `graded`: the samples that v is taken from (all). `outputs`: of the squared change of the task's `outputs_vector` in the place of σ's. `inverses` takes them as they were before anything went, as far as a quarter of the memory holds them. Source: ours, from
     Hassibi and Stork (1993) and Kurtic et al. (2022, arXiv 2203.07259). Groups with a reader that is no plain layer called once, or whose moments do not fit the
     memory, are not among them.
     """
-    importance = output_importance(model, units, calibration, task, graded, device=device, memory=memory)
+    importance = output_importance(
+        model, units, calibration, task, graded, outputs=outputs, device=device, memory=memory
+    )
     net, few = prepared_copy(model, units).eval().to(device), calibration.inputs(0, 2).to(device)
     chunks = Chunks(calibration, [np.arange(len(calibration))], device, takes_channels_last(net, few))
     walk = Walk(net, chunks, memory, device)
@@ -121,13 +124,40 @@ def obs_scores(
 
 
 def output_importance(
-    model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, graded: IntArray | None = None, *,
+    model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, graded: IntArray | None = None, *, outputs: bool = False,
     device: str = "cpu", memory: int = 4 << 30,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """v of every plain consumer (`refusal`) called once: Σ over places of E[(∂σ/∂y_o)²] over the samples `graded` (all), (outputs,) float64.
 
-    Raises MethodError when σ has no gradient.
+    outputs: Σ_d E[(∂z_d/∂y_o)²] of the task's `outputs_vector` z instead, by `_DRAWS` random sums of it with signs: the mean square of such a sum's
+    gradient is that of all (Hutchinson, 1990). Raises MethodError when σ has no gradient.
     """
+    if outputs:
+        sums = [
+            _importance(model, units, calibration, task, graded, _signed(task, draw), device=device, memory=memory)
+            for draw in range(_DRAWS)
+        ]
+        return {n: torch.stack([s[n] for s in sums]).mean(0) for n in sums[0]}
+    return _importance(model, units, calibration, task, graded, smooth(task), device=device, memory=memory)
+
+
+def _signed(task: Task, draw: int) -> Callable[[Any, Any], torch.Tensor]:
+    """A sum of each sample's outputs with random signs, (N,)."""
+    generator = torch.Generator().manual_seed(draw)
+
+    def score(outputs: Any, _targets: Any) -> torch.Tensor:
+        vectors: torch.Tensor = task.outputs_vector(outputs)  # type: ignore[attr-defined]
+        signs = torch.randint(0, 2, vectors.shape, generator=generator) * 2 - 1
+        return (vectors * signs.to(vectors)).sum(1)
+
+    return score
+
+
+def _importance(
+    model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, graded: IntArray | None,
+    score_of: Callable[[Any, Any], torch.Tensor], *, device: str, memory: int,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """`output_importance` by the gradient of one score a sample."""
     engine = PlainEngine(model, units, calibration, task, device=device, memory=memory)
     found: dict[str, torch.Tensor] = {}
     calls: dict[str, int] = {}
@@ -148,7 +178,7 @@ def output_importance(
         ]
         try:
             with torch.enable_grad():
-                score = smooth(task)(engine.net(inputs), targets)
+                score = score_of(engine.net(inputs), targets)
                 if not score.requires_grad:
                     raise MethodError("obs: the score has no gradient; expected one that outputs change smoothly")
                 score.sum().backward()  # type: ignore[no-untyped-call]

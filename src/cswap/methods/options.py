@@ -14,6 +14,8 @@ from cswap.errors import InputError
 
 _BLOCK = re.compile(r"block:([1-9][0-9]{0,5})")
 MOST_FOLDS = 10
+AS_BEFORE = ("folds", "stages")
+"""Options whose default is what was done before there was one: a run from then goes on with it."""
 _CHOICES = {
     "vote_score": ("class", "sample"),
     "reference": ("current", "original"),
@@ -23,10 +25,21 @@ _CHOICES = {
     "cut": ("plain", "compensated"),
     "scope": ("layer", "global", "raw"),
     "per": ("unit", "params", "macs", "latency"),
-    "price": ("change", "loss"),
+    "price": ("change", "outputs", "loss"),
     "norm": ("l1", "l2"),
     "surrogate": ("obs", "taylor", "fisher"),
 }
+
+
+def stages_of(text: str) -> tuple[float, ...]:
+    """Fractions separated by commas, ascending, between 0 and 1; none for an empty text. Raises InputError."""
+    try:
+        found = tuple(float(v) for v in text.split(",")) if text else ()
+    except ValueError:
+        found = (-1.0,)
+    if list(found) != sorted(set(found)) or not all(0 < v < 1 for v in found):
+        raise InputError(f"stages: expected ascending fractions between 0 and 1, separated by commas, got {text!r}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -37,9 +50,10 @@ class Options:
     class needs it. amp: replay in bfloat16 where it is automatic (ours; verdicts may differ). cut: "compensated"
     judges a removal after the layers that read the unit make up for it (ours). scope: for rankings; "raw" compares scores of all groups as they are. per: for
     global rankings the score a unit, for `cswap` and `cbp` the loss of a critical one, or that a parameter, MAC or measured millisecond (ours). norm: for
-    `magnitude`. swaps: `obs` exchanges units that went for units that stay where that costs less (ours). margins: of `joint`, ascending, in mean score (ours). price: of `joint` with `per`, the mean square of a set's change of score, or the mean score it loses (ours).
+    `magnitude`. swaps: `obs` exchanges units that went for units that stay where that costs less (ours). margins: of `joint`, ascending, in mean score (ours). price: of `joint` with `per`, the mean square of a set's change of score or of outputs, or the mean score it loses (ours).
     surrogate: of `joint`, what orders a group's units (ours). folds: of `joint`, a set is tested on each of so many parts of every class's samples,
-    compensated from the others; 1: on the samples that compensate it (ours).
+    compensated from the others; 1: on the samples that compensate it (ours). stages: of `joint`, fractions removed, ascending, at which the network is refitted
+    and all that is left is tested anew (ours).
     """
 
     alpha: float = 0.05
@@ -64,6 +78,7 @@ class Options:
     margins: str = "0.01,0.02,0.05,0.1,0.2,0.4"
     surrogate: str = "obs"
     folds: int = 1
+    stages: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,7 +94,7 @@ class Options:
             raise InputError(f"max-drop: expected a fraction in [0, 1), got {self.max_drop}")
         if not 1 <= self.folds <= MOST_FOLDS:
             raise InputError(f"folds: expected a number from 1 to {MOST_FOLDS}, got {self.folds}")
-        _ = self.rule, self.block, margins_of(self.margins)  # validate the rest
+        _ = self.rule, self.block, margins_of(self.margins), stages_of(self.stages)  # validate the rest
         if self.effects != "full" and (self.vote, self.correction) != ("class", "none"):
             raise InputError(
                 f"effects: {self.effects} goes with --vote class and --correction none (the others need every class), "

@@ -26,30 +26,38 @@ Order = tuple[IntArray, FloatArray]
 
 def orders_of(
     model: nn.Module, units: Structure, calibration: CalibrationSet, task: Task, options: Options, *, device: str = "cpu",
-    memory: int = 4 << 30, kept: dict[str, Inverse],
-) -> dict[str, Order]:  # fmt: skip
-    """By group: its units in the order of `options.surrogate`.
+    memory: int = 4 << 30, kept: dict[str, Inverse], outputs: bool = False,
+) -> tuple[dict[str, Order], frozenset[str]]:  # fmt: skip
+    """By group: its units in the order of `options.surrogate`; and the groups whose scores say what the error after a refit is (`obs`).
 
     `obs`: what a removal adds to E[(Δσ)²] once the readers are refitted (`obs_scores`); `kept` takes their moments. `taylor`: the
     mean |first-order Δσ|. `fisher`: what it adds to E[(Σ first-order Δσ)²] of all that went before it (`by_fisher`). Where `obs`
-    cannot tell (what reads a group is no plain layer), the mean square of Δσ. Raises MethodError for what is not laid out by samples.
+    cannot tell (what reads a group is no plain layer), the mean square of Δσ. `outputs`: `obs` follows the outputs in the place of σ. Raises MethodError for what is not laid out by samples.
     """
     machine: dict[str, Any] = {"device": device, "memory": memory}
     graded, found = first_of_each(calibration.targets, GRADED), dict[str, Order]()
     if options.surrogate == "obs":
         scores = obs_scores(
-            model, units, calibration, task, swaps=options.swaps, inverses=kept, graded=graded, **machine
+            model,
+            units,
+            calibration,
+            task,
+            swaps=options.swaps,
+            inverses=kept,
+            graded=graded,
+            outputs=outputs,
+            **machine,
         )
         found = {name: _ascending(score) for name, score in scores.items()}
-    rest = [g for g in units if g.name not in found]
+    rest, predicted = [g for g in units if g.name not in found], frozenset(found)
     if not rest:
-        return found
+        return found, predicted
     engine = PlainEngine(model, units, calibration, task, **machine)
     numbers = np.arange(len(calibration)) if options.surrogate == "obs" else graded
     for part in _parts(rest, len(numbers), memory):
         for name, change in first_order_all(engine, part, numbers).items():
             found[name] = _ALONE[options.surrogate](change)
-    return found
+    return found, predicted
 
 
 def by_fisher(change: FloatArray) -> Order:

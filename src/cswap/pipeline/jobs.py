@@ -221,7 +221,7 @@ _VOTING = ("cswap", "cbp", "greedy")
 _TESTING = (*_VOTING, "joint")  # joint asks every class for a margin, and takes no vote
 _RANKINGS = ("magnitude", "random", "taylor", "taylor2", "deeplift", "lrp", "lamp", "obs")
 _OF_SOME_METHODS = {
-    "granularity": ("cswap",), "norm": ("magnitude",), "margins": ("joint",), "price": ("joint",), "surrogate": ("joint",), "folds": ("joint",), "swaps": ("obs", "joint"), "order": ("cswap",),
+    "granularity": ("cswap",), "norm": ("magnitude",), "margins": ("joint",), "price": ("joint",), "surrogate": ("joint",), "folds": ("joint",), "stages": ("joint",), "swaps": ("obs", "joint"), "order": ("cswap",),
     "reference": ("cswap",), "effects": ("cswap",), "buffer_order": ("cswap", "cbp"), "vote": _VOTING, "correction": _VOTING,
     "min_effect": _VOTING, "vote_score": _TESTING, "xi_floor": _VOTING, "cut": ("cswap", "cbp", "greedy"), "scope": _RANKINGS,
 }  # fmt: skip

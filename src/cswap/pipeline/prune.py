@@ -75,12 +75,14 @@ def _prune(job: PruneJob, watcher: Watcher, device: str) -> dict[str, Any]:
         watcher.structure(structure, job.target)
         registry.find(job.method)
         check_reachable(structure, job.target, job.wish.round_to)
-    analysis = _Analysis(job, model, structure, calibration, task, device, watcher, clock)
+    analysis = _Analysis(job, model, structure, calibration, recovering, task, device, watcher, clock)
     if distributed.rank() > 0:
         analysis.join()
         return {}
     with replacing(job.out, job.force, resume=job.resume):
         run = job.fingerprint(calibration, model)
+        if job.options.stages:  # which refit with them
+            run["refit"] = recovering.fingerprint()
         path = analysis.lead(run)
         path.of_run = True
         return finish(
@@ -97,6 +99,7 @@ class _Analysis:
     model: nn.Module
     structure: Structure
     calibration: CalibrationSet
+    recovering: CalibrationSet
     task: Task
     device: str
     watcher: Watcher
@@ -184,6 +187,7 @@ class _Analysis:
                 self.job.method, self.model, replace(self.structure, pace=pinned.get(PACE, {})), self.calibration, self.task, target=self.job.analysed_to,
                 options=self.job.options, start=start, sink=sink, device=self.device,
                 memory=int(pinned.get("memory", self.job.machine.memory)),
+                **({"refit": self.recovering} if self.job.options.stages else {}),
             )  # fmt: skip
         finally:
             torch.set_num_threads(threads)

@@ -29,7 +29,8 @@ class Task(Protocol):
     Optional: `class_scores(outputs, targets) -> (N, K)`, NaN where a class is absent; then class k is tested on its own
     column (fewer columns than classes: the last ones are absent). `surrogate(outputs, targets) -> (N,)`, a score with a
     gradient for methods that need one, where σ moves in steps. `outputs_of(outputs) -> K`, classes the model knows, or None.
-    `targets`: "class numbers", "masks" or "boxes", what the data must have.
+    `targets`: "class numbers", "masks" or "boxes", what the data must have. `outputs_vector(outputs) -> (N, D)`: each sample's outputs, of which
+    a squared distance says how far two networks are from each other.
     """
 
     name: str

@@ -52,6 +52,11 @@ class Classification:
         """1 where the most probable class is the labelled one, (N,) float64."""
         return (logits_of(outputs).argmax(-1) == self.columns(targets)).double()
 
+    def outputs_vector(self, outputs: Any) -> torch.Tensor:
+        """The logits less their mean, which softmax does not see, (N, K) float64."""
+        logits = logits_of(outputs).double()
+        return logits - logits.mean(-1, keepdim=True)
+
     def chance(self, classes: int) -> float:
         """One in K."""
         return 1.0 / classes
