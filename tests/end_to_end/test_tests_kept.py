@@ -161,3 +161,68 @@ def test_compared_joints_that_differ_in_price_alone_are_tested_once(place, struc
     lines = (place.root / "c" / "paths" / "joint-global-macs.0" / TESTED).read_text().splitlines()
     assert all(json.loads(line)["shared"] for line in lines)
     assert seconds[1] >= sum(json.loads(line)["seconds"] for line in lines) > 0
+
+
+STAGED = (*JOINT, "--stages", "0.15,0.3", "--price", "outputs")
+
+
+def test_stages_are_gone_on_with_from_the_group_or_the_trial_that_was_next(place, struck):
+    assert main(place.prune("whole", *STAGED)) == 0
+    straight = json.loads((place.root / "whole" / "manifest.json").read_text())["sensitivity"]
+    assert [s["at"] for s in straight["stages"]] == [0.15, 0.3]
+    tests = 3 * GROUPS + 2  # and two trials
+    for done in range(1, tests):
+        kept, told = Journal.tested, []
+
+        def keep(self, group, found, at, of, kept=kept, told=told, done=done):
+            kept(self, group, found, at, of)
+            told.append(group)
+            if len(told) == done:
+                raise KeyboardInterrupt
+
+        left = struck(0)
+        Journal.tested = keep  # type: ignore[method-assign]
+        out = f"out{done}"
+        try:
+            assert main(place.prune(out, *STAGED)) == 130
+        finally:
+            Journal.tested = kept  # type: ignore[method-assign]
+        assert len((place.root / out / TESTED).read_text().splitlines()) == done
+        left.clear()
+        assert main(place.prune(out, *STAGED, "--resume")) == 0
+        assert len(left) == 3 * GROUPS - sum(not t.startswith("#") for t in told)
+        assert (place.root / out / "path.jsonl").read_bytes() == (place.root / "whole" / "path.jsonl").read_bytes()
+        again = json.loads((place.root / out / "manifest.json").read_text())
+        assert again["sensitivity"] == straight
+
+
+def test_a_whole_artifact_in_stages_is_taken_further(place, struck):
+    further = tuple("params=0.6" if a == "params=0.4" else a for a in STAGED)
+    assert main(place.prune("straight", *further)) == 0
+    assert main(place.prune("out", *STAGED)) == 0
+    left = struck(0)
+    assert main(place.prune("out", *further, "--resume")) == 0
+    assert left == []
+    assert (place.root / "out" / "path.jsonl").read_bytes() == (place.root / "straight" / "path.jsonl").read_bytes()
+    told = [json.loads((place.root / n / "manifest.json").read_text()) for n in ("straight", "out")]
+    assert told[0]["sensitivity"] == told[1]["sensitivity"]
+    assert main(place.prune("out", *further, "--recover-per-class", "3", "--resume")) == 2
+
+
+def test_what_joint_compares_in_stages_shares_the_tests_of_the_original(place, struck, capsys):
+    names = "joint:global:params:staged,joint:global:macs:staged"
+    few = ["--methods", names, "--ratios", "0,0.4", "--ratio-in", "params", "--recover", "lstsq"]
+    tested = struck(0)
+    assert main(compare_of(place, *few)) == 0
+    root = place.root / "c" / "paths"
+    own = [
+        [json.loads(line) for line in (root / f"joint-global-{k}-staged.0" / TESTED).read_text().splitlines()]
+        for k in ("params", "macs")
+    ]
+    assert [sum("shared" in t for t in found) for found in own] == [0, GROUPS]
+    assert len(tested) > 2 * GROUPS
+    told = json.loads((place.root / "c" / "compare.json").read_text())["methods"]
+    assert set(told) == set(names.split(","))
+    capsys.readouterr()
+    assert main(compare_of(place, "--methods", "obs:global:params:staged", "--out", str(place.root / "d"))) == 2
+    assert "of joint with :staged behind it" in capsys.readouterr().err

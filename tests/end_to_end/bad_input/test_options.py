@@ -103,7 +103,9 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "folds": (["--method", "joint", "--folds", "11"], ("folds", "from 1 to 10", "11")),
     "folds-of-too-few": (["--method", "joint", "--folds", "7"], ("folds", "at least 7 samples of class", "got 6")),
     "folds-of-another-method": (["--method", "obs", "--folds", "2"], ("folds", "joint", "obs")),
-    "price": (["--method", "joint", "--per", "macs", "--price", "cheap"], ("price", "change, loss", "cheap")),
+    "stages": (["--method", "joint", "--stages", "0.5,0.3"], ("stages", "ascending fractions", "0.5,0.3")),
+    "stages-of-another-method": (["--method", "obs", "--stages", "0.3"], ("stages", "joint", "obs")),
+    "price": (["--method", "joint", "--per", "macs", "--price", "cheap"], ("price", "change, outputs, loss", "cheap")),
     "price-of-another-method": (["--method", "obs", "--price", "loss"], ("price", "joint", "obs")),
     "price-of-no-cost": (
         ["--method", "joint", "--price", "loss"],
