@@ -19,6 +19,7 @@ from cswap.data.models import ModelSpec
 from cswap.methods.options import Options
 from cswap.pipeline import DataChoice, Machine, Source
 from methods import Log
+from paired_areas import paired
 
 NETWORKS = ROOT / "benchmarks" / "networks"
 METHODS = "magnitude:layer,random:layer,taylor:global:params,obs:global:params,cswap"
@@ -72,6 +73,7 @@ def run() -> None:
         "command": f"python benchmarks/methods_dense.py {given.name} {told}", **machine(), "seed": given.seed, "scopes": ["layer", "global", "raw"], "task": task,
         **{k: result[k] for k in kept},
         "methods": {name: slim(m["by_seed"][str(given.seed)]) for name, m in result["methods"].items()},
+        **({"paired": beside} if (beside := paired(out, given.seed)) else {}),
     })  # fmt: skip
 
 

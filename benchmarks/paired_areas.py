@@ -4,12 +4,14 @@
 
 methods.py and methods_text.py say this themselves; here it is for what they wrote before. FOLDER: the `--work` folder of the comparison that
 wrote benchmarks/results/RESULT.json, which gets a field `paired`. An area is a weighted
-sum of accuracies, and so a mean over samples; intervals are 95 %, of these test samples for this one draw of calibration samples.
+sum of accuracies, and so a mean over samples; intervals are 95 %, of these test samples for this one draw of calibration samples. Where quality is no mean
+over samples, as the mIoU of a data set, they are of the mean quality of a sample, as that of an image's own mIoU.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import itertools
 import json
 from pathlib import Path
@@ -24,11 +26,13 @@ from cswap.types import FloatArray
 
 
 def hits(folder: Path, tag: str, steps: int, how: str, samples: int) -> FloatArray:
-    """Whether each test sample is right, (n,), after one recovery whether or not it is declined."""
+    """Whether each test sample is right, or its own quality, (n,), after one recovery whether or not it is declined."""
     for file in sorted(folder.glob(f"points/*/{tag}.{steps}.{how}.*json")):
         held = json.loads(file.read_text())
         if held["samples"] == samples and "hits" in held:
             return bits_of(held["hits"])[:samples].astype(np.float64)
+        if held["samples"] == samples and "each" in held:
+            return np.frombuffer(base64.b64decode(held["each"]), dtype="<f4").astype(np.float64)
     raise FileNotFoundError(f"{folder}: no hits of {tag} with {steps} steps, {how}, on {samples} samples")
 
 
@@ -59,8 +63,17 @@ def kinds_of(points: list[dict[str, Any]]) -> list[str]:
 
 
 def for_kind(names: list[str], kind: str) -> str:
-    """Of several allocations of a method the one that is made for this kind of ratio, else the first."""
-    return next((n for n in names if n.endswith(f":{kind}")), names[0])
+    """Of several allocations of a method the one that is made for this kind of ratio, in stages where there is one, else the first."""
+    return next((n for end in (f":{kind}{STAGED}", f":{kind}") for n in names if n.endswith(end)), names[0])
+
+
+STAGED = ":staged"
+"""The end of the names of those that test in stages."""
+
+
+def once(names: list[str], kind: str) -> str:
+    """The one for this kind of ratio that tests once."""
+    return for_kind([n for n in names if not n.endswith(STAGED)] or names, kind)
 
 
 def told_as(how: str, kind: str, kinds: list[str]) -> str:
@@ -74,9 +87,10 @@ def paired(folder: Path, seed: int = 0) -> dict[str, Any]:
     compared = json.loads((folder / "compare.json").read_text())
     points = {n: m["by_seed"][str(seed)]["points"] for n, m in compared["methods"].items()}
     ours = [n for n in points if n.startswith("joint")]
-    base, samples, told = compared["unpruned"]["quality"]["accuracy"], compared["held_out_samples"], dict[str, Any]()
+    samples, told = compared["held_out_samples"], dict[str, Any]()
     if not ours:
         return {}
+    base = float(hits(folder, f"{ours[0].replace(':', '-')}.{seed}", 0, "none", samples).mean())
     kinds = kinds_of(points[ours[0]])
     for how, kind in itertools.product((h for h in ("none", "lstsq") if h in compared["recover"]), kinds):
         whole = {
@@ -88,13 +102,21 @@ def paired(folder: Path, seed: int = 0) -> dict[str, Any]:
         areas = {
             n: by_sample(folder, f"{n.replace(':', '-')}.{seed}", p, kind, how, end, samples) for n, p in whole.items()
         }
-        mine = for_kind([n for n in ours if n in areas], kind)
-        apart = {n: (areas[mine] - a) / base for n, a in areas.items() if n not in ours}
+        there = [n for n in ours if n in areas]
+        mine, tested_once = for_kind(there, kind), once(there, kind)
+        others = {n: a for n, a in areas.items() if n not in ours}
         told[told_as(how, kind, kinds)] = {
-            "kind": kind, "end": end, "of": mine,
-            "over": {n: [float(d.mean()), float(1.96 * d.std(ddof=1) / len(d) ** 0.5)] for n, d in apart.items()},
+            "kind": kind, "end": end, "of": mine, "over": _apart(areas[mine], others, base),
+            **({"once": tested_once, "once_over": _apart(areas[tested_once], others, base), "over_once": _apart(areas[mine], {tested_once: areas[tested_once]}, base)}
+               if mine != tested_once else {}),
         }  # fmt: skip
     return told
+
+
+def _apart(mine: FloatArray, others: dict[str, FloatArray], base: float) -> dict[str, list[float]]:
+    """By method, how far ours is above it, and half its 95 % interval."""
+    apart = {n: (mine - a) / base for n, a in others.items()}
+    return {n: [float(d.mean()), float(1.96 * d.std(ddof=1) / len(d) ** 0.5)] for n, d in apart.items()}
 
 
 def run() -> None:

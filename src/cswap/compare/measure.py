@@ -287,7 +287,9 @@ def points_of(run: Run, path: PruningPath, tag: str, seed: int) -> list[dict[str
                 **raw,
                 **({k: plain[k] for k in ("quality", "hits") if k in plain} if raw["declined"] else {}),
             }
-            p["recovered"][how] = {k: v for k, v in found.items() if k != "hits"} | {"raw_quality": raw["quality"]}
+            p["recovered"][how] = {k: v for k, v in found.items() if k not in ("hits", "each")} | {
+                "raw_quality": raw["quality"]
+            }
             if "hits" in plain and "hits" in raw:  # of the recovered network itself, whether or not it is declined
                 p["recovered"][how]["p_worse"] = mcnemar(bits_of(plain["hits"]), bits_of(raw["hits"]))
     if run.job.latency:
@@ -319,6 +321,8 @@ def _point(run: Run, small: nn.Module, tag: str, steps: int, how: str, seed: int
     right = np.asarray(samples[how])
     if np.isin(right, (0.0, 1.0)).all():
         facts["hits"] = base64.b64encode(np.packbits(right.astype(bool)).tobytes()).decode()
+    else:
+        facts["each"] = base64.b64encode(right.astype("<f4").tobytes()).decode()
     write(run.job, file, {"quality": quality, "samples": len(right), **facts})
     return read_json(file)
 
