@@ -5,13 +5,14 @@
 For each network: units of the smallest norm go (the shape is what counts here), ONNX and .pt2 of original and pruned checked on test
 images, then median latency at batch 1 and 64 in torch, torch.compile and onnxruntime, in turns: original, pruned, pruned to
 widths that are multiples of 8 (`--round-to 8`), and the end of the path (one unit a group), whose time is what does not go with
-MACs. A network that is in DIR already is not done again. Needs the shared networks and data (CSWAP_SHARED). Writes results/export_latency.json.
+MACs. PyTorch's and onnxruntime's own profilers say which part of the time is spent in convolutions, linear layers and attention, which have the MACs, and which in all else. A network that is in DIR already is not done again. Needs the shared networks and data (CSWAP_SHARED). Writes results/export_latency.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -33,22 +34,56 @@ from cswap.structure.surgery import count_params
 from cswap.types import Decision, Target
 
 SAMPLES = 64  # test images on which exports must agree
-COMPILED = ("original", "pruned")  # the others take torch.compile as long, and say no more
+COMPILED = ("original", "pruned")  # what is exported in every format
+
+
+HAS_MACS = re.compile("conv|addmm|::mm|bmm|linear|scaled_dot_product|flash_attention|gemm|matmul", re.IGNORECASE)
+"""Operations that have the MACs, as PyTorch and onnxruntime call them."""
+RUNS = {1: 30, 64: 5}
+"""Runs that are profiled, by batch."""
 
 
 class _Onnx(nn.Module):
-    """A session that is called like a module."""
+    """A session that is called like a module. `profile`: where it writes what each node took."""
 
-    def __init__(self, file: Path, threads: int) -> None:
+    def __init__(self, file: Path, threads: int, profile: Path | None = None) -> None:
         super().__init__()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self.session.run(None, {"input": x.numpy()})[0])
+
+
+def with_macs(model: nn.Module, inputs: torch.Tensor, runs: int) -> float:
+    """The share of a run's time that PyTorch spends in operations that have MACs (by itself, on the thread that calls them)."""
+    with torch.inference_mode():
+        for _ in range(3):
+            model(inputs)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            for _ in range(runs):
+                with torch.profiler.record_function("a run"):
+                    model(inputs)
+    told = {e.key: e for e in profiler.key_averages()}
+    own = sum(e.self_cpu_time_total for e in told.values() if HAS_MACS.search(e.key))
+    return float(own / told["a run"].cpu_time_total / runs * told["a run"].count)
+
+
+def with_macs_onnx(file: Path, threads: int, inputs: torch.Tensor, runs: int, scratch: Path) -> float:
+    """The share of a run's time that onnxruntime spends in nodes that have MACs."""
+    session = _Onnx(file, threads, scratch / "profile")
+    for _ in range(runs + 3):
+        session(inputs)
+    events = json.loads(Path(session.session.end_profiling()).read_text())
+    whole = sorted(e["dur"] for e in events if e["name"] == "model_run")[: runs + 3]
+    nodes = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")]
+    own = sum(e["dur"] for e in nodes if HAS_MACS.search(e["args"]["op_name"]))
+    return float(own / sum(whole))
 
 
 def by_norm(model: nn.Module, inputs: torch.Tensor, target: str) -> PruningPath:
@@ -93,11 +128,22 @@ def measured(name: str, target: str, images: Path, scratch: Path, budget: float)
     threads = torch.get_num_threads()
     runtimes = {
         "torch": nets,
-        "torch.compile": {w: torch.compile(nets[w]) for w in COMPILED},
+        "torch.compile": {w: torch.compile(nets[w]) for w in (*COMPILED, "end")},
         "onnxruntime": {w: _Onnx(scratch / f"{w}.onnx", threads) for w in nets},
     }
+    found["with_macs"] = {}
     for runtime, models in runtimes.items():
         found["latency_ms"][runtime] = {str(b): latency_ms(models, inputs[:1], b, budget_s=budget) for b in BATCHES}
+        found["with_macs"][runtime] = {
+            str(b): {
+                w: with_macs_onnx(scratch / f"{w}.onnx", threads, inputs[:b], RUNS[b], scratch)
+                if runtime == "onnxruntime"
+                else with_macs(model, inputs[:b], RUNS[b])
+                for w, model in models.items()
+            }
+            for b in BATCHES
+            if runtime != "torch.compile"  # which writes kernels of its own, that its profiler does not tell apart
+        }
         torch._dynamo.reset()
     return found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cswap.evaluate.curve import sauce
-from paired_areas import for_kind, kinds_of, told_as
+from paired_areas import STAGED, for_kind, kinds_of, once, told_as
 from results_common import hours, label, origin, table
 
 HERE = Path(__file__).resolve().parent
@@ -43,7 +43,7 @@ def areas(data: dict[str, Any], key: str, kind: str, how: str) -> tuple[float, d
     return end, {n: sauce([x for x, _ in c], [y for _, y in c], base, end) for n, c in curves.items()}
 
 
-def _beside(results: Path) -> Iterator[tuple[str, str, str, str, list[str], dict[str, Any]]]:
+def _beside(results: Path) -> Iterator[tuple[str, str, list[str], str, list[str], dict[str, Any]]]:
     """Of each network that is measured, and each kind of ratio: its name, quality, what `joint` is called there, the kind, all kinds, and all of it."""
     seen = set()
     for file, name, key in BESIDE:
@@ -54,11 +54,11 @@ def _beside(results: Path) -> Iterator[tuple[str, str, str, str, list[str], dict
         for kind in (k for k in kinds if (name, k) not in seen):
             seen.add((name, kind))
             said = f"{name}, by MACs" if kind != kinds[0] else name
-            yield said, key, for_kind(ours, kind), kind, kinds, data
+            yield said, key, ours, kind, kinds, data
 
 
 def beside_every_other(results: Path) -> dict[str, list[tuple[str, str]]]:
-    """The networks where `joint`, refitted, is above, level with and below the best of the others by area, and by how much."""
+    """The networks where `joint`, in stages where that was measured, refitted, is above, level with and below the best of the others by area, and by how much."""
     told: dict[str, list[tuple[str, str]]] = {
         "above every other on": [],
         "ahead, with no interval, on": [],
@@ -66,8 +66,9 @@ def beside_every_other(results: Path) -> dict[str, list[tuple[str, str]]]:
         "below another on": [],
     }
     above, ahead, level, below = told.values()
-    for name, key, first, kind, kinds, data in _beside(results):
+    for name, key, ours, kind, kinds, data in _beside(results):
         _, found = areas(data, key, kind, "lstsq")
+        first = for_kind(ours, kind)
         others = {n: v for n, v in found.items() if not n.startswith("joint")}
         best = max(others, key=lambda n: others[n])
         apart, half = (
@@ -83,28 +84,39 @@ def beside_every_other(results: Path) -> dict[str, list[tuple[str, str]]]:
 
 def joint_areas(results: Path) -> list[str]:
     """Of each network the area under the refitted and the plain curve, of `joint` and the best of the others."""
-    rows, below = [], []
-    for name, key, first, kind, _, data in _beside(results):
+    rows, below, gained = [], [], []
+    for name, key, ours, kind, kinds, data in _beside(results):
         cells: list[str] = []
+        first, before = for_kind(ours, kind), once(ours, kind)
         for how in ("lstsq", "none"):
             end, found = areas(data, key, kind, how)
             mine = found[first]
             others = {n: v for n, v in found.items() if not n.startswith("joint")}
             best = max(others, key=lambda n: others[n])
-            cells += [f"{mine:.4f}", f"{others[best]:.4f} ({best})", f"{others['cswap']:.4f}"]
+            staged = f"{mine:.4f}" if first.endswith(STAGED) else "–"
+            cells += [staged, f"{found[before]:.4f}", f"{others[best]:.4f} ({best})", f"{others['cswap']:.4f}"]
             below += [f"{name} ({'refitted' if how == 'lstsq' else 'as cut'})"] if mine < others["cswap"] else []
         rows.append([name, f"{kind}, to {end:.2g}", *cells])
+        over = data.get("paired", {}).get(told_as("lstsq", kind, kinds), {}).get("over_once", {}).get(before)
+        gained += [f"{name} {over[0]:+.4f} ± {over[1]:.4f}"] if over else []
     if not rows:
         return []
     told = {how: ", ".join(f"{n} ({spread})" for n, spread in on) for how, on in beside_every_other(results).items()}
-    said = ["Refitted, `joint` is " + "; it is ".join(f"{how} {on}" for how, on in told.items() if on)]
+    said = [
+        "Refitted, `joint`, in stages where that was measured, is "
+        + "; it is ".join(f"{how} {on}" for how, on in told.items() if on)
+    ]
     said += [" (± 95 %, of the test samples, paired; of one draw of calibration samples)"]
+    said += [f". In stages less once: {', '.join(gained)}"] if gained else []
     said += [f". It is below C-SWAP on {', '.join(below)}." if below else ". It is below C-SWAP on none of them."]
     return [
         "## `joint` beside every other: the area under the curve", "",
         "Area under quality against what was removed, over that of the unpruned network (SAUCE, where it ends at 0.8): one run a network, the same calibration samples and recovery "
         "for all methods; each network's section below has the command, the other methods and the curves. A recovered network that cswap would decline counts as recovered here.", "",
-        *table(["network", "removed", "joint, refitted", "best other, refitted", "C-SWAP, refitted", "joint, plain", "best other, plain", "C-SWAP, plain"], rows),
+        "In stages (`--stages`, here `:staged`): at 0.3, 0.5, 0.65 and 0.8 of what is removed the network is refitted, from the samples that all recoveries take, and what is left is "
+        "ordered and tested anew against the original; how groups share the next stage is what ends nearest to the original of three allocations.", "",
+        *table(["network", "removed", "joint in stages, refitted", "joint, refitted", "best other, refitted", "C-SWAP, refitted",
+                "joint in stages, plain", "joint, plain", "best other, plain", "C-SWAP, plain"], rows),
         "".join(said), "",
     ]  # fmt: skip
 

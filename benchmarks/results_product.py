@@ -40,7 +40,7 @@ def export(data: dict[str, Any]) -> list[str]:
                 for batch, t in by_batch.items():
                     point = _SpeedUp(
                         f"{label}, {runtime}, batch {batch}", said, t["original"] / t[which] * left, left,
-                        t["end"] / t["original"] if "end" in t else None,
+                        t["end"] / t["original"] if "end" in t else None, _parts(n, runtime, batch, which),
                     )  # fmt: skip
                     text = f"{t['original']:.1f} → {t[which]:.1f} ({100 * point.share:.0f} %)"
                     cells += [text, "–" if point.fixed is None else f"{100 * point.fixed:.0f} %"]
@@ -56,6 +56,40 @@ def export(data: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+class _Parts(NamedTuple):
+    """Milliseconds in operations that have MACs and in all else, of the original and of the pruned network."""
+
+    macs: tuple[float, float]
+    rest: tuple[float, float]
+
+
+def _parts(network: dict[str, Any], runtime: str, batch: str, which: str) -> _Parts | None:
+    """What a profiler said of one row, where it was asked."""
+    share = network.get("with_macs", {}).get(runtime, {}).get(batch, {})
+    if which not in share:
+        return None
+    whole = network["latency_ms"][runtime][batch]
+    macs = {w: whole[w] * share[w] for w in ("original", which)}
+    return _Parts((macs["original"], macs[which]), (whole["original"] - macs["original"], whole[which] - macs[which]))
+
+
+def _cause(point: _SpeedUp, enough: float) -> str:
+    """What keeps a speed-up below `enough` of its promise, by which part would have to shrink as the MACs do for it to get there."""
+    assert point.parts is not None
+    (a, b), (c, d) = point.parts
+    whole = a + c
+    by_macs = whole / (a * point.left + d) * point.left >= enough
+    by_rest = whole / (b + c * point.left) * point.left >= enough
+    if by_macs and not by_rest:
+        return (
+            f"convolutions and products, which do {100 * a * point.left / b:.0f} % of the MACs a second that they did"
+        )
+    if by_rest and not by_macs:
+        return f"operations without MACs, {c:.1f} → {d:.1f} ms"
+    either = "either of" if by_macs else "both"
+    return f"{either} convolutions and products ({100 * a * point.left / b:.0f} % of the MACs a second) and operations without MACs ({c:.1f} → {d:.1f} ms)"
+
+
 class _SpeedUp(NamedTuple):
     """What was timed, as which widths, its speed-up as a part of 1 / `left`, MACs left, and the time that does not go with MACs, as a part."""
 
@@ -64,6 +98,7 @@ class _SpeedUp(NamedTuple):
     share: float
     left: float
     fixed: float | None
+    parts: _Parts | None = None
 
     @property
     def possible(self) -> float:
@@ -84,10 +119,12 @@ def _speed_ups(points: list[_SpeedUp], enough: float = 0.85) -> str:
     fixed = [p for p in short if p.possible < enough]
     rounded = [p for p in short if p not in fixed and p.what in reached and p.widths == points[0].widths]
     rest = [p for p in short if p not in fixed and p not in rounded]
-    unexplained = "; ".join(f"{p.what}, {p.widths} ({100 * p.share:.0f} %)" for p in rest)
+    unexplained = "; ".join(f"{p.what}, {p.widths} ({100 * p.share:.0f} %)" for p in rest if p.parts is None)
+    causes = [f"{p.what}, {p.widths} ({100 * p.share:.0f} %): {_cause(p, enough)}" for p in rest if p.parts is not None]
+    told_of = f"The others, by the runtime's profiler: {'; '.join(causes)}. " if causes else ""
     return (
         f"At least {100 * enough:.0f} % of what the MACs promise: {'; '.join(told)}. Of the {len(short)} that fall short {len(fixed)} could not reach it with the time that "
-        f"does not go with MACs, and {len(rounded)} more reach it with multiples of 8. {f'Not explained by either: {unexplained}.' if rest else ''}"
+        f"does not go with MACs, and {len(rounded)} more reach it with multiples of 8. {told_of}{f'Not explained by either: {unexplained}.' if unexplained else ''}"
     )
 
 

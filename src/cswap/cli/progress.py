@@ -118,6 +118,8 @@ class ProgressLine(Watcher):
     def tested(self, group: str, found: Mapping[str, Any], done: int, groups: int) -> None:
         STOP.heed()
         text, gone = f"tested {group}: {done} of {groups} groups", time.monotonic() - self.begin
+        if "away" in found:
+            text = f"stage {group}: tried {len(found['away'])} ways to share it between groups"
         if self.live:
             self.bar.update(self.task, description=text, total=groups, completed=done, left="")
         elif time.monotonic() - self.last >= _EVERY:
