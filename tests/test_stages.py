@@ -19,6 +19,7 @@ from cswap.causal.replay import engine_for
 from cswap.errors import InputError
 from cswap.methods import obs as obs_method
 from cswap.methods import registry
+from cswap.methods.joint import NO_OUTPUTS
 from cswap.methods.obs import output_importance
 from cswap.methods.options import Options, stages_of
 from cswap.methods.path import Surgery
@@ -159,6 +160,34 @@ def test_a_path_in_stages_is_whole_and_tests_what_is_left(digits_case):
     once = _staged(digits_case, Target("complete"), stages="")
     assert [(d.group, d.unit) for d in once] != [(d.group, d.unit) for d in path]
     assert "stages" not in once.sensitivity
+
+
+class _NoVectors(Classification):
+    """A task that says nothing of its outputs."""
+
+    outputs_vector = property()  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("per", ["unit", "macs"])
+def test_stages_of_a_task_without_vectors_of_outputs(digits_case, per):
+    """Are priced and tried by the score, and said to be; by equal margin nothing is tried."""
+    model, calibration, structure = digits_case
+    assert not hasattr(_NoVectors(), "outputs_vector")
+    chosen = Options(per=per, price="outputs" if per == "macs" else "change", stages="0.3,0.5", margins="0.05,0.2")
+    path = registry.call("joint", model, structure, calibration, _NoVectors(), options=chosen)
+    assert len(path) == structure.units - len(structure)
+    assert (NO_OUTPUTS in path.notes) == (per == "macs")
+    assert ("tried" in path.sensitivity) == (per == "macs")
+    assert len(path.sensitivity["stages"]) == 2
+    case = Case(model, structure, calibration, _NoVectors(), "cpu", 4 << 30)
+    other, judges = _randomised(model), case.judges
+    sigma = [
+        Classification().score(
+            torch.from_numpy(outputs_by_hand(net, judges.inputs(0, len(judges)))), torch.as_tensor(judges.targets)
+        )
+        for net in (model, other)
+    ]
+    assert case.away(other) == pytest.approx(float(((sigma[0] - sigma[1]) ** 2).mean()), rel=1e-3)
 
 
 def test_a_target_within_the_first_stage_needs_no_other(digits_case):
