@@ -106,7 +106,9 @@ def joint_areas(results: Path) -> list[str]:
         "Refitted, `joint`, in stages where that was measured, is "
         + "; it is ".join(f"{how} {on}" for how, on in told.items() if on)
     ]
-    said += [" (± 95 %, of the test samples, paired; of one draw of calibration samples)"]
+    said += [
+        " (± 95 %, of the test samples, paired, on CamVid of each image's own mIoU; of one draw of calibration samples)"
+    ]
     said += [f". In stages less once: {', '.join(gained)}"] if gained else []
     said += [f". It is below C-SWAP on {', '.join(below)}." if below else ". It is below C-SWAP on none of them."]
     return [
