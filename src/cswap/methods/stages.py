@@ -141,23 +141,24 @@ def next_stage(case: Case, before: Stage, bound: float, ledger: Ledger, notes: l
 def gone(units: Structure, order: Sequence[Ranked], kind: str = "", bound: float | None = None) -> Ledger:
     """What is gone after the units of this order, or the first of them that reach `bound` in `kind`; groups keep one."""
     ledger = Ledger(units)
-    for r in order:
-        if bound is not None and ledger.ratio().as_dict()[kind] >= bound:
-            break
-        if not ledger.last(units[r.group], [r.unit]):
-            ledger.remove(units[r.group], r.unit)
+    _take(ledger, order, kind, bound)
     return ledger
 
 
 def until(units: Structure, before: Sequence[Ranked], order: Sequence[Ranked], kind: str, bound: float) -> list[Ranked]:
     """The first of `order` with which, after those before, `bound` is reached in `kind`."""
-    ledger = gone(units, before)
+    return _take(gone(units, before), order, kind, bound)
+
+
+def _take(ledger: Ledger, order: Sequence[Ranked], kind: str, bound: float | None) -> list[Ranked]:
+    """Count units as gone, one after the other, and return those that could go."""
     taken: list[Ranked] = []
     for r in order:
-        if ledger.ratio().as_dict()[kind] >= bound:
+        if bound is not None and ledger.ratio().as_dict()[kind] >= bound:
             break
-        if not ledger.last(units[r.group], [r.unit]):
-            ledger.remove(units[r.group], r.unit)
+        group = ledger.structure[r.group]
+        if not ledger.last(group, [r.unit]):
+            ledger.remove(group, r.unit)
             taken.append(r)
     return taken
 
