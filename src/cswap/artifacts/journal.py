@@ -20,7 +20,7 @@ from cswap.causal.engine import Scores
 from cswap.causal.stats import EffectStats, Moments
 from cswap.causal.verdicts import VoteRule, class_tests
 from cswap.errors import ArtifactError, RunError
-from cswap.methods.path import Start, Watched
+from cswap.methods.path import Start, Watched, tested_key
 from cswap.structure.groups import Structure
 from cswap.types import TESTS, Cliff, Decision, FloatArray, Ratio, UnitEffects, Verdict
 
@@ -233,9 +233,9 @@ def _by_key(sensitivity: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The tests of every stage as a sink was told of them."""
     found: dict[str, dict[str, Any]] = {}
     for number, stage in enumerate([sensitivity, *sensitivity.get("stages", ())]):
-        found |= {f"{name} #{number}" if number else str(name): dict(t) for name, t in stage["groups"].items()}
+        found |= {tested_key(number, str(name)): dict(t) for name, t in stage["groups"].items()}
         if "tried" in stage:
-            found[f"#{number}"] = dict(stage["tried"])
+            found[tested_key(number, "")] = dict(stage["tried"])
     return found
 
 

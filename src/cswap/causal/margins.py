@@ -112,13 +112,19 @@ class Profile:
         return [self.probes[k] for k in sorted(self.probes)]
 
 
-def margins_of(text: str) -> tuple[float, ...]:
-    """Margins separated by commas, ascending, above 0 and below 1. Raises InputError."""
+def rising(text: str) -> tuple[float, ...]:
+    """Numbers separated by commas, ascending, above 0 and below 1; none where the text is anything else."""
     try:
         found = tuple(float(v) for v in text.split(","))
     except ValueError:
-        found = ()
-    if not found or list(found) != sorted(set(found)) or not 0 < found[0] <= found[-1] < 1:
+        return ()
+    return found if list(found) == sorted(set(found)) and 0 < found[0] <= found[-1] < 1 else ()
+
+
+def margins_of(text: str) -> tuple[float, ...]:
+    """Margins separated by commas, ascending, above 0 and below 1. Raises InputError."""
+    found = rising(text)
+    if not found:
         raise InputError(f"margins: expected ascending numbers between 0 and 1, separated by commas, got {text!r}")
     return found
 

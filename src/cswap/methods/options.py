@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cswap.causal.margins import margins_of
+from cswap.causal.margins import margins_of, rising
 from cswap.causal.sequential import STAGES
 from cswap.causal.verdicts import VoteRule
 from cswap.errors import InputError
@@ -33,11 +33,8 @@ _CHOICES = {
 
 def stages_of(text: str) -> tuple[float, ...]:
     """Fractions separated by commas, ascending, between 0 and 1; none for an empty text. Raises InputError."""
-    try:
-        found = tuple(float(v) for v in text.split(",")) if text else ()
-    except ValueError:
-        found = (-1.0,)
-    if list(found) != sorted(set(found)) or not all(0 < v < 1 for v in found):
+    found = rising(text)
+    if text and not found:
         raise InputError(f"stages: expected ascending fractions between 0 and 1, separated by commas, got {text!r}")
     return found
 

@@ -41,6 +41,12 @@ class Sink(Protocol):
         """Which engine is in use, and what it could not do."""
 
 
+def tested_key(number: int, group: str) -> str:
+    """What a sink is told that tests are of: a group of the original (stage 0), what a later stage has left of it, or, without a group, a stage's
+    trial."""
+    return f"{group} #{number}" if group and number else group or f"#{number}"
+
+
 NOTHING_LEFT = "nothing is left to remove"
 """How a path that is complete ended."""
 

@@ -14,7 +14,7 @@ from torch import nn
 from cswap.causal.engine import exact
 from cswap.data.calibration import CalibrationSet
 from cswap.data.truth import moved
-from cswap.methods.path import Surgery
+from cswap.methods.path import Surgery, tested_key
 from cswap.methods.ranking import Ranked
 from cswap.methods.surrogate import GRADED, first_of_each
 from cswap.recovery.base import choosing
@@ -112,12 +112,12 @@ class Stage:
 
     def key(self, group: str) -> str:
         """What a group's tests are told as: a later stage's with its number."""
-        return f"{group} #{self.number}" if self.number else group
+        return tested_key(self.number, group)
 
     @property
     def trial(self) -> str:
         """What the trial of this stage's allocations is told as."""
-        return f"#{self.number}"
+        return tested_key(self.number, "")
 
 
 def first_stage(case: Case) -> Stage:
